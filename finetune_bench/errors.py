@@ -1,0 +1,72 @@
+"""Everything that finetune-bench raises on purpose.
+
+    FinetuneBenchError
+    ├── UsageError            what was typed or written in a file is wrong; exit code 2
+    │   ├── UnknownName       no such method, task, report or option; says what was meant
+    │   ├── ParameterError    a hyper-parameter's value is out of its range (also a ValueError)
+    │   ├── DataError         a data set is missing, empty or malformed
+    │   ├── ModelError        a checkpoint is missing or can't be used
+    │   └── Unsupported       the study asks for what no cell of it can do
+    ├── MachineError          the machine lacks something: a device, a package; exit code 3
+    └── Diverged              a training loss became NaN or infinite; ends its cell, never the grid
+
+Every message says what was expected, what came, where, and what to do next.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class FinetuneBenchError(Exception):
+    """Base of every error raised on purpose."""
+
+
+class UsageError(FinetuneBenchError):
+    """What the user typed, or wrote in a file, is wrong."""
+
+
+class UnknownName(UsageError):
+    """A name that is not in the list of known names.
+
+    Args:
+        kind: what the name should be, in the singular ("method").
+        name: what came.
+        known: the names that exist; the nearest is offered.
+        where: how to see them all.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
+        names = sorted(known)
+        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+        hint = f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(names) or 'none'}."
+        super().__init__(f"There is no {kind} called '{name}'.{hint}{' ' + where if where else ''}")
+
+
+class ParameterError(UsageError, ValueError):
+    """A hyper-parameter's value is of the wrong type or out of its range."""
+
+
+class DataError(UsageError):
+    """A data set is missing, empty or malformed."""
+
+
+class ModelError(UsageError):
+    """A checkpoint is missing or can't be used."""
+
+
+class Unsupported(UsageError):
+    """The study asks for something that none of its cells can do."""
+
+
+class MachineError(FinetuneBenchError):
+    """The machine lacks something that the study needs."""
+
+
+class Diverged(FinetuneBenchError):
+    """A training loss became NaN or infinite."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"diverged at step {step}: the training loss was not finite")
+        self.step = step

@@ -1,0 +1,137 @@
+"""Hyper-parameters as dataclass fields: declared once, validated on construction, readable from text.
+
+    eps: float = parameter(1e-5, interval="[0, inf)", help="standard deviation of the noise")
+
+A wrong value is refused with one sentence form:
+"The 'eps' parameter of HyPe must be a float in [0, inf); got -1."
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from enum import Enum
+from typing import Any
+
+from finetune_bench.errors import ParameterError, UnknownName
+
+
+def parameter(default: Any, *, interval: str = "", choices: tuple[str, ...] = (), help: str = "") -> Any:
+    """A dataclass field with a range.
+
+    Args:
+        default: the value when none is given.
+        interval: for numbers, in mathematical notation: "[0, 1)", "(0, inf)".
+        choices: for strings, the values allowed.
+        help: what it is, its unit and where its default comes from; shown by `finetune-bench show`.
+    """
+    return dataclasses.field(default=default, metadata={"interval": interval, "choices": choices, "help": help})
+
+
+def inside(value: float, interval: str) -> bool:
+    """Whether `value` lies in an interval such as "[0, inf)"; NaN lies in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def kind_of(owner: type, field: dataclasses.Field[Any]) -> tuple[type, bool]:
+    """The declared type of a field, and whether None is allowed too."""
+    hint = typing.get_type_hints(owner)[field.name]
+    options = typing.get_args(hint)
+    if not options:
+        return hint, False
+    return next(option for option in options if option is not type(None)), type(None) in options
+
+
+def expectation(owner: type, field: dataclasses.Field[Any]) -> str:
+    """What a field accepts, in words: "a float in [0, inf)"."""
+    kind, optional = kind_of(owner, field)
+    if choices := choices_of(owner, field):
+        words = "one of " + ", ".join(choices)
+    else:
+        words = {bool: "true or false", int: "an int", float: "a float", str: "a string"}[kind]
+        if interval := field.metadata.get("interval"):
+            words += f" in {interval}"
+    return words + (" or none" if optional else "")
+
+
+def choices_of(owner: type, field: dataclasses.Field[Any]) -> tuple[str, ...]:
+    """The values that a string or enumeration field accepts; empty for the other kinds."""
+    kind, _ = kind_of(owner, field)
+    if issubclass(kind, Enum):
+        return tuple(str(member.value) for member in kind)
+    return tuple(field.metadata.get("choices", ()))
+
+
+def validate(instance: Any) -> None:
+    """Check every declared parameter of a dataclass instance against its type and range.
+
+    Integers are accepted where a float is declared, and the name of a member where an enumeration is.
+
+    Raises:
+        ParameterError: with the parameter, its owner, what was expected and what came.
+    """
+    owner = type(instance)
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        kind, optional = kind_of(owner, field)
+        if value is None and optional:
+            continue
+        if issubclass(kind, Enum):
+            try:
+                object.__setattr__(instance, field.name, kind(value))
+            except ValueError:
+                _refuse(owner, field, value)
+            continue
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+            object.__setattr__(instance, field.name, value)
+        right_type = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
+        interval, choices = field.metadata.get("interval"), field.metadata.get("choices")
+        if not right_type or (choices and value not in choices) or (interval and not inside(value, interval)):
+            _refuse(owner, field, value)
+
+
+def _refuse(owner: type, field: dataclasses.Field[Any], value: object) -> None:
+    raise ParameterError(
+        f"The '{field.name}' parameter of {owner.__name__} must be {expectation(owner, field)}; got {value}."
+    )
+
+
+def from_text(owner: type, texts: dict[str, str]) -> dict[str, Any]:
+    """Turn the texts of `name(key=text, ...)` into values of the declared types.
+
+    Raises:
+        UnknownName: a key that the owner does not have.
+        ParameterError: a text that is not of the declared type.
+    """
+    fields = {field.name: field for field in dataclasses.fields(owner)}
+    values: dict[str, Any] = {}
+    for key, text in texts.items():
+        if key not in fields:
+            raise UnknownName(f"parameter of {owner.__name__}", key, fields)
+        kind, optional = kind_of(owner, fields[key])
+        try:
+            values[key] = None if optional and text.lower() == "none" else _parse(kind, text)
+        except ValueError:
+            _refuse(owner, fields[key], text)
+    return values
+
+
+def _parse(kind: type, text: str) -> Any:
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(text)
+        return text.lower() == "true"
+    return kind(text) if kind in (int, float) else text
+
+
+def as_text(value: Any) -> str:
+    """A parameter's value as it is typed on the command line."""
+    if isinstance(value, Enum):
+        return str(value.value)
+    if isinstance(value, bool) or value is None:
+        return str(value).lower()
+    return f"{value:g}" if isinstance(value, float) and float(f"{value:g}") == value else str(value)

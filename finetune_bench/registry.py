@@ -1,0 +1,193 @@
+"""From names to plugins. Built-in methods, tasks and reports register as a stranger's do: through entry points.
+
+Groups: `finetune_bench.methods` (Method subclasses), `finetune_bench.tasks` (Task objects), `finetune_bench.task_files`
+(by file ending, callables that make a Task from a path and texts), `finetune_bench.reports` (Report subclasses) and
+`finetune_bench.studies` (`default`, the options of a study that names no task). A file given with --plugin is a try:
+every Method, Task and Report that it defines is added under its `name`. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.util
+import sys
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from finetune_bench.errors import MachineError, UnknownName, UsageError
+from finetune_bench.parameters import as_text, from_text
+from finetune_bench.spec import parse_call, parse_stack
+
+if TYPE_CHECKING:
+    from finetune_bench.method import Method, Stack
+    from finetune_bench.report import Report
+    from finetune_bench.task import Task
+
+BASELINE = "vanilla"  # the one method that the core knows by name
+
+_tried: dict[str, dict[str, Any]] = {"methods": {}, "tasks": {}, "reports": {}}
+
+
+@cache
+def _installed(group: str) -> dict[str, EntryPoint]:
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=f"finetune_bench.{group}"):
+        # An editable install beside a wheel lists the same entry twice; two different objects are a conflict.
+        if entry.name in found and found[entry.name].value != entry.value:
+            raise MachineError(
+                f"Two installed packages offer {group[:-1]} '{entry.name}': {found[entry.name].value} and "
+                f"{entry.value}. Uninstall one of them."
+            )
+        found[entry.name] = entry
+    return found
+
+
+def names(group: str) -> list[str]:
+    """Names of all known plugins of a group ("methods", "tasks", "reports"), sorted; nothing is imported."""
+    return sorted({*_installed(group), *_tried[group]})
+
+
+def _load(group: str, name: str) -> Any:
+    if name in _tried[group]:
+        return _tried[group][name]
+    if name not in _installed(group):
+        raise UnknownName(group[:-1], name, names(group), f"'finetune-bench list {group}' shows them.")
+    return _installed(group)[name].load()
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        UnknownName: with the nearest known name.
+    """
+    loaded: type[Method] = _load("methods", name)
+    return loaded
+
+
+def make_stack(text: str) -> Stack:
+    """Make the stack that a text such as `hype(eps=1e-4)+rdrop` describes; a single method is a stack of one.
+
+    Raises:
+        UnknownName, ParameterError, UsageError: says which part is wrong.
+    """
+    from finetune_bench.method import Stack
+
+    calls = parse_stack(text)
+    called = [call.name for call in calls]
+    for name in called:
+        if called.count(name) > 1:
+            raise UsageError(f"'{name}' stands twice in '{text}'; a method can be stacked once only.")
+        if name == BASELINE and len(called) > 1:
+            raise UsageError(f"'{name}' in '{text}' is fine-tuning without any method; leave it out of the stack.")
+    methods = []
+    for call in calls:
+        owner = method_class(call.name)
+        methods.append(owner(**from_text(owner, call.arguments)))
+    return Stack(methods)
+
+
+def describe(stack: Stack, *, full: bool = False) -> str:
+    """The text of a stack, as `make_stack` reads it.
+
+    Args:
+        full: every parameter is spelt out, in the order of declaration; otherwise only those that differ from the
+            defaults, which is how reports label a method.
+    """
+    parts = []
+    for method in stack.methods:
+        shown = [
+            f"{field.name}={as_text(getattr(method, field.name))}"
+            for field in dataclasses.fields(method)
+            if full or getattr(method, field.name) != field.default
+        ]
+        parts.append(f"{method.name}({','.join(shown)})" if shown else method.name)
+    return "+".join(parts)
+
+
+def task(text: str) -> Task:
+    """The task of that name, or made from a user's own file: `reviews.csv(text=body,label=stars)`.
+
+    Raises:
+        UnknownName, UsageError, DataError: says what is wrong with the name, the options or the file.
+    """
+    call = parse_call(text)
+    makers = _installed("task_files")
+    ending = Path(call.name).suffix.lstrip(".").lower()
+    if ending in makers and call.name not in names("tasks"):
+        make: Callable[[str, Mapping[str, str]], Task] = makers[ending].load()
+        return make(call.name, call.arguments)
+    found: Task = _load("tasks", call.name)
+    if call.arguments:
+        raise UsageError(f"The task '{call.name}' takes no options; got ({', '.join(call.arguments)}).")
+    return found
+
+
+def report_class(name: str) -> type[Report]:
+    """The class of a report format; UnknownName with the nearest known name."""
+    loaded: type[Report] = _load("reports", name)
+    return loaded
+
+
+def default_options() -> dict[str, Any]:
+    """The options of the study that runs when no task is named: what `[finetune_bench.studies] default` returns."""
+    options: dict[str, Any] = _installed("studies")["default"].load()()
+    return options
+
+
+def load_plugin(path: str | Path) -> list[str]:
+    """Add the methods, tasks and reports of one Python file, for this process only; returns their names.
+
+    Raises:
+        UsageError: no such file, nothing in it, an error while importing it, or a name that is taken.
+    """
+    from finetune_bench.method import Method
+    from finetune_bench.report import Report
+    from finetune_bench.task import Task
+
+    path = Path(path).resolve()
+    if not path.is_file():
+        raise UsageError(f"--plugin: expected a Python file, but there is none at '{path}'.")
+    module = _import_file(path)
+    added: list[str] = []
+    for item in vars(module).values():
+        is_class = isinstance(item, type) and item.__module__ == module.__name__
+        if is_class and issubclass(item, Method):
+            group = "methods"
+        elif is_class and issubclass(item, Report):
+            group = "reports"
+        elif isinstance(item, Task):
+            group = "tasks"
+        else:
+            continue
+        if not isinstance(getattr(item, "name", None), str):
+            raise UsageError(f"--plugin: '{item.__name__}' in '{path}' has no `name`; give it one in lower case.")
+        if item.name in _installed(group) or _tried[group].get(item.name, item) is not item:
+            raise UsageError(f"--plugin: the name '{item.name}' in '{path}' is taken by another of the {group}.")
+        _tried[group][item.name] = item
+        added.append(item.name)
+    if not added:
+        raise UsageError(f"--plugin: '{path}' defines no Method, Task or Report.")
+    return added
+
+
+def _import_file(path: Path) -> ModuleType:
+    name = f"finetune_bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise UsageError(f"--plugin: '{path}' is not a Python file.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise UsageError(f"--plugin: importing '{path}' failed with {type(error).__name__}: {error}") from error
+    return module

@@ -1,0 +1,180 @@
+"""The Task contract: what a data set brings to fine-tuning. The examples, the loss, the divergence and the metrics.
+
+A task is one object with a name. `load` reads its examples; everything else works on tensors and arrays. Built-in tasks
+and a stranger's are found in the same way: through the entry-point group `finetune_bench.tasks`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from finetune_bench.errors import DataError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["classification", "regression"]
+
+
+@dataclass(frozen=True)
+class Output:
+    """What one forward pass yields: logits (batch, labels), or (batch, 1) for regression."""
+
+    logits: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A (micro-)batch on the training device.
+
+    Attributes:
+        inputs: the model's keyword arguments, each (batch, seq): input_ids, attention_mask, perhaps token_type_ids.
+        labels: (batch,), int64 for classification, float32 for regression.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples of one split, in a fixed order.
+
+    Attributes:
+        texts: the texts.
+        pairs: the second texts of a pair task; None where there is one text.
+        labels: class ids from 0, or numbers for regression.
+        published: rows of the split as published; None where there is no such number.
+    """
+
+    texts: Sequence[str]
+    pairs: Sequence[str] | None
+    labels: Sequence[int] | Sequence[float]
+    published: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def is_subset(self) -> bool:
+        """Whether the split holds another number of rows than was published."""
+        return self.published is not None and len(self) != self.published
+
+    def take(self, indices: Sequence[int]) -> Split:
+        """The examples at these positions, in this order."""
+        pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
+        return Split([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices])  # type: ignore[arg-type]
+
+    def fingerprint(self) -> str:
+        """A hash of every text, label and their order."""
+        rows = [list(self.texts), None if self.pairs is None else list(self.pairs), list(self.labels)]
+        return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """What a task trains on and is scored on.
+
+    Attributes:
+        train: the training examples.
+        evaluation: by split name; the first is the one that the comparison table shows first.
+        notes: facts about the data that a reader of the report should know, one sentence each.
+    """
+
+    train: Split
+    evaluation: dict[str, Split]
+    notes: tuple[str, ...] = ()
+
+    def fingerprint(self) -> str:
+        """A hash of all splits."""
+        parts = [self.train.fingerprint(), *(f"{name}:{split.fingerprint()}" for name, split in self.evaluation.items())]
+        return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Task(ABC):
+    """One data set with its loss, divergence and metrics.
+
+    Attributes:
+        name: what the user types; also the column's name in a report.
+        kind: classification or regression.
+        labels: names of the classes in the order of their ids; empty for regression.
+        metrics: names of the metrics (see metrics.py), the first is the score that tables compare. Higher is better.
+    """
+
+    name: str
+    kind: Kind = "classification"
+    labels: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ("accuracy",)
+
+    @abstractmethod
+    def load(self, data_root: Path | None) -> TaskData:
+        """Read the examples.
+
+        Args:
+            data_root: a folder in the hub's layout to read from in place of the hub; None for the hub and its cache.
+
+        Raises:
+            DataError: the data is missing or malformed; says what was looked for, where, and how to get it.
+        """
+
+    @property
+    def outputs(self) -> int:
+        """Width of the model's head: the number of classes, or 1 for regression."""
+        return len(self.labels) if self.kind == "classification" else 1
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Batch mean of the cross-entropy, or of the squared error; 0-dim, in float32 at least."""
+        from finetune_bench import functional
+
+        if self.kind == "regression":
+            return functional.mean_squared_error(output.logits, labels)
+        return functional.cross_entropy(output.logits, labels)
+
+    def divergence(self, p: Output, q: Output) -> Tensor:
+        """Batch mean of KL(p‖q) + KL(q‖p), or of the squared difference for regression; 0-dim, gradients to both."""
+        from finetune_bench import functional
+
+        if self.kind == "regression":
+            return functional.mean_squared_error(p.logits, q.logits)
+        return functional.symmetric_kl(p.logits, q.logits)
+
+    def score(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """The task's metrics, in its order, each as the field quotes it before multiplying by 100.
+
+        Args:
+            predictions: (examples, outputs) logits, or (examples, 1) values for regression.
+            labels: (examples,).
+        """
+        from finetune_bench.metrics import compute
+
+        predicted = predictions.reshape(-1) if self.kind == "regression" else predictions.argmax(axis=1)
+        return {name: compute(name, predicted, labels) for name in self.metrics}
+
+
+def limit(split: Split, count: int, name: str) -> Split:
+    """The same `count` examples of a split for every method and seed; those of a smaller count are among them.
+
+    The order of drawing is by a hash of the position and the task's name; the examples keep their order.
+
+    Raises:
+        DataError: the split has fewer examples.
+    """
+    if count > len(split):
+        raise DataError(
+            f"--limit-train {count} was asked for, but the training split of '{name}' has {len(split)} examples; "
+            f"give a number up to {len(split)} or leave the option out."
+        )
+    drawn = sorted(range(len(split)), key=lambda i: hashlib.sha256(f"limit:{name}:{i}".encode()).digest())[:count]
+    return split.take(sorted(drawn))
