@@ -8,11 +8,14 @@ import json
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from finetune_bench import registry
-from finetune_bench.method import Stack
+from finetune_bench.errors import UsageError
 from finetune_bench.study import Recipe, Study
+
+if TYPE_CHECKING:
+    from finetune_bench.method import Stack
 
 CONTROL = f"{registry.BASELINE}(dropout=hidden_off)"  # separates what HyPe gains by noise from what it gains by no dropout
 
@@ -85,7 +88,12 @@ def stacks(study: Study) -> tuple[list[str], list[str]]:
     Raises:
         UsageError: a method that is unknown, wrong, or given twice in two spellings.
     """
-    typed = {registry.describe(registry.make_stack(text), full=True): text for text in study.methods}
+    typed: dict[str, str] = {}
+    for text in study.methods:
+        full = registry.describe(registry.make_stack(text), full=True)
+        if full in typed:
+            raise UsageError(f"--methods: '{typed[full]}' and '{text}' are the same method; give it once.")
+        typed[full] = text
     added = []
     if study.baseline:
         for text in (registry.BASELINE, CONTROL):

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
-from types import MappingProxyType
 from typing import Any, ClassVar, Protocol, dataclass_transform
 
 import torch
@@ -28,8 +27,6 @@ from torch.optim import Optimizer
 from finetune_bench.parameters import parameter, validate
 from finetune_bench.study import Recipe
 from finetune_bench.task import Batch, Output, Task
-
-EMPTY: Mapping[str, float] = MappingProxyType({})
 
 
 class Phase(IntEnum):
@@ -82,7 +79,7 @@ class Objective:
 
     loss: Tensor
     output: Output
-    logs: Mapping[str, Tensor | float] = EMPTY
+    logs: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
 Inner = Callable[[View], Objective]

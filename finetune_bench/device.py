@@ -1,0 +1,121 @@
+"""Everything that differs between a CPU and an accelerator, in one place."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from finetune_bench.errors import MachineError, UsageError
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose(name: str | None) -> list[torch.device]:
+    """The devices that a study may use: one per worker.
+
+    Args:
+        name: "cpu", "cuda" (every visible one), "cuda:1" (that one); None for CUDA where there is one, else the CPU.
+
+    Raises:
+        UsageError: not a device's name.
+        MachineError: the machine has no such device.
+    """
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if name is None:
+        name = "cuda" if accelerator is not None and accelerator.type == "cuda" else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device: expected cpu, cuda or cuda:N; got '{name}'.") from None
+    if device.type == "cpu":
+        return [torch.device("cpu")]
+    count = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
+    if count == 0 or (device.index or 0) >= count:
+        raise MachineError(
+            f"--device {name}: this machine shows {count} {device.type} devices to torch {torch.__version__}. "
+            "Use --device cpu, or install a torch build for the device (see the README)."
+        )
+    return [device] if device.index is not None else [torch.device(device.type, index) for index in range(count)]
+
+
+def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
+    """Set this process up for a device: fp32 stays fp32 (no TF32), and the thread count is what the cell says."""
+    if device.type == "cpu":
+        torch.set_num_threads(threads)
+    else:
+        torch.accelerator.set_device_index(device.index or 0)
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.fp32_precision = "ieee"  # type: ignore[assignment]
+        if deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+
+
+def describe(device: torch.device) -> str:
+    """The device's name for a person."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if sys.platform == "linux":
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return device.type
+
+
+def put(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a CPU tensor to the device without waiting for it."""
+    if device.type == "cpu":
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def random_state_kept(device: torch.device) -> Iterator[None]:
+    """The global random streams (the CPU's and the device's) are after the block what they were before it."""
+    if device.type == "cpu":
+        with torch.random.fork_rng(devices=[]):
+            yield
+    else:
+        with torch.random.fork_rng(devices=[device.index or 0], device_type=device.type):
+            yield
+
+
+def reset_peak(device: torch.device) -> None:
+    """Start measuring peak memory anew."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return
+    if sys.platform == "linux":
+        # What earlier cells freed but the allocator kept would count as ours.
+        ctypes.CDLL(None).malloc_trim(0)
+        try:
+            Path("/proc/self/clear_refs").write_text("5", "utf-8")
+        except OSError:  # not every container allows it; `peak` then says null
+            return
+
+
+def peak(device: torch.device) -> tuple[int | None, int | None]:
+    """Bytes at the peak since `reset_peak`.
+
+    Returns:
+        (allocated, reserved) on an accelerator; (resident set, None) on a CPU, where Linux tells; else (None, None).
+    """
+    if device.type != "cpu":
+        return torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device)
+    if sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK):
+        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024, None
+    return None, None
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception means that memory ran out, on the device or on the host."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,272 @@
+"""One cell → one row: load, train, evaluate, measure. Everything that a worker process does for a cell is here."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_bench import device as devices
+from finetune_bench import evaluation, measure, model, registry, training
+from finetune_bench.environment import environment
+from finetune_bench.errors import DataError, Diverged
+from finetune_bench.grid import Cell
+from finetune_bench.method import Facts, Stack
+from finetune_bench.seeds import derive
+from finetune_bench.store import SCHEMA, Store
+from finetune_bench.task import Task, TaskData, limit
+from finetune_bench.training import TrainingRun, encode
+
+Row = dict[str, Any]
+
+# The mean training loss of the last tenth must lie this far below that of predicting the label's distribution only.
+LEARNT_SHARE = 0.95
+
+
+def run_cell(cell: Cell, store: Store, device: torch.device, data_root: Path | None, save_model: bool) -> Row:
+    """Run a cell and write its row, whatever comes of it; returns the row.
+
+    A failure of the cell is a row with its reason, never an exception; an interruption passes through.
+    """
+    started = time.time()
+    devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
+    with store.writing(cell.id) as folder:
+        log = ""
+        try:
+            found, arrays = _train_and_score(cell, device, data_root, folder / "model" if save_model else None)
+            row = row_of(cell, "done", **found)
+        except Exception as error:
+            row, arrays = row_of(cell, "failed", **_failure(error)), {}
+            log = traceback.format_exc()
+        row |= {
+            "environment": environment(device),
+            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "seconds": time.time() - started,
+        }
+        store.write(cell.to_dict(), row, arrays=arrays, log=log, into=folder)
+    return row
+
+
+def _failure(error: Exception) -> Row:
+    if devices.is_out_of_memory(error):
+        return {"reason": "out of memory", "retry": "always"}
+    if isinstance(error, Diverged):
+        return {"reason": f"diverged at step {error.step}", "retry": "asked"}
+    return {"reason": f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0], "retry": "asked"}
+
+
+def row_of(cell: Cell, status: str, **found: Any) -> Row:
+    """The part of a row that is known without running, and what was found."""
+    task = registry.task(cell.task)
+    stack = cell.stack
+    return {
+        "schema": SCHEMA,
+        "id": cell.id,
+        "status": status,
+        "reason": None,
+        "method": registry.describe(stack),
+        "methods": [
+            {
+                "name": method.name,
+                "version": method.version,
+                "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
+            }
+            for method in stack.methods
+        ],
+        "task": cell.task,
+        "kind": task.kind,
+        "metric": task.metrics[0],
+        "model": Path(cell.model).name if model.looks_like_folder(cell.model) else cell.model,
+        "seed": cell.seed,
+        "limit_train": cell.limit_train,
+        "recipe": dataclasses.asdict(cell.recipe),
+        "device": cell.device,
+        "threads": cell.threads,
+        **found,
+    }
+
+
+@lru_cache(maxsize=4)
+def load_data(task_text: str, limit_train: int | None, data_root: Path | None) -> tuple[Task, TaskData]:
+    """A task and its examples, the training ones limited; kept for the next cell.
+
+    Raises:
+        UsageError: the task is unknown or its data can't be had.
+    """
+    task = registry.task(task_text)
+    data = task.load(data_root)
+    if limit_train is not None:
+        data = dataclasses.replace(data, train=limit(data.train, limit_train, task.name))
+    if not len(data.train) or not all(len(split) for split in data.evaluation.values()):
+        raise DataError(f"The task '{task.name}' has a split without examples.")
+    return task, data
+
+
+@lru_cache(maxsize=4)
+def _encoded(cell_model: str, task_text: str, limit_train: int | None, data_root: Path | None, length: int) -> Any:
+    task, data = load_data(task_text, limit_train, data_root)
+    tokenizer = model.tokenizer(cell_model)
+    train = encode(data.train, tokenizer, length, task.kind)
+    return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
+
+
+def facts_of(cell: Cell, stack: Stack) -> Facts:
+    """What is known of a cell before any weight is loaded."""
+    task = registry.task(cell.task)
+    skeleton = _skeleton(cell.model, task.outputs, stack.dropout)
+    return Facts(
+        skeleton=skeleton,
+        active_dropout=tuple(model.active_dropout(skeleton)),
+        task=task,
+        recipe=cell.recipe,
+        dtype=devices.DTYPES[cell.recipe.precision],
+    )
+
+
+@cache
+def _skeleton(name: str, outputs: int, dropout: Any) -> torch.nn.Module:
+    return model.skeleton(model.with_dropout(model.config(name, outputs), dropout))
+
+
+def _train_and_score(
+    cell: Cell, device: torch.device, data_root: Path | None, save_to: Path | None
+) -> tuple[Row, dict[str, dict[str, np.ndarray]]]:
+    task, data = load_data(cell.task, cell.limit_train, data_root)
+    if data.fingerprint() != cell.data:
+        raise DataError(f"the data of '{cell.task}' changed after the run was planned; start it again")
+    train, splits = _encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
+    stack = cell.stack
+
+    devices.reset_peak(device)
+    config = model.config(cell.model, task.outputs)
+    init_seed = derive(cell.seed, "init", task.name, cell.weights)
+    classifier = model.load(cell.model, model.with_dropout(config, stack.dropout), init_seed).to(device)
+    if cell.recipe.gradient_checkpointing:
+        classifier.gradient_checkpointing_enable()  # type: ignore[operator]
+    run = TrainingRun(
+        classifier,
+        task,
+        train,
+        cell.recipe,
+        seed=cell.seed,
+        device=device,
+        keep_pretrained=stack.reads_pretrained,
+    )
+    try:
+        trace = training.train(run, stack)
+        allocated, reserved = devices.peak(device)
+        evaluating = time.perf_counter()
+        with stack.evaluating(run):
+            predictions = {name: evaluation.predict(run, split) for name, split in splits.items()}
+        evaluation_seconds = time.perf_counter() - evaluating
+        trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
+        saved_bytes = training.saved_activation_bytes(run, stack)
+        # What is kept is what was scored: averaged weights, where a method swaps them in.
+        with stack.evaluating(run) if save_to else nullcontext():
+            kept = {k: v.detach().clone() for k, v in run.params.items()} if save_to else {}
+    finally:
+        stack.teardown(run)
+    if save_to:
+        with torch.no_grad():
+            for name, value in kept.items():
+                run.params[name].copy_(value)
+        model.save(classifier, model.tokenizer(cell.model), config, save_to)
+
+    labels = {name: split.labels.numpy() for name, split in splits.items()}
+    metrics = {name: task.score(predictions[name], labels[name]) for name in splits}
+    majority = {name: task.score(_constant(train.labels, labels[name], task), labels[name]) for name in splits}
+    found = {
+        "metrics": metrics,
+        "majority": majority,
+        "collapsed": _collapse(task, predictions, metrics, majority),
+        "subset": [name for name, split in {"train": data.train, **data.evaluation}.items() if split.is_subset],
+        "notes": list(data.notes),
+        "training": _training(task, trace, train.labels),
+        "cost": _cost(run, trace)
+        | {
+            "saved_activation_bytes": saved_bytes,
+            "peak_memory_bytes": allocated,
+            "peak_reserved_bytes": reserved,
+            "trainable_parameters": trainable,
+            "evaluation_seconds": evaluation_seconds,
+        },
+        "hashes": {
+            "init": hashlib.sha256(trace.initial.tobytes()).hexdigest()[:16],
+            "order": run.order.hexdigest()[:16],
+            "data": cell.data,
+        },
+        "dropout": model.active_dropout(classifier),
+    }
+    kept_predictions = {f"{name}.predictions": value for name, value in predictions.items()}
+    kept_predictions |= {f"{name}.labels": value for name, value in labels.items()}
+    sketches = {"sketch": np.array(trace.sketches), "sketch_steps": np.array(trace.sketch_steps)}
+    return found, {"predictions": kept_predictions, "trace": trace.steps | sketches}
+
+
+def _constant(train_labels: torch.Tensor, labels: np.ndarray, task: Task) -> np.ndarray:
+    """The prediction that uses no text: the commonest training label, or the mean for regression."""
+    if task.kind == "regression":
+        return np.full((len(labels), 1), float(train_labels.mean()))
+    return np.eye(task.outputs)[np.full(len(labels), int(train_labels.bincount().argmax()))]
+
+
+def _collapse(
+    task: Task,
+    predictions: dict[str, np.ndarray],
+    metrics: dict[str, dict[str, float]],
+    majority: dict[str, dict[str, float]],
+) -> str | None:
+    """Why a run counts as collapsed, judged on the first split; None when it doesn't."""
+    first = next(iter(predictions))
+    if task.kind == "classification" and len(np.unique(predictions[first].argmax(axis=1))) == 1:
+        return "predicts one class only"
+    metric = task.metrics[0]
+    if metrics[first][metric] <= majority[first][metric]:
+        return f"{metric} {metrics[first][metric]:.3f} is no better than the constant prediction's"
+    return None
+
+
+def _training(task: Task, trace: training.Trace, labels: torch.Tensor) -> Row:
+    losses = trace.steps["task_loss"]
+    tenth = max(1, len(losses) // 10)
+    first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
+    if task.kind == "regression":
+        constant = float(labels.var(correction=0))
+    else:
+        shares = labels.bincount().double() / len(labels)
+        constant = float(torch.special.entr(shares).sum())
+    return {
+        "steps": len(losses),
+        "first_loss": first,
+        "last_loss": last,
+        "constant_loss": constant,
+        "hardly_moved": last > LEARNT_SHARE * constant,
+    }
+
+
+def _cost(run: TrainingRun, trace: training.Trace) -> Row:
+    timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
+    seconds = float(trace.seconds[timed].sum())
+    examples = run.recipe.batch_size * len(trace.seconds[timed])
+    return {
+        "train_seconds": seconds,
+        "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),
+        "examples_per_second": examples / seconds if seconds else None,
+        "forwards_per_step": trace.forwards_per_step,
+        "backwards_per_step": trace.backwards_per_step,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "setup_seconds": trace.setup_seconds,
+        "setup_forwards": trace.setup_forwards,
+        "setup_backwards": trace.setup_backwards,
+    }

@@ -1,0 +1,133 @@
+"""HyPe: hidden representation perturbation.
+
+**In one sentence.** While training, random noise is added to the hidden states that enter each Transformer layer, and
+hidden dropout is off.
+
+**Formula.** h̃_l = h_l + e_l, h_{l+1} = layer_l(h̃_l) for l = 0 … L−1, with e_l drawn anew for every entry, layer, step
+and sequence: N(0, ε²) (`normal`, HyPe-N), U[0, ε) (`uniform_onesided`, HyPe-U as its code draws it: mean ε/2,
+standard deviation 0.289 ε) or U[−ε, ε) (`uniform_symmetric`: mean 0, standard deviation 0.577 ε).
+
+**Hyper-parameters.** `eps` ≥ 0, 1e-5 in the official code · `noise` · `where`: `between` layers (the paper), `within`
+(the attention block's output, which is the feed-forward block's input and residual) or `both` · `top`, `bottom`: only
+the last or first k layers, both together their union; they restrict the noise between layers only, as in the official
+code · `dropout`: `hidden_off` by default; `keep` is the paper's Table 9.
+
+**Where it acts.** In every training forward pass. Layer 0 receives the noised embedding output (after its norm and
+dropout); the last layer's output, pooler and head are never noised. No noise in evaluation.
+
+**Cost.** One forward and one backward pass; one random tensor per layer, not kept for the backward pass.
+
+**Randomness drawn.** L · batch · seq · dim numbers per pass from the method's own stream, in float32.
+
+**Interactions.** `hype+rdrop`: noise in both passes; at ε = 1e-5 their difference comes from the attention dropout that
+stays on, not from the noise. `hype+r3f(noise=none)`: HyPe as R3F's noised pass. `hype+child_tuning_d`: noise also in the
+Fisher pass. `hype+noisytune`: weights first, then HyPe. Within layers, gradient checkpointing is refused: its second
+forward would see no noise.
+
+**Deviations from the paper and its code.**
+1. `uniform_onesided` follows the code; the paper's formula is not in the text we have. `uniform_symmetric` is ours.
+2. k = 0 is refused: the official options read it as "all layers".
+3. `where=within` alone adds noise; in the official code that flag alone turns all noise off.
+4. Layer subsets and noise within layers work on every encoder that has the place, not on BERT and RoBERTa alone.
+5. DeBERTa is not in the official code: the noise enters each layer; v2's convolution branch reads the clean embeddings.
+6. XLNet's query stream, which the official code noises as well, does not exist in sequence classification.
+7. Noise is drawn on the model's device, and a low-precision run that can't carry ε is refused.
+
+**Source.** Yuan et al., ACL 2023 (arXiv 2212.08853); code Yuanhy1997/HyPe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+from finetune_bench.errors import ModelError
+from finetune_bench.method import Dropout, Facts, Method, Phase, Run
+from finetune_bench.model import attention_blocks, attention_outputs_changed, layer_inputs_changed, layers
+from finetune_bench.parameters import parameter
+
+# Standard deviation of each noise at eps = 1.
+SPREAD = {"normal": 1.0, "uniform_onesided": 1 / math.sqrt(12), "uniform_symmetric": 1 / math.sqrt(3)}
+
+
+def perturb_hidden(hidden: Tensor, eps: float, noise: str, generator: Generator) -> Tensor:
+    """Add HyPe's noise to hidden states.
+
+    Args:
+        hidden: of any shape and floating dtype.
+        eps: standard deviation (`normal`) or upper end (the uniforms).
+        noise: normal, uniform_onesided or uniform_symmetric.
+        generator: the stream, on the device of `hidden`.
+
+    Returns:
+        A new tensor of that shape and dtype; the gradient to `hidden` is the identity.
+    """
+    drawn = torch.empty_like(hidden, dtype=torch.float32)
+    if noise == "normal":
+        drawn.normal_(0.0, eps, generator=generator)
+    else:
+        drawn.uniform_(0.0 if noise == "uniform_onesided" else -eps, eps, generator=generator)
+    return hidden + drawn.to(hidden.dtype)
+
+
+def select_layers(count: int, top: int | None, bottom: int | None) -> set[int]:
+    """Indices of the layers that are noised: the last `top` and the first `bottom`; all where neither is given."""
+    if top is None and bottom is None:
+        return set(range(count))
+    return set(range(count - (top or 0), count)) | set(range(bottom or 0))
+
+
+class HyPe(Method):
+    """Noise between layers, hidden dropout off."""
+
+    name = "hype"
+    phase = Phase.WRAP
+    stochastic = True
+    neutral: ClassVar = {"eps": 0.0}
+
+    eps: float = parameter(1e-5, interval="[0, inf)", help="scale of the noise (official code: 1e-5)")
+    noise: str = parameter("normal", choices=tuple(SPREAD), help="distribution (paper: HyPe-N and HyPe-U)")
+    where: str = parameter("between", choices=("between", "within", "both"), help="between layers, within, or both")
+    top: int | None = parameter(None, interval="[1, inf)", help="only the last k layers (none: all)")
+    bottom: int | None = parameter(None, interval="[1, inf)", help="only the first k layers (none: all)")
+    dropout: Dropout = parameter(Dropout.HIDDEN_OFF, help="the official script turns hidden dropout off")
+
+    def noise_scale(self) -> float | None:
+        return self.eps * SPREAD[self.noise]
+
+    def unsupported(self, facts: Facts) -> str | None:
+        try:
+            count = len(layers(facts.skeleton))
+            if self.where != "between":
+                attention_blocks(facts.skeleton)
+        except ModelError as error:
+            return str(error)
+        for name, wanted in (("top", self.top), ("bottom", self.bottom)):
+            if wanted is not None and wanted > count:
+                return f"{name}={wanted} layers are more than the {count} of {type(facts.skeleton).__name__}"
+        if self.where == "within" and not (self.top is None and self.bottom is None):
+            return "top and bottom choose among the places between layers, and where=within has none"
+        if self.where != "between" and facts.recipe.gradient_checkpointing:
+            return "noise within a layer can't be repeated when gradient checkpointing computes the layer again"
+        return None
+
+    @contextmanager
+    def perturbing(self, run: Run) -> Iterator[None]:
+        generator = run.generator(self.name)
+        chosen = select_layers(len(layers(run.model)), self.top, self.bottom)
+
+        def noised(hidden: Tensor) -> Tensor:
+            return perturb_hidden(hidden, self.eps, self.noise, generator)
+
+        with ExitStack() as places:
+            if self.where != "within":
+                between = layer_inputs_changed(run.model, lambda l, h: noised(h) if l in chosen else h)  # noqa: E741
+                places.enter_context(between)
+            if self.where != "between":
+                places.enter_context(attention_outputs_changed(run.model, lambda _, hidden: noised(hidden)))
+            yield
