@@ -140,8 +140,13 @@ class Store:
 
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:
-        """A fresh folder to fill; it becomes the cell's when the block ends well, and vanishes when it doesn't."""
+        """A fresh folder to fill; it becomes the cell's when the block ends well, and vanishes when it doesn't.
+
+        Call it with the cell claimed: what killed runs of the cell left behind is removed first.
+        """
         self.cells.mkdir(parents=True, exist_ok=True)
+        for stale in self.cells.glob(f".{cell_id}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
         temporary = self.cells / f".{cell_id}-{secrets.token_hex(4)}"
         temporary.mkdir()
         try:

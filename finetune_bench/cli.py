@@ -1,0 +1,253 @@
+"""The command line: thin. stdout is data, stderr is talk.
+
+Exit codes: 0 all done · 1 some cells failed, or a check did · 2 usage · 3 the machine lacks something · 130 interrupted.
+Nothing heavy is imported before it is needed: `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_bench import __version__
+from finetune_bench.errors import FinetuneBenchError, MachineError, UsageError
+from finetune_bench.study import OPTIONS
+
+if TYPE_CHECKING:
+    from finetune_bench.runner import Plan
+    from finetune_bench.store import Store
+
+_GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the training recipe"}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = _parser().parse_args(typed)
+    try:
+        code: int = parsed.command(parsed)
+    except UsageError as error:
+        _say(f"finetune-bench: {error}")
+        return 2
+    except (MachineError, FinetuneBenchError) as error:
+        _say(f"finetune-bench: {error}")
+        return 3
+    except KeyboardInterrupt:
+        _say(f"\nInterrupted; every finished cell is kept. To go on:\n\n    finetune-bench {shlex.join(typed)}\n")
+        return 130
+    except BrokenPipeError:  # the reader of stdout (head, less) went away
+        sys.stderr.close()
+        return 0
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune-bench",
+        description="Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, and at "
+        "what price in memory and time.",
+    )
+    parser.add_argument("--version", action="version", version=f"finetune-bench {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="train a grid of methods, tasks and seeds, and report",
+        description="Train a grid of methods × tasks × models × learning rates × seeds and report. What is done already "
+        "is not run again. Without --tasks the embedded study runs, without any hub.",
+        epilog="Stacks are written with '+', hyper-parameters in brackets: "
+        "--methods 'hype(eps=1e-4,noise=uniform_symmetric)+rdrop(alpha=0.5)'.",
+    )
+    groups = {name: run.add_argument_group(title) for name, title in _GROUPS.items()}
+    for option in OPTIONS:
+        if option.is_switch:
+            groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)
+        else:
+            groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))
+    run.set_defaults(command=_run)
+
+    report = commands.add_parser("report", help="write a run's report", description="Write a run's report; trains nothing.")
+    report.add_argument("run", metavar="RUN", help="the run's folder")
+    report.add_argument("--format", default="markdown,csv", metavar="LIST", help="formats (default: markdown,csv)")
+    report.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/report)")
+    report.add_argument("--plugin", metavar="LIST", help="Python files with more report formats")
+    report.set_defaults(command=_report)
+
+    listing = commands.add_parser("list", help="list methods, tasks or reports")
+    listing.add_argument("group", choices=("methods", "tasks", "reports"))
+    listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    listing.set_defaults(command=_list)
+
+    show = commands.add_parser("show", help="show a method's card, or a task")
+    show.add_argument("name", metavar="NAME")
+    show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    show.set_defaults(command=_show)
+
+    check = commands.add_parser("check", help="run the contract's tests on a method: a name, or a plugin's file")
+    check.add_argument("target", metavar="METHOD|FILE")
+    check.set_defaults(command=_check)
+    return parser
+
+
+def _run(parsed: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from finetune_bench import registry
+    from finetune_bench.progress import Reporter, Tally
+    from finetune_bench.runner import execute, make_plan
+    from finetune_bench.study import make_study, read_options
+
+    flags: dict[str, Any] = {option.name: getattr(parsed, option.name) for option in OPTIONS}
+    for plugin in read_options({"plugin": parsed.plugin}).get("plugin", ()):
+        registry.load_plugin(plugin)
+    study = make_study(flags, registry.default_options)
+    _say("Checking the study: methods, data, checkpoints ...")
+    plan = make_plan(study)
+    for note in plan.notes:
+        _say(note)
+    tally = Tally(len(plan.cells), len(plan.devices))
+    reporter = Reporter(tally, Console(stderr=True))
+    _say(_intention(plan))
+    if plan.todo:
+        with reporter.live():
+            execute(plan, reporter)
+        _say(f"Finished: {tally}.")
+    else:
+        execute(plan, reporter)
+    _summarise(plan.store, plan.store.root / "report", ["markdown", "csv"])
+    return 1 if tally.failed else 0
+
+
+def _intention(plan: Plan) -> str:
+    parts = [f"{len(plan.cells)} cells in '{plan.store.root}'"]
+    counts = {"cached": plan.cached, "skipped": plan.skipped, "failed before": plan.failed}
+    parts += [f"{len(cells)} {name}" for name, cells in counts.items() if cells]
+    if plan.failed:
+        parts.append("--retry-failed runs those that failed again")
+    if not plan.todo:
+        return ", ".join(parts) + ": nothing to do."
+    workers = min(len(plan.devices), len(plan.todo))
+    return ", ".join(parts) + f": {len(plan.todo)} to run with {workers} worker{'s' * (workers > 1)} on {plan.devices[0]}."
+
+
+def _summarise(store: Store, folder: Path, formats: list[str]) -> None:
+    from finetune_bench import registry
+    from finetune_bench.reports.markdown import summary_table
+
+    folder.mkdir(parents=True, exist_ok=True)
+    written = {name: registry.report_class(name)().write(store, folder) for name in formats}
+    print(summary_table(store))
+    print()
+    for name, paths in written.items():
+        print(f"{name}: {paths[0]}")
+
+
+def _report(parsed: argparse.Namespace) -> int:
+    from finetune_bench import registry
+    from finetune_bench.spec import split
+    from finetune_bench.store import Store
+
+    _load_plugins(parsed.plugin)
+    formats = split(parsed.format, ",")
+    for name in formats:
+        registry.report_class(name)  # an unknown format is told before any is written
+    store = Store.open(parsed.run)
+    _summarise(store, Path(parsed.out) if parsed.out else store.root / "report", formats)
+    return 0
+
+
+def _list(parsed: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from finetune_bench import registry
+
+    _load_plugins(parsed.plugin)
+    lines = []
+    for name in registry.names(parsed.group):
+        if parsed.group == "methods":
+            from finetune_bench.method import Passes
+
+            method = registry.method_class(name)()
+            passes = method.passes(Passes())
+            card = sys.modules[type(method).__module__].__doc__ or type(method).__doc__ or ""
+            lines.append([name, card.strip().splitlines()[0], f"{passes.forwards} + {passes.backwards}"])
+        elif parsed.group == "tasks":
+            task = registry.task(name)
+            lines.append([name, task.kind, ", ".join(task.metrics), len(task.labels) or ""])
+        else:
+            lines.append([name, (registry.report_class(name).__doc__ or "").strip().splitlines()[0]])
+    heads = {
+        "methods": ["method", "what it is", "passes per step (forward + backward)"],
+        "tasks": ["task", "kind", "metrics (the first is compared)", "classes"],
+        "reports": ["format", "what it is"],
+    }
+    print(tabulate(lines, headers=heads[parsed.group], tablefmt="simple"))
+    return 0
+
+
+def _show(parsed: argparse.Namespace) -> int:
+    import dataclasses
+
+    from tabulate import tabulate
+
+    from finetune_bench import registry
+    from finetune_bench.errors import UnknownName
+    from finetune_bench.parameters import as_text, expectation
+
+    _load_plugins(parsed.plugin)
+    if parsed.name in registry.names("methods"):
+        owner = registry.method_class(parsed.name)
+        print((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
+        print("\nParameters:\n")
+        lines = [
+            [field.name, as_text(field.default), expectation(owner, field), field.metadata.get("help", "")]
+            for field in dataclasses.fields(owner)
+        ]
+        print(tabulate(lines, headers=["parameter", "default", "must be", "what it is"], tablefmt="simple"))
+        return 0
+    if parsed.name in registry.names("tasks"):
+        task = registry.task(parsed.name)
+        print(f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)}")
+        if task.labels:
+            print(f"classes, from id 0: {', '.join(task.labels)}")
+        return 0
+    known = [*registry.names("methods"), *registry.names("tasks")]
+    raise UnknownName("method or task", parsed.name, known, "'finetune-bench list methods' shows the methods.")
+
+
+def _check(parsed: argparse.Namespace) -> int:
+    from finetune_bench import registry
+    from finetune_bench.testing import check_method
+
+    names = [parsed.target]
+    if Path(parsed.target).suffix == ".py":
+        names = [name for name in registry.load_plugin(parsed.target) if name in registry.names("methods")]
+        if not names:
+            raise UsageError(f"'{parsed.target}' defines no method to check.")
+    failed = 0
+    for name in names:
+        print(f"{name}:")
+        for check in check_method(registry.method_class(name)):
+            print(f"  {check.outcome:4}  {check.name}" + (f": {check.detail}" if check.detail else ""), flush=True)
+            failed += check.outcome == "FAIL"
+    return 1 if failed else 0
+
+
+def _load_plugins(text: str | None) -> None:
+    from finetune_bench import registry
+    from finetune_bench.study import read_options
+
+    for plugin in read_options({"plugin": text}).get("plugin", ()):
+        registry.load_plugin(plugin)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

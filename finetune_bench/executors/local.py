@@ -1,0 +1,179 @@
+"""Run cells on this machine: warm worker processes, one per device or per core."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from finetune_bench.grid import Cell
+
+_BUSY_SECONDS = 1.0  # between two looks at a cell that another process is running
+
+# The child gets this process's import path, whatever it came from, and never imports the caller's main module.
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from finetune_bench.executors.worker import main; main()"
+)
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to a cell: started, done, cached, failed, or died (with its worker)."""
+
+    cell: Cell
+    status: str
+    reason: str | None = None
+    seconds: float = 0.0
+    log: str = ""
+
+
+class LocalExecutor:
+    """Worker processes that pull cells from one queue.
+
+    Args:
+        devices: one name per worker ("cpu", "cuda:0").
+        settings: what a worker needs besides cells: out, data_root, save_model, plugins.
+        threads: torch threads per worker on a CPU.
+        logs: folder for the workers' output.
+    """
+
+    def __init__(self, devices: Sequence[str], settings: dict[str, Any], threads: int, logs: Path) -> None:
+        self.devices, self.settings, self.threads, self.logs = list(devices), settings, threads, logs
+        self.running: dict[int, Cell] = {}  # by worker: the cells in flight, for the caller of an interrupted run
+        self._todo: deque[Cell] = deque()
+        self._events: queue.Queue[Event | BaseException | None] = queue.Queue()
+        self._workers: dict[int, subprocess.Popen[str]] = {}
+        self._lock = threading.Lock()
+        self._stopped = False
+
+    def run(self, cells: Sequence[Cell]) -> Iterator[Event]:
+        """Run cells and yield what happens; closing the iterator ends every worker at once."""
+        self._todo.extend(cells)
+        self.logs.mkdir(parents=True, exist_ok=True)
+        numbers = range(min(len(self.devices), len(cells)))
+        threads = [threading.Thread(target=self._serve, args=(number,), daemon=True) for number in numbers]
+        for thread in threads:
+            thread.start()
+        try:
+            left = len(threads)
+            while left:
+                event = self._events.get()
+                if event is None:
+                    left -= 1
+                elif isinstance(event, Event):
+                    yield event
+                else:
+                    raise event
+        finally:
+            self._stop()
+            for thread in threads:
+                thread.join()
+
+    def _stop(self) -> None:
+        with self._lock:
+            self._stopped = True
+            for worker in self._workers.values():
+                worker.kill()
+
+    def _serve(self, number: int) -> None:
+        """One worker's life, in a thread of its own; starts another process where one died."""
+        log = self.logs / f"worker-{number}.log"
+        try:
+            while (cell := self._next()) is not None:
+                event = self._attempt(number, cell, log)
+                if event is None:
+                    break
+                if event.status == "busy":
+                    self._todo.append(cell)
+                    time.sleep(_BUSY_SECONDS)
+                else:
+                    self._events.put(event)
+            self._end(number)
+            self._events.put(None)
+        except BaseException as error:  # noqa: BLE001 - shown by the thread that waits
+            self._events.put(error)
+
+    def _next(self) -> Cell | None:
+        with self._lock:
+            return None if self._stopped or not self._todo else self._todo.popleft()
+
+    def _attempt(self, number: int, cell: Cell, log: Path) -> Event | None:
+        """Run one cell on a worker; None where everything is being stopped."""
+        worker = self._workers.get(number) or self._start(number, log)
+        if worker is None:
+            return None
+        begin = log.stat().st_size
+        self.running[number] = cell
+        self._events.put(Event(cell, "started"))
+        try:
+            _send(worker, cell.to_dict())
+            line = _answers(worker).readline()
+        except BrokenPipeError:
+            line = ""
+        if self._stopped:
+            return None
+        del self.running[number]
+        if line:
+            answer = json.loads(line)
+            return Event(cell, answer["status"], answer.get("reason"), answer.get("seconds") or 0.0)
+        worker.wait()
+        del self._workers[number]
+        with open(log, "rb") as file:
+            file.seek(begin)
+            said = file.read().decode("utf-8", "replace")
+        return Event(cell, "died", _death(worker.returncode), log=said)
+
+    def _start(self, number: int, log: Path) -> subprocess.Popen[str] | None:
+        environment = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"}
+        if self.devices[number] == "cpu":
+            environment["OMP_NUM_THREADS"] = str(self.threads)
+        with self._lock, open(log, "ab") as errors:
+            if self._stopped:
+                return None
+            worker = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-c", _START, json.dumps(sys.path)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends the workers
+            )
+            self._workers[number] = worker
+        _send(worker, self.settings | {"device": self.devices[number]})
+        return worker
+
+    def _end(self, number: int) -> None:
+        worker = self._workers.pop(number, None)
+        if worker is not None:
+            assert worker.stdin is not None
+            worker.stdin.close()
+            worker.wait()
+
+
+def _send(worker: subprocess.Popen[str], message: dict[str, Any]) -> None:
+    assert worker.stdin is not None
+    worker.stdin.write(json.dumps(message) + "\n")
+    worker.stdin.flush()
+
+
+def _answers(worker: subprocess.Popen[str]) -> IO[str]:
+    assert worker.stdout is not None
+    return worker.stdout
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        name = signal.Signals(-code).name
+        return f"its worker was killed by {name}{' (out of memory, or by hand)' if name == 'SIGKILL' else ''}"
+    return f"its worker ended with exit code {code}"

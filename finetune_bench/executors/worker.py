@@ -1,0 +1,57 @@
+"""A worker process: reads cells from stdin, runs them one after another, answers on stdout, one JSON line each.
+
+It keeps the libraries and the tokenised data between cells. It ends when stdin does, at once and in the middle of a cell
+if need be: a worker never outlives the run that started it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints goes to the log, not between the answers
+    orders: queue.Queue[dict[str, Any]] = queue.Queue()
+
+    def listen() -> None:
+        for line in sys.stdin:
+            orders.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
+    settings = orders.get()
+
+    import torch
+
+    from finetune_bench import registry
+    from finetune_bench.grid import Cell
+    from finetune_bench.run import run_cell
+    from finetune_bench.store import Store
+
+    for plugin in settings["plugins"]:
+        registry.load_plugin(plugin)
+    store = Store(settings["out"])
+    data_root = Path(settings["data_root"]) if settings["data_root"] else None
+    while True:
+        cell = Cell.from_dict(orders.get())
+        with store.claim(cell.id) as mine:
+            row = store.row(cell.id)
+            if not mine:
+                answer = {"status": "busy"}
+            elif row is not None and row["status"] == "done" and not (
+                settings["save_model"] and not (store.folder(cell.id) / "model").is_dir()
+            ):
+                answer = {"status": "cached"}
+            else:
+                row = run_cell(cell, store, torch.device(settings["device"]), data_root, settings["save_model"])
+                answer = {key: row[key] for key in ("status", "reason", "seconds")}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()

@@ -1,0 +1,264 @@
+"""Run a study: check everything, find what is missing, run it, keep the rows.
+
+All that can be wrong is found before any cell runs: names, values, data, checkpoints, devices, and methods that can't
+work here. What is impossible for every cell of a method is an error; for some, those cells are rows that say `skipped`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from finetune_bench import grid, registry
+from finetune_bench.errors import DataError, Unsupported, UsageError
+from finetune_bench.executors.local import Event, LocalExecutor
+from finetune_bench.grid import Cell
+from finetune_bench.progress import Reporter, Tally
+from finetune_bench.store import Store
+from finetune_bench.study import Recipe, Study, as_dict, read_options
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from finetune_bench.task import Task, TaskData
+
+
+@dataclass
+class Plan:
+    """A study that was checked, and what is left to do of it.
+
+    Attributes:
+        study: with its defaults filled in.
+        store: where its rows are.
+        cells: all of them.
+        todo: those that have to run.
+        cached: ids that are done already.
+        failed: rows of cells that failed before and would fail again.
+        skipped: cells that can't run, with the reason.
+        devices: one name per worker.
+        notes: sentences for the user.
+    """
+
+    study: Study
+    store: Store
+    cells: list[Cell]
+    todo: list[Cell]
+    cached: list[str]
+    failed: list[dict[str, Any]]
+    skipped: list[tuple[Cell, str]]
+    devices: list[str]
+    notes: list[str]
+
+
+def run(study: Study) -> pd.DataFrame:
+    """Run a study and return the rows of its cells; what is done already is not run again.
+
+    Args:
+        study: what to compare.
+
+    Returns:
+        One line per cell, nested keys joined by dots: `metrics.validation.accuracy`, `cost.train_seconds`.
+
+    Raises:
+        UsageError: something in the study is wrong; nothing was run.
+        MachineError: the machine lacks what the study needs.
+    """
+    plan = make_plan(study)
+    execute(plan)
+    rows = plan.store.frame()
+    return rows[rows["id"].isin([cell.id for cell in plan.cells])].reset_index(drop=True)
+
+
+def make_plan(study: Study) -> Plan:
+    """Check a study and compare it with its store; loads data and configurations, no weights.
+
+    Raises:
+        UsageError, MachineError: the first thing that is wrong.
+    """
+    from finetune_bench import device as devices
+    from finetune_bench import model
+
+    for plugin in study.plugins:
+        registry.load_plugin(plugin)
+    study = with_defaults(study)
+    _, added = grid.stacks(study)
+    notes = [f"Added for comparison: {', '.join(added)} (--no-baseline leaves them out)."] if added else []
+    places = devices.choose(study.device)
+    kind = places[0].type
+    if study.recipe.precision == "fp16" and kind == "cpu":
+        raise UsageError("--precision fp16 needs a CUDA device: a CPU has no loss scaling for it. Use fp32 or bf16.")
+    tasks = {text: registry.task(text) for text in study.tasks}
+    _check_same_names(tasks)
+    weights = {name: model.fingerprint(name) for name in study.models}
+    for name in study.models:
+        model.tokenizer(name)
+    data = {text: _checked_data(text, study) for text in study.tasks}
+    cells = grid.cells(study, {text: found.fingerprint() for text, found in data.items()}, weights, kind)
+    notes += [f"{text}: {note}" for text, found in data.items() for note in found.notes]
+
+    skipped = _impossible(cells)
+    store = Store(study.out or Path("runs") / run_name(study))
+    workers = study.workers or (len(places) if kind != "cpu" else max(1, _cores() // study.threads))
+    todo, cached, failed = [], [], []
+    cannot = {cell.id for cell, _ in skipped}
+    for cell in cells:
+        if cell.id in cannot:
+            continue
+        row = store.row(cell.id) or {}
+        has_model = not study.save_model or (store.folder(cell.id) / "model").is_dir()
+        if row.get("status") == "done" and has_model:
+            cached.append(cell.id)
+        elif row.get("status") == "failed" and row.get("retry") == "asked" and not study.retry_failed:
+            failed.append(row)
+        else:
+            todo.append(cell)
+    names = [str(places[index % len(places)]) for index in range(workers)]
+    return Plan(study, store, cells, todo, cached, failed, skipped, names, notes)
+
+
+def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
+    """Run what a plan has left, keeping each row the moment its cell ends.
+
+    Raises:
+        KeyboardInterrupt: passed on, after the workers ended and the cells in flight were marked as interrupted.
+    """
+    from finetune_bench.run import row_of
+
+    store = plan.store
+    store.write_study(as_dict(plan.study) | {"cells": [cell.id for cell in plan.cells], "notes": plan.notes})
+    tally = reporter.tally if reporter else Tally(len(plan.cells), len(plan.devices))
+    tally.cached, tally.failed, tally.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
+    for cell, reason in plan.skipped:
+        if (store.row(cell.id) or {}).get("reason") != reason:
+            store.write(cell.to_dict(), row_of(cell, "skipped", reason=reason))
+    settings = {
+        "out": str(store.root.resolve()),
+        "data_root": str(plan.study.data_root.resolve()) if plan.study.data_root else None,
+        "save_model": plan.study.save_model,
+        "plugins": list(plan.study.plugins),
+    }
+    executor = LocalExecutor(plan.devices, settings, plan.study.threads, store.root / "logs")
+    try:
+        for event in executor.run(plan.todo):
+            _take(event, store, tally, reporter)
+    except (KeyboardInterrupt, GeneratorExit):
+        for cell in executor.running.values():
+            if (store.row(cell.id) or {}).get("status") != "done":
+                store.write(cell.to_dict(), row_of(cell, "interrupted", reason="the run was interrupted"))
+        raise
+    return tally
+
+
+def _take(event: Event, store: Store, tally: Tally, reporter: Reporter | None) -> None:
+    from finetune_bench.run import row_of
+
+    if event.status == "started":
+        return
+    status, reason = event.status, event.reason
+    if status == "died":
+        status = "failed"
+        row = row_of(event.cell, "failed", reason=reason, retry="always")
+        store.write(event.cell.to_dict(), row, log=event.log)
+    setattr(tally, status, getattr(tally, status) + 1)
+    if reporter:
+        reporter.ended(status, cell_name(event.cell), event.seconds, reason)
+
+
+def cell_name(cell: Cell) -> str:
+    """A cell in a few words."""
+    return f"{registry.describe(cell.stack)} · {cell.task} · seed {cell.seed}"
+
+
+def with_defaults(study: Study) -> Study:
+    """Fill in what the study leaves open: the embedded study's tasks, or its model alone where tasks are named."""
+    if study.tasks and study.models:
+        return study
+    options = read_options(registry.default_options(), source="the embedded study")
+    models = study.models or options["model"]
+    return dataclasses.replace(study, tasks=study.tasks or options["tasks"], models=models)
+
+
+def run_name(study: Study) -> str:
+    """The folder that a study gets by default; other methods or seeds of the same comparison share it."""
+    apart = {"methods", "seeds", "out", "device", "workers", "save_model", "baseline", "retry_failed", "plugins"}
+    rest = {key: value for key, value in as_dict(study).items() if key not in apart}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
+    stems = [Path(registry.parse_call(text).name).stem for text in study.tasks[:4]]
+    return "-".join([*stems, digest])
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _check_same_names(tasks: dict[str, Task]) -> None:
+    names = [task.name for task in tasks.values()]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--tasks: two of the tasks are called '{name}'; give it once.")
+
+
+def _checked_data(text: str, study: Study) -> TaskData:
+    from finetune_bench.run import load_data
+
+    if study.data_root is not None and not study.data_root.is_dir():
+        raise DataError(f"--data-root: expected a folder laid out like the hub, but there is none at '{study.data_root}'.")
+    logging.getLogger("datasets").setLevel(logging.ERROR)
+    return load_data(text, study.limit_train, study.data_root.resolve() if study.data_root else None)[1]
+
+
+def _impossible(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
+    """The cells that can't run, with the reason.
+
+    Raises:
+        Unsupported: all cells of a method can't.
+    """
+    reasons: dict[tuple[str, str, str], str | None] = {}
+    for cell in cells:
+        key = (cell.method, cell.model, cell.task)
+        if key not in reasons:
+            reasons[key] = why_impossible(cell)
+    found = [(cell, reason) for cell in cells if (reason := reasons[cell.method, cell.model, cell.task])]
+    for method in {cell.method for cell, _ in found}:
+        of_method = {reasons[key] for key in reasons if key[0] == method}
+        if None not in of_method:
+            label = registry.describe(registry.make_stack(method))
+            raise Unsupported(f"'{label}' can't run in any cell of this study: {'; '.join(sorted(map(str, of_method)))}.")
+    return found
+
+
+def why_impossible(cell: Cell) -> str | None:
+    """Why a cell can't run: its method says so, its noise is below what the arithmetic resolves, or the model can't."""
+    import torch
+
+    from finetune_bench.run import facts_of
+
+    stack = cell.stack
+    facts = facts_of(cell, stack)
+    for method in stack.methods:
+        scale = method.noise_scale()
+        if scale and scale < torch.finfo(facts.dtype).eps / 2:
+            return (
+                f"{method.name}: noise of {scale:.1g} is lost in {cell.recipe.precision} arithmetic, which resolves "
+                f"{torch.finfo(facts.dtype).eps / 2:.1g} near 1; use --precision fp32 or stronger noise"
+            )
+    if cell.recipe.gradient_checkpointing and not _can_checkpoint(facts.skeleton):
+        return f"{type(facts.skeleton).__name__} has no gradient checkpointing"
+    return stack.unsupported(facts)
+
+
+def _can_checkpoint(skeleton: torch.nn.Module) -> bool:
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return any(isinstance(module, GradientCheckpointingLayer) for module in skeleton.modules())
+
+
+__all__ = ["Plan", "Recipe", "cell_name", "execute", "make_plan", "run", "run_name", "with_defaults"]
