@@ -61,7 +61,7 @@ class NoisyTune(Method):
     phase = Phase.SURGERY
     neutral = {"intensity": 0.0}
 
-    intensity: float = parameter(0.15, interval="[0, inf)", help="λ: width of the noise in standard deviations (usual value)")
+    intensity: float = parameter(0.15, interval="[0, inf)", help="λ: width of the noise in standard deviations")
     scope: str = parameter("all", choices=("all", "matrices_only"), help="which tensors are perturbed")
 
     @torch.no_grad()
