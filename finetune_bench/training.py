@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -123,6 +123,7 @@ class TrainingRun:
         self.params: dict[str, Parameter] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.undecayed = undecayed(model)
         self.total_steps = recipe.total_steps(len(examples))
+        self.method = Method()  # `train` puts the real one here
         self.counter = measure.Counter()
         self.order = hashlib.sha256()
         self._pretrained = {name: p.detach().clone() for name, p in self.params.items()} if keep_pretrained else None
@@ -188,8 +189,11 @@ class TrainingRun:
             return Output(self.model(**inputs).logits)
 
     def loss(self, batch: Batch, view: View | None = None) -> Tensor:
-        """The plain task loss of a batch."""
-        return self.task.loss(self.forward(batch, view or View()), batch.labels)
+        """The plain task loss of a batch, inside the stack's `perturbing` unless the view says no."""
+        view = view or View()
+        with self.method.perturbing(self) if view.perturb else nullcontext():
+            output = self.forward(batch, view)
+        return self.task.loss(output, batch.labels)
 
 
 class TrainingStep:
@@ -288,6 +292,7 @@ def train(run: TrainingRun, method: Method) -> Trace:
     """
     trace = Trace(initial=measure.sketch(run.params.values()))
     clock = measure.StepClock(run.device)
+    run.method = method
     with clock.step():
         method.setup(run)
         optimizer = method.optimizer(make_optimizer(run), run)

@@ -52,7 +52,7 @@ from transformers.models.xlnet.modeling_xlnet import XLNetRelativeAttention
 
 from finetune_bench import model
 from finetune_bench.errors import FinetuneBenchError
-from finetune_bench.method import Dropout, Facts, Method, Run
+from finetune_bench.method import Dropout, Facts, Method, Phase, Run
 from finetune_bench.parameters import parameter
 
 
@@ -121,6 +121,7 @@ class Mixout(Method):
     """Weights mixed with their pre-trained values in every training forward; see the module's docstring."""
 
     name = "mixout"
+    phase = Phase.WRAP
     stochastic = True
     reads_pretrained = True
     neutral = {"p": 0.0}
