@@ -1,0 +1,224 @@
+"""Data sets in the hub's layout: read from the hub, the hub's cache or a folder, checked, and turned into splits.
+
+A row whose label is not given (-1 or none, by the hub's convention) is left out, and a note counts those. Everything
+else that is not as expected ends with a DataError, before any compute: a silently different order of the labels, say,
+would be a wrong result.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from finetune_bench.errors import DataError
+from finetune_bench.task import Split, Task, TaskData
+
+NOT_GIVEN = -1
+PROBE_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class HubTask(Task):
+    """A task whose examples come from a data set of the hub.
+
+    Attributes:
+        path: the data set's name on the hub, "owner/name".
+        config: its configuration.
+        columns: of the texts: one, or two for a pair task.
+        rows: published number of labelled rows by split: the training split, then those to evaluate on.
+    """
+
+    path: str = ""
+    config: str = "default"
+    columns: tuple[str, ...] = ("sentence",)
+    rows: Mapping[str, int] = field(default_factory=dict, hash=False)
+
+    def load(self, data_root: Path | None) -> TaskData:
+        """Read the training and the evaluation splits.
+
+        Args:
+            data_root: a folder in the hub's layout; None for the hub, or its cache when the hub is out of reach.
+
+        Raises:
+            DataError: missing or malformed; says what was looked for, where, and how to get it.
+        """
+        with _silent():
+            if data_root is None:
+                return self._check(self._from_hub(), "on the hub or in its cache")
+            # A cache of its own for every reading: datasets goes by the time stamps of files, so that a file which was
+            # replaced by another of the same age would be answered from the old cache.
+            with TemporaryDirectory(prefix="finetune-bench-", ignore_cleanup_errors=True) as cache:
+                return self._check(self._from_folder(Path(data_root), cache), f"in '{Path(data_root) / self.path}'")
+
+    def _from_hub(self) -> Mapping[str, Any]:
+        import datasets
+
+        reachable = _hub_is_reachable()
+        was_offline = datasets.config.HF_HUB_OFFLINE
+        # datasets retries for half a minute before it looks into its cache; told to be offline, it looks there at once.
+        datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
+        try:
+            loaded: Mapping[str, Any] = datasets.load_dataset(self.path, self.config)
+        except Exception as error:  # whichever of datasets, pyarrow, the hub's client and its HTTP library raises
+            if reachable:
+                reason = f"could not be loaded from the hub ({_reason(error)})"
+            else:
+                cache = datasets.config.HF_DATASETS_CACHE
+                reason = f"was not found: the hub can't be reached, and the hub's cache at '{cache}' does not hold it"
+            raise DataError(
+                f"The data set {self.path}, config {self.config}, {reason}; connect to the network once, or give "
+                f"--data-root FOLDER with its files laid out as {self._layout('FOLDER')}."
+            ) from error
+        finally:
+            datasets.config.HF_HUB_OFFLINE = was_offline
+        return loaded
+
+    def _from_folder(self, data_root: Path, cache: str) -> Mapping[str, Any]:
+        import datasets
+
+        if not data_root.is_dir():
+            raise DataError(f"--data-root: expected a folder, but there is none at '{data_root}'.")
+        folder = data_root / self.path
+        wanted = (
+            f"The data set {self.path}, config {self.config}, was looked for in the folder '{folder}' of --data-root, "
+        )
+        if not folder.is_dir():
+            raise DataError(
+                f"{wanted}which does not exist; create it, with files laid out as {self._layout(data_root)}."
+            )
+        try:
+            # Only a data card (README.md) can name the configurations; without one they are the folders beside it.
+            has_card = (folder / "README.md").is_file()
+            if has_card and self.config in datasets.get_dataset_config_names(str(folder)):
+                loaded: Mapping[str, Any] = datasets.load_dataset(str(folder), self.config, cache_dir=cache)
+            else:
+                files = self._files(folder / self.config)
+                if not files:
+                    raise DataError(
+                        f"{wanted}where neither a README.md names that config nor a folder '{self.config}' holds its "
+                        f"splits; lay the files out as {self._layout(data_root)}."
+                    )
+                loaded = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
+        except DataError:
+            raise
+        except Exception as error:  # as above
+            raise DataError(f"{wanted}but could not be loaded from there: {_reason(error)}.") from error
+        return loaded
+
+    def _files(self, folder: Path) -> dict[str, list[str]]:
+        # Named split by split: left to itself, datasets would read validation_matched and validation_mismatched as one.
+        found = {split: sorted([*folder.glob(f"{split}-*"), *folder.glob(f"{split}.*")]) for split in self.rows}
+        return {split: [str(file) for file in files] for split, files in found.items() if files}
+
+    def _layout(self, root: Path | str) -> str:
+        return ", ".join(f"'{Path(root) / self.path / self.config / split}-*.parquet'" for split in self.rows)
+
+    def _check(self, loaded: Mapping[str, Any], where: str) -> TaskData:
+        notes: list[str] = []
+        splits: dict[str, Split] = {}
+        for name, published in self.rows.items():
+            place = f"{self.path}, config {self.config}, split {name}"
+            if name not in loaded:
+                raise DataError(
+                    f"The data set {place}, was not found {where}; its splits there are {', '.join(loaded) or 'none'}."
+                )
+            splits[name], missing = self._check_split(loaded[name], published, place)
+            if missing:
+                notes.append(f"{missing} rows of the {name} split carry no label and were left out.")
+            if splits[name].is_subset:
+                notes.append(
+                    f"The {name} split holds {len(splits[name])} rows; {published} were published, so scores on it "
+                    "can't be compared with published ones."
+                    if name != next(iter(self.rows))
+                    else f"The {name} split holds {len(splits[name])} rows; {published} were published."
+                )
+        train, *evaluation = splits
+        return TaskData(splits[train], {name: splits[name] for name in evaluation}, tuple(notes))
+
+    def _check_split(self, rows: Any, published: int, place: str) -> tuple[Split, int]:
+        expected = [*self.columns, "label"]
+        if missing := [column for column in expected if column not in rows.column_names]:
+            raise DataError(
+                f"The data set {place}, has no column {', '.join(missing)}: expected {', '.join(expected)}; "
+                f"found {', '.join(rows.column_names)}."
+            )
+        values = rows.select_columns(expected)[:]
+        labels = self._labels(values["label"], getattr(rows.features["label"], "names", None), place)
+        given = [i for i, label in enumerate(labels) if label is not None]
+        if not given:
+            raise DataError(f"The data set {place}, has no row with a label among its {len(labels)} rows.")
+        texts: list[list[str]] = []
+        for column in self.columns:
+            wrong = next((i for i in given if not isinstance(values[column][i], str)), None)
+            if wrong is not None:
+                raise DataError(f"The data set {place}, row {wrong + 1}: '{column}' is not a text.")
+            texts.append([values[column][i] for i in given])
+        kept: Any = [labels[i] for i in given]
+        split = Split(texts[0], texts[1] if len(texts) > 1 else None, kept, published)
+        return split, len(labels) - len(given)
+
+    def _labels(self, values: Sequence[Any], names: Sequence[str] | None, place: str) -> Sequence[int | float | None]:
+        if names is not None and tuple(names) != self.labels:
+            raise DataError(
+                f"The data set {place}, names its labels {', '.join(names)}, in this order; "
+                f"expected {', '.join(self.labels) or 'numbers'}."
+            )
+        ids = {label: i for i, label in enumerate(self.labels)}
+        labels: list[int | float | None] = []
+        for row, value in enumerate(values, start=1):
+            if value is None or value == NOT_GIVEN:
+                labels.append(None)
+            elif self.kind == "regression" and isinstance(value, int | float) and math.isfinite(value):
+                labels.append(float(value))
+            elif self.kind == "classification" and isinstance(value, int) and 0 <= value < len(self.labels):
+                labels.append(int(value))
+            elif self.kind == "classification" and value in ids:
+                labels.append(ids[value])
+            else:
+                expected = "a number" if self.kind == "regression" else f"one of {', '.join(self.labels)}"
+                raise DataError(f"The data set {place}, row {row}: the label must be {expected}; got {value!r}.")
+        return labels
+
+
+def _hub_is_reachable() -> bool:
+    """Ask the hub once for a sign of life; through the hub's own client, which knows of proxies and certificates."""
+    import datasets
+    from huggingface_hub import get_session
+
+    if datasets.config.HF_HUB_OFFLINE:
+        return False
+    try:
+        get_session().head(datasets.config.HF_ENDPOINT, timeout=PROBE_SECONDS)
+    except Exception:  # the HTTP library, and with it the errors, differ between releases of the client
+        return False
+    return True
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what went wrong; datasets hides it behind a general sentence."""
+    cause = error.__cause__ or error
+    text = str(cause).strip().partition("\n")[0].rstrip(".")
+    return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without progress bars, those of datasets and those of the hub's client."""
+    import datasets
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    datasets_was_silent, hub_was_silent = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not datasets_was_silent:
+            datasets.enable_progress_bars()
+        if not hub_was_silent:
+            enable_progress_bars()
