@@ -14,24 +14,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-from transformers.utils import cached_file, logging
 
 from finetune_bench.errors import ModelError
 from finetune_bench.method import Dropout
-
-# Loading reports, weights "newly initialised" among them, are expected here: the head is always new.
-logging.set_verbosity_error()
-logging.disable_progress_bar()
 
 # What HyPe's script sets to zero, wherever a configuration has it. Heads whose own rate is None fall back to it.
 HIDDEN_DROPOUT_FIELDS = ("hidden_dropout_prob", "dropout")
 
 CONTENT = (".json", ".model", ".safetensors", ".txt")  # files of a checkpoint that can change what is computed
+
+
+@cache
+def _transformers() -> ModuleType:
+    """The library, imported when first needed (it takes seconds), and told to keep its loading reports to itself."""
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    return transformers
 
 
 def fingerprint(name: str) -> str:
@@ -54,7 +59,7 @@ def fingerprint(name: str) -> str:
             )
         return _hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
     try:
-        path = cached_file(name, "config.json")
+        path = _transformers().utils.cached_file(name, "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"--model: '{name}' is neither a folder here nor a checkpoint on the hub or in its cache "
@@ -86,7 +91,7 @@ def config(name: str, outputs: int) -> Any:
         ModelError: it can't be read.
     """
     try:
-        found = AutoConfig.from_pretrained(_place(name), num_labels=outputs, trust_remote_code=False)
+        found = _transformers().AutoConfig.from_pretrained(_place(name), num_labels=outputs, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"--model: the configuration of '{name}' can't be read: {error}") from None
     found.problem_type = None  # the task computes the loss; a stale value would not be ours
@@ -101,7 +106,7 @@ def tokenizer(name: str) -> Any:
         ModelError: it can't be read.
     """
     try:
-        return AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False)
+        return _transformers().AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {error}") from None
 
@@ -122,11 +127,24 @@ def with_dropout(config: Any, policy: Dropout) -> Any:
     return config
 
 
+def build(config: Any) -> nn.Module:
+    """A randomly initialised classifier, fp32, drawn from the global random stream."""
+    model: nn.Module = _transformers().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    return model
+
+
 def skeleton(config: Any) -> nn.Module:
     """The model without weights, on the meta device: its structure can be read at once."""
     with torch.device("meta"):
-        model: nn.Module = AutoModelForSequenceClassification.from_config(config)
-    return model
+        return build(config)
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Compute activations again in the backward pass in place of keeping them."""
+    # The older name is deprecated where the newer one exists, and the only one where it doesn't.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()  # type: ignore[operator]
+    model.config.use_cache = False  # type: ignore[union-attr]
 
 
 def load(name: str, config: Any, init_seed: int) -> nn.Module:
@@ -143,7 +161,7 @@ def load(name: str, config: Any, init_seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(init_seed)
         try:
-            model: nn.Module = AutoModelForSequenceClassification.from_pretrained(
+            model: nn.Module = _transformers().AutoModelForSequenceClassification.from_pretrained(
                 _place(name),
                 config=config,
                 dtype=torch.float32,

@@ -153,7 +153,7 @@ def _train_and_score(
     init_seed = derive(cell.seed, "init", task.name, cell.weights)
     classifier = model.load(cell.model, model.with_dropout(config, stack.dropout), init_seed).to(device)
     if cell.recipe.gradient_checkpointing:
-        classifier.gradient_checkpointing_enable()  # type: ignore[operator]
+        model.checkpoint_activations(classifier)
     run = TrainingRun(
         classifier,
         task,

@@ -1,0 +1,252 @@
+"""Estimates and intervals for method × task × seed comparisons: pure functions on arrays, never torch.
+
+A number answers one of three questions, and each docstring says which:
+    (a) this suite: these tasks and these examples, new seeds: the seed is the unit;
+    (b) new tasks: the task is the unit;
+    (c) new examples: the example is the unit.
+Intervals are built on Student's t: a bootstrap of three to five seeds covers far less than it promises.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import optimize, stats
+
+CONFIDENCE = 0.95
+SEEDS_FOR_P = 5  # below this many seeds no p-value is worth printing: three can't reject anything by sign flips
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its interval.
+
+    Attributes:
+        value: the estimate; NaN where there is nothing to estimate from.
+        low, high: the 95 % interval; NaN where n is below 2.
+        n: units (seeds, pairs or tasks) behind it.
+        df: degrees of freedom of the t quantile; 0 where there is no interval.
+        standard_error: of `value`; NaN where there is no interval.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    n: int = 0
+    df: float = 0.0
+    standard_error: float = math.nan
+
+    @property
+    def separated(self) -> bool:
+        """Whether the interval excludes 0. An interval without width (every unit the same) proves nothing."""
+        return self.standard_error > 0 and (self.low > 0 or self.high < 0)
+
+    @property
+    def p_value(self) -> float:
+        """Two-sided p of the t test that the true value is 0; NaN where there is no spread."""
+        if not self.standard_error > 0:
+            return math.nan
+        return float(2 * stats.t.sf(abs(self.value) / self.standard_error, self.df))
+
+
+NOTHING = Estimate(math.nan)
+
+
+@cache
+def _quantile(df: float) -> float:
+    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df))
+
+
+def _estimate(value: float, standard_error: float, n: int, df: float) -> Estimate:
+    if standard_error <= 1e-12 * max(1.0, abs(value)):  # rounding of equal numbers, not spread
+        standard_error = 0.0
+    half = _quantile(df) * standard_error
+    return Estimate(value, value - half, value + half, n, df, standard_error)
+
+
+def _finite(values: ArrayLike) -> NDArray[np.float64]:
+    array = np.asarray(values, dtype=np.float64)
+    return array[np.isfinite(array)]
+
+
+def t_interval(values: ArrayLike) -> Estimate:
+    """Mean of `values` with a t interval.
+
+    Question (a) where the values are one method's scores over seeds, (b) where they are task means.
+    n = finite values, df = n − 1; the standard deviation has ddof 1.
+    """
+    finite = _finite(values)
+    if len(finite) == 0:
+        return NOTHING
+    mean = float(finite.mean())
+    if len(finite) == 1:
+        return Estimate(mean, n=1)
+    return _estimate(mean, float(finite.std(ddof=1)) / math.sqrt(len(finite)), len(finite), len(finite) - 1)
+
+
+def paired_difference(scores: ArrayLike, reference: ArrayLike) -> Estimate:
+    """Mean of scores − reference over pairs, with a t interval on the differences.
+
+    Question (a), one task. Both (seeds,), NaN where there is none; n = complete pairs, df = n − 1.
+    """
+    return t_interval(np.asarray(scores, dtype=np.float64) - np.asarray(reference, dtype=np.float64))
+
+
+def residual_variance(scores: ArrayLike) -> tuple[float, int]:
+    """Variance left in a complete (methods, seeds) block after method and seed means are taken out, and its df.
+
+    df = (M − 1)(S − 1). It is what the interval of any contrast between the block's methods is built on, and assumes
+    that methods scatter equally.
+    """
+    block = np.asarray(scores, dtype=np.float64)
+    methods, seeds = block.shape
+    residuals = block - block.mean(axis=1, keepdims=True) - block.mean(axis=0, keepdims=True) + block.mean()
+    df = (methods - 1) * (seeds - 1)
+    return float((residuals**2).sum() / df), df
+
+
+def two_way_contrast(scores: ArrayLike, weights: ArrayLike) -> Estimate:
+    """A contrast of method means, its interval from the two-way (method + seed) residual variance.
+
+    Question (a), one task. n = S seeds, df = (M − 1)(S − 1). With two methods it is the paired t interval.
+
+    Args:
+        scores: complete block (methods, seeds), at least 2 × 2.
+        weights: (methods,), summing to 0: 1 and −1 for a difference, 1, −1, −1, 1 for a synergy.
+    """
+    block = np.asarray(scores, dtype=np.float64)
+    weight = np.asarray(weights, dtype=np.float64)
+    variance, df = residual_variance(block)
+    seeds = block.shape[1]
+    value = float(weight @ block.mean(axis=1))
+    return _estimate(value, math.sqrt(variance * float(weight @ weight) / seeds), seeds, df)
+
+
+def suite_mean(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over tasks of one estimate per task; variance Σ se_t² / T², degrees of freedom by Welch and Satterthwaite.
+
+    Question (a): these tasks, new seeds. n = the fewest seeds behind any task. Tasks are not pooled: the spread between
+    them is no noise here. NOTHING where a task has no estimate; no interval where a task has none.
+    """
+    if not estimates or any(math.isnan(estimate.value) for estimate in estimates):
+        return NOTHING
+    value = float(np.mean([estimate.value for estimate in estimates]))
+    n = min(estimate.n for estimate in estimates)
+    variances = np.array([estimate.standard_error**2 for estimate in estimates])
+    if np.isnan(variances).any():
+        return Estimate(value, n=n)
+    degrees = np.array([estimate.df for estimate in estimates])
+    total = float(variances.sum())
+    df = total**2 / float((variances**2 / degrees).sum()) if total > 0 else float(degrees.sum())
+    return _estimate(value, math.sqrt(total) / len(estimates), n, df)
+
+
+def synergy(stacked: ArrayLike, first: ArrayLike, second: ArrayLike, baseline: ArrayLike) -> Estimate:
+    """Mean over seeds of y_AB − y_A − y_B + y_0, with a t interval: what a stack gains over the sum of its parts.
+
+    Question (a), one task. All (seeds,), NaN where there is none; n = complete quadruples, df = n − 1. Its standard
+    error is √2 that of a simple difference.
+    """
+    both, one, other, none = (np.asarray(scores, dtype=np.float64) for scores in (stacked, first, second, baseline))
+    return t_interval(both - one - other + none)
+
+
+def logit(scores: ArrayLike) -> NDArray[np.float64]:
+    """Log-odds of shares in (0, 1), NaN outside: there, gains near the ceiling count for more."""
+    share = np.asarray(scores, dtype=np.float64)
+    inside = np.where((share > 0) & (share < 1), share, np.nan)
+    return np.log(inside) - np.log1p(-inside)
+
+
+def pairing_correlation(scores: ArrayLike, reference: ArrayLike) -> float:
+    """Correlation of two methods across seeds: how much pairing by seed takes out of the noise.
+
+    n = complete pairs; NaN below three (two points always lie on a line) and where one of them doesn't vary.
+    """
+    both = np.stack([np.asarray(scores, dtype=np.float64), np.asarray(reference, dtype=np.float64)])
+    both = both[:, np.isfinite(both).all(axis=0)]
+    if both.shape[1] < 3 or (np.ptp(both, axis=1) <= 1e-12).any():
+        return math.nan
+    return float(np.corrcoef(both)[0, 1])
+
+
+def pairing_threshold(seeds: int) -> float:
+    """The correlation above which a paired t interval is narrower than an unpaired one, in expectation.
+
+    From (1 − rho) · t(S − 1)² = t(2S − 2)²: pairing halves the degrees of freedom, and has to earn that back.
+    """
+    return 1 - (_quantile(2 * seeds - 2) / _quantile(seeds - 1)) ** 2
+
+
+def best_is_separated(scores: ArrayLike) -> bool:
+    """Whether the best method's mean stands clear of every other's, by Tukey's honest significant difference.
+
+    Question (a), one task. n = S seeds, df = (M − 1)(S − 1), family: all pairs of the M methods at 95 % together, for
+    the best was picked after looking.
+
+    Args:
+        scores: complete block (methods, seeds), at least 2 × 2.
+    """
+    block = np.asarray(scores, dtype=np.float64)
+    variance, df = residual_variance(block)
+    means = sorted(block.mean(axis=1).tolist())
+    if variance <= 1e-24:
+        return False
+    return bool(means[-1] - means[-2] > _range_quantile(block.shape[0], df) * math.sqrt(variance / block.shape[1]))
+
+
+@cache
+def _range_quantile(methods: int, df: int) -> float:
+    return float(stats.studentized_range.ppf(CONFIDENCE, methods, df))
+
+
+def minimum_detectable_effect(standard_error: float, df: float, power: float = 0.8) -> float:
+    """The true difference that a two-sided 5 % t test with this standard error would find with probability `power`.
+
+    Question (a). What is smaller could not be seen, more often than one time in five. NaN without an interval.
+    """
+    if not (standard_error > 0 and df >= 1):
+        return math.nan
+    return standard_error * _noncentrality(df, power)
+
+
+@cache
+def _noncentrality(df: float, power: float) -> float:
+    critical = _quantile(df)
+    return float(optimize.brentq(lambda shift: float(stats.nct.sf(critical, df, shift)) - power, 0.1, 10 * critical))
+
+
+def clopper_pearson(count: int, n: int) -> tuple[float, float]:
+    """Exact 95 % interval of a rate, from `count` of n independent runs; (NaN, NaN) where n is 0."""
+    if n == 0:
+        return math.nan, math.nan
+    interval = stats.binomtest(count, n).proportion_ci(confidence_level=CONFIDENCE, method="exact")
+    return float(interval.low), float(interval.high)
+
+
+def binomial_standard_error(share: float, examples: int) -> float:
+    """Standard error of an accuracy from drawing the examples anew: question (c), n = examples."""
+    return math.sqrt(share * (1 - share) / examples)
+
+
+def geometric_mean_ratio(values: ArrayLike, reference: ArrayLike) -> float:
+    """Geometric mean over pairs of value / reference, as costs are compared; NaN without a pair of positive numbers."""
+    value, other = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
+    usable = (value > 0) & (other > 0)
+    return float(np.exp(np.mean(np.log(value[usable] / other[usable])))) if usable.any() else math.nan
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted by Holm's step-down rule within the family given; NaN entries are no part of the family."""
+    tested = [i for i, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted = [math.nan] * len(p_values)
+    running = 0.0
+    for rank, i in enumerate(sorted(tested, key=lambda i: p_values[i])):
+        running = max(running, min(1.0, (len(tested) - rank) * p_values[i]))
+        adjusted[i] = running
+    return adjusted

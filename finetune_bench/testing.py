@@ -1,0 +1,358 @@
+"""The contract that every method keeps, as checks: for this project's tests, and for authors of plugins.
+
+    finetune-bench check my_method.py
+
+Each check trains tiny random encoders for a few steps on a CPU; all of them take some seconds. A check that does not
+apply says why.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune_bench import evaluation, registry
+from finetune_bench.device import DTYPES
+from finetune_bench.method import Dropout, Facts, Method, Passes, Stack
+from finetune_bench.model import active_dropout, build, checkpoint_activations, skeleton, with_dropout
+from finetune_bench.study import Recipe
+from finetune_bench.task import Kind, Split, Task, TaskData
+from finetune_bench.training import Encoded, Trace, TrainingRun, train
+
+CPU = torch.device("cpu")
+VOCABULARY, CLASSES, EXAMPLES = 60, 3, 24
+RECIPE = Recipe(lr=1e-3, batch_size=8, epochs=2, warmup=0.0)
+
+_BERT_LIKE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+}
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", _BERT_LIKE),
+    "roberta": ("roberta", _BERT_LIKE),
+    "electra": ("electra", _BERT_LIKE | {"embedding_size": 12}),
+    "xlnet": ("xlnet", {"vocab_size": VOCABULARY, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}),
+    "deberta": ("deberta", _BERT_LIKE | _RELATIVE),
+    "deberta_v2": ("deberta-v2", _BERT_LIKE | _RELATIVE | {"conv_kernel_size": 3}),
+    "albert": ("albert", _BERT_LIKE | {"embedding_size": 12}),
+    "distilbert": (
+        "distilbert",
+        {
+            "vocab_size": VOCABULARY,
+            "dim": 16,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 24,
+            "max_position_embeddings": 40,
+        },
+    ),
+    "modernbert": (
+        "modernbert",
+        _BERT_LIKE | {f"{token}_token_id": number for number, token in enumerate(("pad", "bos", "eos", "cls", "sep"))},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ToyTask(Task):
+    """A task without texts: the examples are token ids."""
+
+    name: str = "toy"
+
+    def load(self, data_root: Path | None) -> TaskData:
+        """Not needed: `toy_examples` makes them."""
+        empty = Split([], None, [])
+        return TaskData(empty, {"validation": empty})
+
+
+def toy_task(kind: Kind) -> ToyTask:
+    """The toy task of a kind."""
+    return ToyTask(kind=kind, labels=tuple("abc") if kind == "classification" else ())
+
+
+def toy_examples(kind: Kind, count: int = EXAMPLES, *, left: bool = False) -> Encoded:
+    """Random token ids of ragged lengths; the label depends on the first of them."""
+    random = np.random.default_rng(7)
+    ids = [random.integers(5, VOCABULARY, size=random.integers(4, 12)) for _ in range(count)]
+    classes = [int(example[0]) % CLASSES for example in ids]
+    labels = torch.tensor(classes) if kind == "classification" else torch.tensor(classes, dtype=torch.float32) * 1.5
+    columns = {"input_ids": ids, "attention_mask": [np.ones_like(example) for example in ids]}
+    return Encoded(columns, {"input_ids": 0, "attention_mask": 0}, left, labels)
+
+
+def toy_config(architecture: str, kind: Kind, dropout: Dropout) -> Any:
+    """The configuration of a tiny encoder under a dropout policy."""
+    from transformers import AutoConfig
+
+    model_type, values = ARCHITECTURES[architecture]
+    config = AutoConfig.for_model(model_type, **values)
+    config.num_labels = CLASSES if kind == "classification" else 1
+    return with_dropout(config, dropout)
+
+
+def toy_run(
+    methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+) -> tuple[TrainingRun, Stack]:
+    """A run on a tiny random encoder, equal for equal dropout policies, ready for `train`."""
+    stack = Stack(methods if isinstance(methods, list) else [methods])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model = build(toy_config(architecture, kind, stack.dropout))
+    if recipe.gradient_checkpointing:
+        checkpoint_activations(model)
+    examples = toy_examples(kind, left=architecture == "xlnet")
+    return TrainingRun(
+        model, toy_task(kind), examples, recipe, seed=3, device=CPU, keep_pretrained=stack.reads_pretrained
+    ), stack
+
+
+def toy_train(
+    methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+) -> tuple[TrainingRun, Trace, np.ndarray]:
+    """Train, predict and tear down; returns the run, its trace and the predictions."""
+    run, stack = toy_run(methods, architecture, kind, recipe)
+    try:
+        trace = train(run, stack)
+        with stack.evaluating(run):
+            predictions = evaluation.predict(run, run.examples)
+    finally:
+        stack.teardown(run)
+    return run, trace, predictions
+
+
+def unsupported(
+    methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+) -> str | None:
+    """Why a stack can't run on a tiny encoder, as its `unsupported` says."""
+    stack = Stack(methods if isinstance(methods, list) else [methods])
+    model = skeleton(toy_config(architecture, kind, stack.dropout))
+    facts = Facts(model, tuple(active_dropout(model)), toy_task(kind), recipe, DTYPES[recipe.precision])
+    return stack.unsupported(facts)
+
+
+def weights(run: TrainingRun) -> dict[str, Tensor]:
+    """The model's weights by name."""
+    return dict(run.model.state_dict())
+
+
+def same(left: TrainingRun, right: TrainingRun) -> bool:
+    """Whether two runs ended with the same weights, to the last bit."""
+    a, b = weights(left), weights(right)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# --- the checks: each takes a method's class and raises AssertionError with a sentence, or Skip ----------------------
+
+
+class Skip(Exception):  # noqa: N818 - not an error
+    """A check does not apply."""
+
+
+def _twin(method: Method) -> Method:
+    return registry.method_class(registry.BASELINE)(dropout=method.dropout)
+
+
+def has_a_card(owner: type[Method]) -> None:
+    """The file's docstring is the method's card, and the id follows the convention."""
+    card = sys.modules[owner.__module__].__doc__ or owner.__doc__ or ""
+    assert len(card.split()) >= 10, "its file's docstring should say in a few sentences what it does, and its formula"
+    assert owner.name == owner.name.lower() and owner.name.isidentifier(), f"the name '{owner.name}' is not lower case"
+
+
+def trains_everywhere(owner: type[Method]) -> None:
+    """On every architecture, for classification and regression, it trains to finite numbers or says why it can't."""
+    for architecture in ARCHITECTURES:
+        for kind in ("classification", "regression"):
+            if unsupported(owner(), architecture, kind):  # type: ignore[arg-type]
+                continue
+            _, trace, predictions = toy_train(owner(), architecture, kind)  # type: ignore[arg-type]
+            assert np.isfinite(trace.steps["loss"]).all(), f"its loss is not finite on {architecture}, {kind}"
+            assert np.isfinite(predictions).all(), f"its predictions are not finite on {architecture}, {kind}"
+
+
+def neutral_is_vanilla(owner: type[Method]) -> None:
+    """At its neutral setting it equals vanilla with the same dropout, to the last bit."""
+    if owner.neutral is None:
+        raise Skip("it declares no neutral setting")
+    for kind in ("classification", "regression"):
+        method = owner(**owner.neutral)
+        run, trace, predictions = toy_train(method, kind=kind)  # type: ignore[arg-type]
+        twin, twin_trace, twin_predictions = toy_train(_twin(method), kind=kind)  # type: ignore[arg-type]
+        assert same(run, twin), f"with {dict(owner.neutral)} its weights differ from vanilla's ({kind})"
+        assert np.array_equal(trace.steps["loss"], twin_trace.steps["loss"]), f"its losses differ ({kind})"
+        assert np.array_equal(predictions, twin_predictions), f"its predictions differ ({kind})"
+
+
+def is_alive(owner: type[Method]) -> None:
+    """With its defaults it does something: the weights differ from vanilla's with the same dropout."""
+    if owner.name == registry.BASELINE:
+        raise Skip("it is vanilla")
+    assert not same(toy_train(owner())[0], toy_train(_twin(owner()))[0]), "with its defaults it does nothing at all"
+
+
+def is_deterministic(owner: type[Method]) -> None:
+    """The same seed twice gives the same losses, weights and predictions, to the last bit."""
+    first, second = toy_train(owner()), toy_train(owner())
+    assert np.array_equal(first[1].steps["loss"], second[1].steps["loss"]), "its losses differ between two equal runs"
+    assert same(first[0], second[0]), "its weights differ between two equal runs"
+    assert np.array_equal(first[2], second[2]), "its predictions differ between two equal runs"
+
+
+def evaluation_is_clean(owner: type[Method]) -> None:
+    """Evaluation is free of noise, draws nothing, and is that of the plain model."""
+    run, stack = toy_run(owner())
+    try:
+        train(run, stack)
+        before = torch.get_rng_state()
+        with stack.evaluating(run):
+            first, second = evaluation.predict(run, run.examples), evaluation.predict(run, run.examples)
+        assert np.array_equal(first, second), "two evaluations of the same weights differ"
+        assert torch.equal(before, torch.get_rng_state()), "evaluation draws from the global random stream"
+        with stack.evaluating(run):
+            held = {name: parameter.detach().clone() for name, parameter in run.params.items()}
+    finally:
+        stack.teardown(run)
+    with torch.no_grad():
+        for name, value in held.items():
+            run.params[name].copy_(value)
+    assert np.array_equal(first, evaluation.predict(run, run.examples)), "the plain model predicts something else"
+
+
+def leaves_a_plain_model(owner: type[Method]) -> None:
+    """After teardown nothing of it is left: names, modules, hooks; the saved model loads without this package."""
+    from transformers import AutoModelForSequenceClassification
+
+    for prepare in (lambda run, stack: None, lambda run, stack: train(run, stack)):
+        run, stack = toy_run(owner())
+        shape = _shape(run.model)
+        prepare(run, stack)
+        stack.teardown(run)
+        assert _shape(run.model) == shape, "teardown leaves other modules, names, hooks or frozen weights behind"
+        assert {id(p) for p in run.model.parameters()} == {id(p) for p in run.params.values()}, "parameters were replaced"
+    with tempfile.TemporaryDirectory() as folder:
+        run.model.save_pretrained(folder)  # type: ignore[operator]
+        loaded = AutoModelForSequenceClassification.from_pretrained(folder)
+    batch = run.examples.batch(range(4), CPU)
+    with torch.no_grad():
+        equal = torch.equal(loaded.eval()(**batch.inputs).logits, run.model.eval()(**batch.inputs).logits)
+    assert equal, "the saved model predicts something else"
+
+
+def _shape(model: nn.Module) -> list[Any]:
+    modules = [
+        (name, type(module), len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+        for name, module in model.named_modules()
+    ]
+    return [modules, list(model.state_dict()), [(name, p.requires_grad) for name, p in model.named_parameters()]]
+
+
+def declares_its_passes(owner: type[Method]) -> None:
+    """It takes as many forward and backward passes per step as `passes` declares."""
+    declared = owner().passes(Passes())
+    _, trace, _ = toy_train(owner())
+    counted = (trace.forwards_per_step, trace.backwards_per_step)
+    assert counted == (declared.forwards, declared.backwards), f"declared {declared}, counted {counted}"
+
+
+def survives_checkpointing(owner: type[Method]) -> None:
+    """Gradient checkpointing changes nothing, to the last bit, or is declared unsupported."""
+    recipe = Recipe(**{**vars(RECIPE), "gradient_checkpointing": True})
+    if reason := unsupported(owner(), recipe=recipe):
+        raise Skip(reason)
+    plain, checkpointed = toy_train(owner())[0], toy_train(owner(), recipe=recipe)[0]
+    assert same(plain, checkpointed), "with gradient checkpointing it trains to other weights"
+
+
+def accumulates(owner: type[Method]) -> None:
+    """Cutting the batch into micro-batches gives the same weights to 1e-6, dropout off."""
+    method, parted = owner(dropout="all_off"), owner(dropout="all_off")
+    recipe = Recipe(**{**vars(RECIPE), "accumulation": 4})
+    if method.stochastic:
+        raise Skip("it draws noise per micro-batch")
+    if reason := unsupported(parted, recipe=recipe):
+        raise Skip(reason)
+    whole, micro = weights(toy_train(method)[0]), weights(toy_train(parted, recipe=recipe)[0])
+    worst = max(float((whole[name].double() - micro[name].double()).abs().max()) for name in whole)
+    assert worst < 1e-6, f"weights differ by {worst:.1e} between 1 × 8 and 4 × 2 examples per step"
+
+
+def pairs(owner: type[Method]) -> None:
+    """With every other method, in both orders, it trains deterministically and leaves a plain model, or says why not."""
+    for name in registry.names("methods"):
+        other = registry.method_class(name)
+        if name in (owner.name, registry.BASELINE) or owner.name == registry.BASELINE:
+            continue
+        for left, right in ((owner, other), (other, owner)):
+            check_pair(left, right)
+
+
+def check_pair(left: type[Method], right: type[Method], architecture: str = "bert", kind: Kind = "classification") -> None:
+    """One ordered pair: trains twice to the same finite numbers with the declared passes, and leaves a plain model."""
+    label = f"{left.name}+{right.name} on {architecture}, {kind}"
+    if unsupported([left(), right()], architecture, kind):
+        return
+    first, trace, predictions = toy_train([left(), right()], architecture, kind)
+    second, _, again = toy_train([left(), right()], architecture, kind)
+    assert np.isfinite(trace.steps["loss"]).all(), f"{label}: the loss is not finite"
+    assert same(first, second), f"{label}: two equal runs differ"
+    assert np.array_equal(predictions, again), f"{label}: two equal runs predict differently"
+    declared = Stack([left(), right()]).passes(Passes())
+    assert (trace.forwards_per_step, trace.backwards_per_step) == (declared.forwards, declared.backwards), (
+        f"{label}: declared {declared}, counted {trace.forwards_per_step} + {trace.backwards_per_step}"
+    )
+    plain, _ = toy_run([left(), right()], architecture, kind)
+    assert _shape(first.model) == _shape(plain.model), f"{label}: teardown leaves something behind"
+
+
+CHECKS: tuple[Callable[[type[Method]], None], ...] = (
+    has_a_card,
+    trains_everywhere,
+    neutral_is_vanilla,
+    is_alive,
+    is_deterministic,
+    evaluation_is_clean,
+    leaves_a_plain_model,
+    declares_its_passes,
+    survives_checkpointing,
+    accumulates,
+    pairs,
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came of one check: `ok`, `FAIL` or `skip`, and why."""
+
+    name: str
+    outcome: str
+    detail: str = ""
+
+
+def check_method(owner: type[Method]) -> Iterator[Check]:
+    """Run every check on a method; an exception in the method is a failed check."""
+    torch.set_num_threads(1)
+    for check in CHECKS:
+        name = check.__name__.replace("_", " ")
+        try:
+            check(owner)
+        except Skip as skip:
+            yield Check(name, "skip", str(skip))
+        except AssertionError as failure:
+            yield Check(name, "FAIL", str(failure))
+        except Exception as error:  # noqa: BLE001 - a plugin may raise anything
+            yield Check(name, "FAIL", f"{type(error).__name__}: {error}")
+        else:
+            yield Check(name, "ok")
