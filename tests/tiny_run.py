@@ -31,10 +31,10 @@ from finetune_bench.training import Encoded, TrainingRun, TrainingStep
 
 torch.set_num_threads(1)
 
-_SIZE = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 50, "pad_token_id": 0}
-_BERT = {"hidden_size": 16, "max_position_embeddings": 40, **_SIZE}
-_RELATIVE = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
-_ENDS = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+_SIZE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 50, "pad_token_id": 0}
+_BERT: dict[str, Any] = {"hidden_size": 16, "max_position_embeddings": 40, **_SIZE}
+_RELATIVE: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
+_ENDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 
 CONFIGS: dict[str, Any] = {
     "bert": BertConfig(**_BERT),
@@ -98,7 +98,7 @@ def tiny_run(
     **recipe: Any,
 ) -> TrainingRun:
     """A run that keeps the pre-trained weights; by default two steps of eight examples without warm-up."""
-    options = {"batch_size": 8, "epochs": 1, "warmup": 0.0, "lr": 1e-3, **recipe}
+    options: dict[str, Any] = {"batch_size": 8, "epochs": 1, "warmup": 0.0, "lr": 1e-3, **recipe}
     return TrainingRun(
         tiny_model(architecture, task, dropout),
         task,
