@@ -210,7 +210,7 @@ def _reason(error: BaseException) -> str:
 def _silent() -> Iterator[None]:
     """Without progress bars, those of datasets and those of the hub's client."""
     import datasets
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
     datasets_was_silent, hub_was_silent = datasets.are_progress_bars_disabled(), are_progress_bars_disabled()
     datasets.disable_progress_bars()

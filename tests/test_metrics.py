@@ -98,7 +98,7 @@ def test_threads_do_not_mix_their_values(name: str) -> None:
 
 
 def test_numpys_global_generator_is_left_alone() -> None:
-    before = np.random.get_state()[1].copy()  # type: ignore[union-attr, index]
+    before = np.random.get_state()[1].copy()  # type: ignore[index]
     compute("accuracy", PREDICTED, TRUE)
     assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
 

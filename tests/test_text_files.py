@@ -14,7 +14,7 @@ from finetune_bench.errors import DataError
 from finetune_bench.registry import task as find_task
 from finetune_bench.tasks.text_files import text_file
 
-ROWS = [{"text": f"text number {i}", "label": "good" if i % 3 else "bad"} for i in range(60)]
+ROWS: list[dict[str, object]] = [{"text": f"text number {i}", "label": "good" if i % 3 else "bad"} for i in range(60)]
 
 
 @pytest.fixture(autouse=True)
@@ -127,7 +127,8 @@ def test_the_registry_finds_it_by_its_ending() -> None:
 
 
 def test_the_hold_out_goes_by_the_text_alone() -> None:
-    rows = ROWS + [{"text": f"  TEXT   number {i} ", "label": ROWS[i]["label"]} for i in range(60)]
+    again: list[dict[str, object]] = [{"text": f"  TEXT   number {i} ", "label": ROWS[i]["label"]} for i in range(60)]
+    rows = [*ROWS, *again]
     data = text_file(write("a.csv", rows), {}).load(None)
     validation = data.evaluation["validation"]
     folded = [{" ".join(text.casefold().split()) for text in split.texts} for split in (data.train, validation)]
@@ -138,10 +139,10 @@ def test_the_hold_out_goes_by_the_text_alone() -> None:
     assert f"{len(validation)} of 120" in data.notes[0]
     # In another order, and with other rows around it, each row stays on its side.
     more: list[dict[str, object]] = [{"text": f"a new text {i}", "label": "bad"} for i in range(500)]
-    again = text_file(write("b.csv", [*more, *reversed(ROWS)]), {}).load(None)
-    assert set(again.evaluation["validation"].texts) >= {text for text in validation.texts if text.startswith("text")}
-    assert not set(again.train.texts) & set(validation.texts)
-    assert 0.15 < len(again.evaluation["validation"]) / 560 < 0.25
+    other = text_file(write("b.csv", [*more, *reversed(ROWS)]), {}).load(None)
+    assert set(other.evaluation["validation"].texts) >= {text for text in validation.texts if text.startswith("text")}
+    assert not set(other.train.texts) & set(validation.texts)
+    assert 0.15 < len(other.evaluation["validation"]) / 560 < 0.25
 
 
 def test_metrics_by_choice() -> None:
