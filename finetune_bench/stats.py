@@ -172,7 +172,7 @@ def pairing_correlation(scores: ArrayLike, reference: ArrayLike) -> float:
     both = both[:, np.isfinite(both).all(axis=0)]
     if both.shape[1] < 3 or (np.ptp(both, axis=1) <= 1e-12).any():
         return math.nan
-    return float(np.corrcoef(both)[0, 1])
+    return float(stats.pearsonr(both[0], both[1]).statistic)
 
 
 def pairing_threshold(seeds: int) -> float:
@@ -194,7 +194,7 @@ def best_is_separated(scores: ArrayLike) -> bool:
     """
     block = np.asarray(scores, dtype=np.float64)
     variance, df = residual_variance(block)
-    means = sorted(block.mean(axis=1).tolist())
+    means = sorted(float(row.mean()) for row in block)
     if variance <= 1e-24:
         return False
     return bool(means[-1] - means[-2] > _range_quantile(block.shape[0], df) * math.sqrt(variance / block.shape[1]))
