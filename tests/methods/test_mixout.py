@@ -280,6 +280,11 @@ def test_neutral_equals_vanilla_to_the_last_bit() -> None:
     assert any(not torch.equal(weight, alive[name]) for name, weight in vanilla.items())
 
 
+def test_p_zero_uses_the_weights_themselves() -> None:
+    run = tiny_run()
+    assert mixed_names(run, mixing(run, p=0.0)) == []  # U + (W − U) is not W to the last bit
+
+
 def test_p_one_without_decay_trains_only_what_is_not_mixed() -> None:
     run = tiny_run(dropout=Dropout.ALL_OFF, weight_decay=0.0)
     method = Mixout(p=1.0)
