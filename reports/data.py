@@ -1,0 +1,289 @@
+"""Rows, sorted into what a report compares: sections of one setting each, with methods, columns and pairs.
+
+A section holds the runs of one model, learning rate and other setting; nothing is ever compared across sections.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from finetune_bench.store import Store
+
+Row = dict[str, Any]
+STATUSES = ("done", "failed", "skipped", "interrupted")
+SETTING = ("model", "recipe", "limit_train", "device", "threads")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One score that a table compares.
+
+    Attributes:
+        task: the task's name.
+        splits: the evaluation splits; several stand for the mean of their scores, none for a task without a score yet.
+        metric: the score's name.
+        title: as tables head it; the split is named only where the task has several.
+    """
+
+    task: str
+    splits: tuple[str, ...]
+    metric: str
+    title: str
+
+
+@dataclass(frozen=True)
+class Section:
+    """The runs of one setting.
+
+    Attributes:
+        title: what sets this section apart; "" where there is only one.
+        setting: model, recipe and the other keys of `SETTING`, flat.
+        methods: labels, the baseline first.
+        runs: by (method, task, seed), of every status.
+        baseline: label of vanilla with its default dropout, None where it wasn't run.
+        columns: one per task and split.
+        suite: one per task; its splits are averaged.
+    """
+
+    title: str
+    setting: dict[str, Any]
+    methods: tuple[str, ...]
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    runs: Mapping[tuple[str, str, int], Row]
+    baseline: str | None
+    columns: tuple[Column, ...]
+    suite: tuple[Column, ...]
+
+    def rows(self, method: str, task: str | None = None, status: str | None = None) -> list[Row]:
+        """A method's rows, by task and seed."""
+        return [
+            row
+            for name in ([task] if task is not None else self.tasks)
+            for seed in self.seeds
+            if (row := self.runs.get((method, name, seed))) is not None and status in (None, row["status"])
+        ]
+
+    def score(self, method: str, column: Column, seed: int) -> float:
+        """The score in points (×100), NaN where there is none."""
+        row = self.runs.get((method, column.task, seed))
+        if row is None or row["status"] != "done" or row["metric"] != column.metric or not column.splits:
+            return math.nan
+        values = [(row.get("metrics") or {}).get(split, {}).get(column.metric) for split in column.splits]
+        return math.nan if None in values else 100 * float(np.mean(values))
+
+    def scores(self, method: str, column: Column) -> np.ndarray:
+        """(seeds,) scores in points, NaN where there is none."""
+        return np.array([self.score(method, column, seed) for seed in self.seeds])
+
+    def collapsed(self, method: str, task: str) -> np.ndarray:
+        """(seeds,) whether the run is done and counts as collapsed."""
+        found = [self.runs.get((method, task, seed)) for seed in self.seeds]
+        return np.array([row is not None and row["status"] == "done" and bool(row.get("collapsed")) for row in found])
+
+    def paired(self, method: str, other: str, task: str, seed: int) -> bool:
+        """Whether both runs are done and started from the same head, on the same examples in the same order."""
+        rows = [self.runs.get((label, task, seed)) for label in (method, other)]
+        proofs = [pairing(row) for row in rows if row is not None and row["status"] == "done"]
+        return len(proofs) == 2 and proofs[0] is not None and proofs[0] == proofs[1]
+
+    def paired_scores(self, method: str, reference: str, column: Column) -> np.ndarray:
+        """(seeds,) scores of the runs that are paired with the reference's, NaN elsewhere."""
+        proven = [self.paired(method, reference, column.task, seed) for seed in self.seeds]
+        return np.where(proven, self.scores(method, column), np.nan)
+
+    def parts(self, method: str) -> list[dict[str, Any]]:
+        """The stack that a label stands for, outermost first."""
+        return list(self.rows(method)[0].get("methods") or [])
+
+    def dropout(self, method: str) -> str:
+        """The realised dropout as comparable text; "" where it isn't known or runs differ."""
+        realised = [row.get("dropout") for row in self.rows(method, status="done")]
+        found = {canonical(dropout) for dropout in realised if dropout is not None}
+        return found.pop() if len(found) == 1 else ""
+
+    def controls(self) -> list[str]:
+        """Vanilla with other than its default dropout."""
+        return [label for label in self.methods if label != self.baseline and is_vanilla(self.parts(label))]
+
+    def control(self, method: str) -> str | None:
+        """The vanilla control whose realised dropout is this method's, where that isn't the baseline's."""
+        own = self.dropout(method)
+        if not own or (self.baseline is not None and own == self.dropout(self.baseline)):
+            return None
+        return next((label for label in self.controls() if label != method and self.dropout(label) == own), None)
+
+
+@dataclass
+class Data:
+    """A store's rows as reports read them; traces are read once, when first asked for."""
+
+    store: Store
+    study: dict[str, Any]
+    rows: list[Row]
+    superseded: int
+    sections: list[Section]
+    _traces: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+
+    def trace(self, row: Row) -> dict[str, np.ndarray]:
+        """The training trace of a run; empty where it has none."""
+        if row["id"] not in self._traces:
+            self._traces[row["id"]] = self.store.arrays(row["id"], "trace")
+        return self._traces[row["id"]]
+
+    def examples(self, row: Row) -> dict[str, int]:
+        """Evaluation examples by split."""
+        arrays = self.store.arrays(row["id"], "predictions")
+        return {key.removesuffix(".labels"): len(arrays[key]) for key in arrays if key.endswith(".labels")}
+
+
+def load(store: Store) -> Data:
+    """Read a store and sort its rows into sections."""
+    study = store.study()
+    rows = store.rows()
+    current = _current(rows)
+    groups: dict[str, list[Row]] = {}
+    for row in current:
+        groups.setdefault(canonical({key: row.get(key) for key in SETTING}), []).append(row)
+    settings = {key: flat({name: group[0].get(name) for name in SETTING}) for key, group in groups.items()}
+    names = {name for setting in settings.values() for name in setting}
+    differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings.values()}) > 1}
+    models = _ordered(sorted({str(row.get("model")) for row in current}), study.get("models"))
+    order = sorted(groups, key=lambda key: (models.index(str(settings[key].get("model"))), _sortable(settings[key])))
+    return Data(
+        store=store,
+        study=study,
+        rows=current,
+        superseded=len(rows) - len(current),
+        sections=[_section(groups[key], settings[key], differing, study) for key in order],
+    )
+
+
+def canonical(value: Any) -> str:
+    """Equal texts for equal values, whatever the order of keys."""
+    return json.dumps(value, sort_keys=True)
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots; the recipe's keys stand without prefix, as they are typed."""
+    result: dict[str, Any] = {}
+    for key, item in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(item, Mapping):
+            result.update(flat(item, "" if name == "recipe" else f"{name}."))
+        else:
+            result[name] = item
+    return result
+
+
+def pairing(row: Row) -> tuple[str, str, str] | None:
+    """What proves a pair: the hashes of head, order and data; None where one is missing."""
+    hashes = row.get("hashes") or {}
+    found = tuple(hashes.get(name) for name in ("init", "order", "data"))
+    return None if None in found else found  # type: ignore[return-value]
+
+
+def is_vanilla(parts: list[dict[str, Any]]) -> bool:
+    """Whether a stack is fine-tuning without any method."""
+    return [part["name"] for part in parts] == ["vanilla"]
+
+
+def digest(trace: Mapping[str, np.ndarray]) -> str | None:
+    """A hash of the recorded losses and weight sketches; None where a trace holds not both."""
+    if "loss" not in trace or "sketch" not in trace:
+        return None
+    content = b"".join(np.ascontiguousarray(trace[key]).tobytes() for key in ("loss", "sketch"))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _current(rows: list[Row]) -> list[Row]:
+    """One row per run: those of the newest method versions, and of these the one that finished last."""
+
+    def label(row: Row) -> str:
+        return canonical([row.get(key) for key in ("method", *SETTING)])
+
+    def versions(row: Row) -> list[int]:
+        return [part.get("version") or 0 for part in row.get("methods") or []]
+
+    newest: dict[str, list[int]] = {}
+    for row in rows:
+        newest[label(row)] = max(newest.get(label(row), []), versions(row))
+    latest: dict[str, Row] = {}
+    for row in rows:
+        key = canonical([label(row), row["task"], row["seed"]])
+        if versions(row) == newest[label(row)]:
+            other = latest.get(key)
+            if other is None or str(row.get("finished") or "") >= str(other.get("finished") or ""):
+                latest[key] = row
+    return list(latest.values())
+
+
+def _section(rows: list[Row], setting: dict[str, Any], differing: set[str], study: Mapping[str, Any]) -> Section:
+    parts = {row["method"]: list(row.get("methods") or []) for row in rows}
+    plain = [label for label in sorted(parts) if is_vanilla(parts[label]) and _keeps_dropout(parts[label])]
+    baseline = plain[0] if plain else None
+    methods = _ordered(sorted(parts, key=lambda label: (len(parts[label]), label)), study.get("methods"))
+    methods.sort(key=lambda label: (label != baseline, not is_vanilla(parts[label])))  # the baseline, then its controls
+    tasks = _ordered(sorted({row["task"] for row in rows}), study.get("tasks"))
+    columns = [column for task in tasks for column in _columns(task, [row for row in rows if row["task"] == task])]
+    suite = []
+    for task in tasks:
+        own = [column for column in columns if column.task == task]
+        splits = tuple(split for column in own if column.metric == own[0].metric for split in column.splits)
+        suite.append(Column(task, splits, own[0].metric, task))
+    apart = [str(value) if key == "model" else f"{key} {value}" for key, value in setting.items() if key in differing]
+    return Section(
+        title=", ".join(apart),
+        setting=setting,
+        methods=tuple(methods),
+        tasks=tuple(tasks),
+        seeds=tuple(sorted({row["seed"] for row in rows})),
+        runs={(row["method"], row["task"], row["seed"]): row for row in rows},
+        baseline=baseline,
+        columns=tuple(columns),
+        suite=tuple(suite),
+    )
+
+
+def _columns(task: str, rows: list[Row]) -> Iterator[Column]:
+    found = sorted(
+        {
+            (row["metric"], split)
+            for row in rows
+            if row["status"] == "done"
+            for split, metrics in (row.get("metrics") or {}).items()
+            if row["metric"] in metrics
+        }
+    )
+    if not found:
+        metric = str(rows[0].get("metric") or "")
+        yield Column(task, (), metric, f"{task} {metric}".strip())
+    for metric, split in found:
+        several = len({other for _, other in found}) > 1
+        named = f"{task} {split.removeprefix('validation_')}" if several else task
+        yield Column(task, (split,), metric, f"{named} {metric}")
+
+
+def _keeps_dropout(parts: list[dict[str, Any]]) -> bool:
+    return str((parts[0].get("parameters") or {}).get("dropout", "keep")) == "keep"
+
+
+def _ordered(names: list[str], asked: Any) -> list[str]:
+    """The names, those that were asked for first and in that order."""
+    wanted = [name for name in asked or () if name in names]
+    return wanted + [name for name in names if name not in wanted]
+
+
+def _sortable(setting: Mapping[str, Any]) -> list[tuple[bool, float, str]]:
+    """Numbers in their order, texts in theirs."""
+    return [
+        (not isinstance(value, int | float), float(value) if isinstance(value, int | float) else 0.0, str(value))
+        for _, value in sorted(setting.items())
+    ]
