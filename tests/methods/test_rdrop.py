@@ -83,6 +83,6 @@ def test_hype_and_rdrop_noise_both_passes() -> None:
     """HyPe + R-Drop needs no code of its own: with all dropout off, only HyPe's noise makes the passes differ."""
     methods = [registry.method_class("hype")(eps=0.3, dropout="all_off"), registry.method_class("rdrop")()]
     _, trace, _ = testing.toy_train(methods)
-    assert (trace.steps["rdrop_divergence"] > 1e-4).all()
+    assert (trace.steps["rdrop_divergence"] > 0).all()
     still = [registry.method_class("hype")(eps=0.0, dropout="all_off"), registry.method_class("rdrop")()]
     assert np.array_equal(testing.toy_train(still)[1].steps["rdrop_divergence"], np.zeros(6))

@@ -1,0 +1,94 @@
+"""Rows on disk: whole or not at all, claimed by one process at a time."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from finetune_bench.errors import UsageError
+from finetune_bench.store import Store, to_json
+
+
+def test_a_cell_is_read_as_written(tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    arrays = {"trace": {"loss": np.arange(3.0)}, "predictions": {"validation.labels": np.array([1, 0])}}
+    store.write({"id": "a"}, {"id": "a", "status": "done", "cost": {"seconds": 1.5}}, arrays=arrays)
+    assert store.row("a") == {"id": "a", "status": "done", "cost": {"seconds": 1.5}}
+    assert np.array_equal(store.arrays("a", "trace")["loss"], np.arange(3.0))
+    assert store.arrays("a", "absent") == {}
+    assert store.frame()["cost.seconds"].tolist() == [1.5]
+    assert store.row("b") is None
+
+
+def test_a_failed_row_is_replaced(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write({}, {"id": "a", "status": "failed"}, log="Traceback")
+    assert (store.folder("a") / "log.txt").read_text("utf-8") == "Traceback"
+    store.write({}, {"id": "a", "status": "done"})
+    assert [row["status"] for row in store.rows()] == ["done"]
+    assert not (store.folder("a") / "log.txt").exists()
+    assert [path.name for path in store.cells.iterdir()] == ["a"]
+
+
+def test_what_fails_while_writing_leaves_nothing(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    with pytest.raises(RuntimeError, match="half way"), store.writing("a") as folder:
+        (folder / "row.json").write_text("{}", "utf-8")
+        raise RuntimeError("half way")
+    assert store.rows() == []
+    assert list(store.cells.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_not_read_and_then_removed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    half = store.cells / ".a-1234"
+    half.mkdir(parents=True)
+    (half / "row.json").write_text(json.dumps({"id": "a", "status": "done"}), "utf-8")
+    assert store.rows() == []
+    store.write({}, {"id": "a", "status": "done"})
+    assert not half.exists()
+
+
+def test_a_truncated_row_counts_as_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write({}, {"id": "a", "status": "done"})
+    (store.folder("a") / "row.json").write_text('{"id": "a", "sta', "utf-8")
+    assert store.row("a") is None
+    assert store.rows() == []
+
+
+def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    code = (
+        "import sys, time\nfrom finetune_bench.store import Store\n"
+        "with Store(sys.argv[1]).claim('a') as mine:\n    print(mine, flush=True)\n    time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "True\n"
+        with store.claim("a") as mine:
+            assert not mine
+        with store.claim("b") as mine:
+            assert mine
+        other.kill()
+        other.wait()
+    with store.claim("a") as mine:
+        assert mine
+
+
+def test_json_has_no_nan() -> None:
+    assert json.loads(to_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": (1, 2)}})) == {
+        "a": None,
+        "b": [None, 1.5],
+        "c": {"d": [1, 2]},
+    }
+
+
+def test_opening_what_is_no_run_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="holds no cells"):
+        Store.open(tmp_path)

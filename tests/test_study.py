@@ -1,0 +1,131 @@
+"""Options from flags and TOML: what is read, and how what is wrong is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_bench.errors import UnknownName, UsageError
+from finetune_bench.study import OPTIONS, Recipe, Study, make_study, read_options, read_toml
+
+
+def embedded() -> dict[str, Any]:
+    return {"tasks": ["one", "two"], "model": "small", "methods": ["vanilla", "hype"], "seeds": 3, "lr": 1e-4}
+
+
+def study(**flags: Any) -> Study:
+    return make_study(flags, embedded)
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("5", (1, 2, 3, 4, 5)), ("1", (1,)), ("11,12", (11, 12)), ("11,", (11,)), (2, (1, 2)), ([7], (7,))]
+)
+def test_seeds(text: Any, seeds: tuple[int, ...]) -> None:
+    assert study(seeds=text).seeds == seeds
+
+
+def test_defaults_are_the_papers_where_a_task_is_named() -> None:
+    made = study(tasks="rte", methods="hype")
+    assert made.recipe == Recipe()
+    assert (Recipe().lr, Recipe().batch_size, Recipe().epochs, Recipe().warmup) == (2e-5, 16, 3, 0.1)
+    assert (Recipe().beta1, Recipe().beta2, Recipe().adam_eps) == (0.9, 0.99, 1e-6)
+    assert (Recipe().weight_decay, Recipe().clip, Recipe().max_length) == (0.1, 1.0, 128)
+    assert made.seeds == (1, 2, 3, 4, 5)
+    assert made.models == ("small",)
+
+
+def test_the_embedded_study_brings_its_own_recipe() -> None:
+    made = study()
+    assert (made.tasks, made.models, made.seeds, made.recipe.lr) == (("one", "two"), ("small",), (1, 2, 3), 1e-4)
+    assert study(methods="hype,rdrop").methods == ("hype", "rdrop")
+    assert study(lr="3e-5").recipe.lr == 3e-5
+
+
+def test_lists_split_outside_brackets_only() -> None:
+    assert study(methods="hype(eps=1e-4,noise=normal),rdrop").methods == ("hype(eps=1e-4,noise=normal)", "rdrop")
+
+
+def test_learning_rates_are_an_axis() -> None:
+    assert study(tasks="rte", lr="1e-5,2e-5").lrs == (1e-5, 2e-5)
+
+
+def test_every_option_is_a_flag_named_in_the_issue() -> None:
+    names = (
+        "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
+        "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
+        "save-model no-baseline retry-failed config plugin"
+    )
+    assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"seeds": "0"}, "--seeds: expected a number of seeds"),
+        ({"seeds": "1,1"}, "given once"),
+        ({"seeds": "x"}, "--seeds: expected"),
+        ({"lr": "fast"}, "--lr: expected one number or more"),
+        ({"lr": "-1"}, "The 'lr' parameter of Recipe must be a float in"),
+        ({"lr": "1e-5,-1"}, "The 'lr' parameter"),
+        ({"epochs": "0"}, "--epochs: expected a whole number of at least 1"),
+        ({"epochs": "1.5"}, "--epochs: expected a whole number"),
+        ({"epochs": "1", "steps": "5"}, "--steps and --epochs"),
+        ({"betas": "0.9"}, "--betas: expected two numbers"),
+        ({"betas": "0.9,1.0"}, "The 'beta2' parameter"),
+        ({"precision": "int8"}, "one of fp32, bf16, fp16"),
+        ({"accumulation": "3"}, "must divide"),
+        ({"methods": "hype,hype"}, "each name once"),
+        ({"methods": ""}, "--methods: expected one name or more"),
+        ({"limit_train": "0"}, "--limit-train: expected"),
+        ({"warmup": "-0.1"}, "The 'warmup' parameter"),
+    ],
+)
+def test_wrong_values_are_told(flags: dict[str, str], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        study(**flags)
+
+
+def test_toml_is_read_and_flags_win(tmp_path: Path) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text('methods = ["hype"]\ntasks = ["rte", "mrpc"]\nlr = 3e-5\nbatch-size = 8\nsave_model = true\n', "utf-8")
+    made = study(config=str(file), tasks="cola")
+    assert (made.methods, made.tasks, made.recipe.lr, made.recipe.batch_size) == (("hype",), ("cola",), 3e-5, 8)
+    assert made.save_model
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr = = 3", "is not valid TOML.*line 1"),
+        ("learning_rate = 1.0", "no option in .*study.toml called 'learning_rate'"),
+        ("lrs = 1.0", "Did you mean 'lr'"),
+        ("epochs = 'many'", "study.toml: key 'epochs': expected a whole number of at least 1; got 'many'"),
+        ("epochs = true", "key 'epochs'"),
+        ("save_model = 'yes'", "key 'save_model': expected true or false"),
+        ("config = 'other.toml'", "no option"),
+    ],
+)
+def test_wrong_toml_is_told(tmp_path: Path, text: str, message: str) -> None:
+    file = tmp_path / "study.toml"
+    file.write_text(text, "utf-8")
+    with pytest.raises(UsageError, match=message):
+        read_toml(str(file))
+
+
+def test_missing_toml_is_told() -> None:
+    with pytest.raises(UsageError, match="--config: 'absent.toml' can't be read"):
+        read_toml("absent.toml")
+
+
+def test_unknown_option_is_told() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'seeds'"):
+        read_options({"seed": 3})
+
+
+def test_steps_and_warmup() -> None:
+    assert Recipe(epochs=3, batch_size=16).total_steps(100) == 21
+    assert Recipe(steps=50).total_steps(100) == 50
+    assert Recipe(warmup=0.1).warmup_steps(50) == 5
+    assert Recipe(warmup=7).warmup_steps(50) == 7
