@@ -29,9 +29,13 @@ from finetune_bench.study import Recipe
 from finetune_bench.task import Task, TaskData
 from finetune_bench.training import Encoded, TrainingRun, TrainingStep
 
-torch.set_num_threads(1)
-
-_SIZE: dict[str, Any] = {"num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 50, "pad_token_id": 0}
+_SIZE: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "vocab_size": 50,
+    "pad_token_id": 0,
+}
 _BERT: dict[str, Any] = {"hidden_size": 16, "max_position_embeddings": 40, **_SIZE}
 _RELATIVE: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}
 _ENDS: dict[str, Any] = {"bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
