@@ -414,7 +414,9 @@ def _figure(value: float) -> str:
     """Three digits that count."""
     if math.isnan(value):
         return "—"
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+    if 0 < value < 0.01:
+        return "<0.01"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _trained(trainable: float, total: float) -> str:
@@ -438,7 +440,7 @@ def _synergies(section: Section) -> list[str]:
                 str(one.estimate.n),
                 f"{one.estimate.df:.1f}".removesuffix(".0") if one.estimate.df > 0 else "—",
                 one.interval if one.estimate.df > 0 else "—",
-                "—" if math.isnan(one.logit) else f"{one.logit:+.2f}".replace("-", "−"),
+                _log_odds(one.logit),
             ]
             for one in found
         ]
@@ -454,6 +456,10 @@ def _synergies(section: Section) -> list[str]:
         f"{code(method)}: {plain(note)}" for method, note in {one.method: one.note for one in found}.items() if note
     ]
     return [*blocks, bullets([*(notes if found else []), *(plain(text) for text in left_out)])]
+
+
+def _log_odds(value: float) -> str:
+    return "—" if math.isnan(value) else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def _bold_if_separated(estimate: stats.Estimate) -> str:
@@ -501,20 +507,25 @@ def _data(data: Data) -> list[str]:
         "is in no interval above.",
     ]
     notes += [
-        f"{plain(task)}: the {plain(split)} split is a subset of the published one; its scores are not those of the "
-        "literature."
+        f"{plain(task)}: the {plain(split)} split is a subset: its rows are not all that were published, so scores "
+        "aren't comparable with the literature's."
         for task, split in dict.fromkeys(sorted(subsets))
     ]
+    told = dict.fromkeys((row["task"], note) for row in data.rows for note in row.get("notes") or [])
+    notes += [f"{plain(task)}: {plain(note)}" for task, note in told]
     return [table(header, rows), bullets(notes)] if rows else ["No run left a score."]
 
 
 def _warnings(data: Data) -> list[str]:
     blocks = []
     for status in ("failed", "skipped", "interrupted"):
-        if groups := words.grouped(data, status):
+        if groups := words.by_reason([row for row in data.rows if row["status"] == status], "reason"):
             items = [f"{counted(count, 'cell')}: {plain(reason)} — {plain(where)}" for reason, where, count in groups]
             blocks.append(f"**{status.capitalize()}**\n\n{bullets(items)}")
-    items = [f"Collapsed: {plain(words.cells([row]))}: {plain(str(row['collapsed']))}" for row in words.collapsed(data)]
+    items = [
+        f"Collapsed: {plain(reason)} — {plain(where)}"
+        for reason, where, _ in words.by_reason(words.collapsed(data), "collapsed")
+    ]
     if moved := words.hardly_moved(data):
         items.append(f"The training loss hardly moved: {plain(words.cells(moved))}.")
     for section in data.sections:

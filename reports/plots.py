@@ -75,7 +75,7 @@ def draw(data: Data, folder: Path) -> list[Plot]:
         "scores": (draw_scores, "Scores: every seed as a dot, the mean and its interval"),
         "memory": (draw_memory, "Peak memory against score"),
         "time": (draw_time, "Training time against score"),
-        "curves": (draw_curves, "Training loss by step"),
+        "curves": (draw_curves, "Training loss of the task by step: mean over seeds, smoothed"),
         "synergy": (draw_synergies, "Synergy of stacks with intervals"),
     }
     plots = []
@@ -223,7 +223,8 @@ def _limits(values: np.ndarray, estimates: Sequence[Estimate], longest: float) -
     low, high = float(finite.min()), float(finite.max())
     room = max(longest * (high - low), 0.5)
     ends = [end for one in estimates if not math.isnan(one.low) for end in (one.low, one.high)]
-    return max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
+    low, high = max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
+    return (low, high) if high > low else (low - room, high + room)
 
 
 def _draw_interval(axes: Axes, estimate: Estimate, height: int, colour: str, limits: tuple[float, float]) -> None:
@@ -300,7 +301,7 @@ def _handle(section: Section, method: str, *, line: bool) -> Line2D:
 
 
 def draw_curves(data: Data, section: Section) -> Figure | None:
-    """The loss that each method minimises, by step: mean over seeds, smoothed; a panel per task."""
+    """The task's training loss by step, without what methods add to it: mean over seeds, smoothed; a panel per task."""
     curves = {
         (task, method): found
         for task in section.tasks
@@ -330,14 +331,15 @@ def draw_curves(data: Data, section: Section) -> Figure | None:
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
     for axes in panels[::across]:
-        axes.set_ylabel("loss that the method minimises")
+        axes.set_ylabel("training loss of the task")
     _legend(figure, [_handle(section, method, line=True) for method in section.methods])
     return figure
 
 
 def _losses(data: Data, section: Section, method: str, task: str) -> Iterator[np.ndarray]:
     for row in section.rows(method, task, "done"):
-        loss = np.asarray(data.trace(row).get("loss", ()), dtype=np.float64)
+        trace = data.trace(row)
+        loss = np.asarray(trace.get("task_loss", trace.get("loss", ())), dtype=np.float64)
         if loss.ndim == 1 and len(loss):
             yield loss
 

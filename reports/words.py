@@ -24,9 +24,11 @@ def points(value: float, sign: bool = False) -> str:
 
 
 def interval(estimate: stats.Estimate, sign: bool = False) -> str:
-    """`71.3 [69.9, 72.8]`; without brackets where there is no interval."""
+    """`71.3 [69.9, 72.8]`; without brackets where there is no interval, and no ends where every unit is the same."""
     if math.isnan(estimate.low):
         return points(estimate.value, sign)
+    if estimate.standard_error == 0:
+        return f"{points(estimate.value, sign)} [no spread]"
     return f"{points(estimate.value, sign)} [{points(estimate.low, sign)}, {points(estimate.high, sign)}]"
 
 
@@ -61,6 +63,13 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
         return ["No run ended well, so there is nothing to compare."]
     seeds = most_seeds(section)
     sentences = [seeds_sentence(seeds)]
+    done = [row for row in section.runs.values() if row["status"] == "done"]
+    broken = sum(bool(row.get("collapsed")) for row in done)
+    if 2 * broken > len(done):
+        sentences.append(
+            f"{broken} of {counted(len(done), 'run')} collapsed: where most runs don't train, differences between them "
+            "say little."
+        )
     if not differences:
         return [*sentences, no_differences(section)]
     main = _main(section, differences)
@@ -204,21 +213,20 @@ def environment(data: Data) -> dict[str, str]:
     for row in data.rows:
         if row["status"] == "done":
             for key, value in flat(row.get("environment") or {}).items():
-                values.setdefault(key.removeprefix("versions."), set()).add("—" if value is None else str(value))
+                values.setdefault(key, set()).add("—" if value is None else str(value))
     return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}
 
 
 # --- what went wrong --------------------------------------------------------------------------------------------------
 
 
-def grouped(data: Data, status: str) -> list[tuple[str, str, int]]:
-    """Rows of a status by reason: (reason, which cells, how many), the most frequent first."""
+def by_reason(rows: Iterable[Row], key: str) -> list[tuple[str, str, int]]:
+    """Rows by the reason under `key`: (reason, which cells, how many), the most frequent first."""
     groups: dict[str, list[Row]] = {}
-    for row in data.rows:
-        if row["status"] == status:
-            groups.setdefault(str(row.get("reason") or "no reason given"), []).append(row)
+    for row in rows:
+        groups.setdefault(str(row.get(key) or "no reason given"), []).append(row)
     ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [(reason, cells(rows), len(rows)) for reason, rows in ordered]
+    return [(reason, cells(found), len(found)) for reason, found in ordered]
 
 
 def cells(rows: Iterable[Row]) -> str:

@@ -89,6 +89,7 @@ def make_row(method: str, task: str, seed: int, *, noise: float = 0.008) -> dict
         "majority": {split: {metric: 0.0 if metric != "accuracy" else 0.5} for split in splits},
         "collapsed": None,
         "subset": [],
+        "notes": [],
         "training": {"steps": 120, "first_loss": 0.7, "last_loss": 0.3, "hardly_moved": False},
         "cost": {
             "train_seconds": seconds * 1.1,
@@ -107,12 +108,14 @@ def make_row(method: str, task: str, seed: int, *, noise: float = 0.008) -> dict
             "evaluation_seconds": 2.5,
         },
         "hashes": {"init": f"i{seed}{task}", "order": f"o{seed}{task}", "data": f"d{task}"},
-        "dropout": {"hidden": 0.1 if off == 0 else 0.0, "attention": 0.1 if off < 2 else 0.0},
+        "dropout": ({"layer.*.hidden": 0.1} if off == 0 else {}) | ({"layer.*.attention": 0.1} if off < 2 else {}),
         "environment": {
-            "versions": {"finetune-bench": "0.1.0", "torch": "2.9.0", "transformers": "5.0.0"},
+            "finetune_bench": "0.1.0",
+            "torch": "2.9.0",
+            "transformers": "5.0.0",
             "device": "one core",
-            "dtype": "float32",
             "commit": "abc123",
+            "dirty": False,
         },
         "started": "2026-01-01T00:00:00+00:00",
         "finished": "2026-01-01T00:01:00+00:00",
@@ -128,6 +131,7 @@ def make_trace(row: dict[str, Any]) -> dict[str, np.ndarray]:
     loss = 0.25 + (start - 0.25) * np.exp(-steps / rng.uniform(30, 55)) + rng.normal(0, 0.05, len(steps))
     return {
         "loss": loss.astype(np.float32),
+        "task_loss": (loss / (start / 0.69)).astype(np.float32),
         "sketch": rng.normal(size=(10, 16)).astype(np.float32),
         "sketch_steps": np.linspace(0, len(steps) - 1, 10).astype(np.int64),
     }

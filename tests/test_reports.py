@@ -131,7 +131,7 @@ def test_only_what_is_separated_is_bold(tmp_path: Path):
 
     section = only_section(make_store(tmp_path / "clear", noise=0.002, change=lift))
     assert {one.method for one in tables.scores(section) if one.best} == {"hype+rdrop"}
-    assert "**99.0 [99.0, 99.0]** n=3" in text_of(Store(tmp_path / "clear"))
+    assert "**99.0 [no spread]** n=3" in text_of(Store(tmp_path / "clear"))
 
 
 def test_the_verdict_says_what_separated_and_what_did_not(tmp_path: Path):
@@ -293,8 +293,21 @@ def test_collapsed_runs_are_shown_with_and_without(tmp_path: Path):
     text = text_of(store)
     assert "1 collapsed" in text
     assert "`hype`: 1 of 6 runs collapsed, 17 % [0, 64] (Clopper–Pearson, n=6" in text
-    assert "Collapsed: hype on cola (seed 1): predicts one class only" in text
+    assert "Collapsed: predicts one class only — hype on cola (seed 1)" in text
     assert "The training loss hardly moved: hype on cola (seed 1)." in text
+
+
+def test_when_every_run_is_the_same_nothing_is_claimed(tmp_path: Path):
+    def collapse(row: dict[str, Any]) -> None:
+        row.update(collapsed="predicts one class only", metrics={"validation": {"accuracy": 0.527}})
+
+    store = make_store(tmp_path / "run", methods=FIVE[:3], tasks=["rte"], seeds=2, change=collapse)
+    (tmp_path / "out").mkdir()
+    Markdown().write(store, tmp_path / "out")
+    assert "52.7 [no spread] n=2, 2 collapsed" in summary_table(store)
+    verdict = " ".join(words.verdict(only_section(store)))
+    assert "Separated" not in verdict
+    assert "6 of 6 runs collapsed: where most runs don't train" in verdict
 
 
 def test_a_collapsed_baseline_is_shown_for_every_method(tmp_path: Path):
@@ -410,8 +423,9 @@ def test_learning_rates_and_models_are_sections(tmp_path: Path):
 
 
 def test_subsets_are_named(tmp_path: Path):
-    text = text_of(make_store(tmp_path, change=lambda row: row.update(subset=["validation"])))
-    assert "rte: the validation split is a subset of the published one" in text
+    text = text_of(make_store(tmp_path, change=lambda row: row.update(subset=["validation"], notes=["Labels moved."])))
+    assert "rte: the validation split is a subset" in text
+    assert text.count("rte: Labels moved.") == 1
     assert "| 277 | 50.0 |" in text
 
 
@@ -453,10 +467,10 @@ def test_older_rows_of_a_run_are_left_out(tmp_path: Path):
 def test_rows_from_several_versions_are_named(tmp_path: Path):
     def update(row: dict[str, Any]) -> None:
         if row["seed"] == 2:
-            row["environment"]["versions"]["torch"] = "2.10.0"
+            row["environment"]["torch"] = "2.10.0"
 
     text = text_of(make_store(tmp_path, change=update))
-    assert "Rows differ in their environment, versions.torch: 2.10.0, 2.9.0." in text
+    assert "Rows differ in their environment, torch: 2.10.0, 2.9.0." in text
 
 
 def test_the_study_gives_the_order(tmp_path: Path):
