@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -78,6 +79,8 @@ class LocalExecutor:
             self._stop()
             for thread in threads:
                 thread.join()
+            for worker in self._workers.values():
+                _release(worker)
 
     def _stop(self) -> None:
         with self._lock:
@@ -126,7 +129,7 @@ class LocalExecutor:
         if line:
             answer = json.loads(line)
             return Event(cell, answer["status"], answer.get("reason"), answer.get("seconds") or 0.0)
-        worker.wait()
+        _release(worker)
         del self._workers[number]
         with open(log, "rb") as file:
             file.seek(begin)
@@ -156,9 +159,7 @@ class LocalExecutor:
     def _end(self, number: int) -> None:
         worker = self._workers.pop(number, None)
         if worker is not None:
-            assert worker.stdin is not None
-            worker.stdin.close()
-            worker.wait()
+            _release(worker)
 
 
 def _send(worker: subprocess.Popen[str], message: dict[str, Any]) -> None:
@@ -170,6 +171,15 @@ def _send(worker: subprocess.Popen[str], message: dict[str, Any]) -> None:
 def _answers(worker: subprocess.Popen[str]) -> IO[str]:
     assert worker.stdout is not None
     return worker.stdout
+
+
+def _release(worker: subprocess.Popen[str]) -> None:
+    """Close the pipes, at which the worker ends, and wait for it."""
+    for pipe in (worker.stdin, worker.stdout):
+        with suppress(BrokenPipeError):  # what could not be sent to a dead worker
+            assert pipe is not None
+            pipe.close()
+    worker.wait()
 
 
 def _death(code: int) -> str:

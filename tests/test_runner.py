@@ -1,0 +1,264 @@
+"""Whole grids with real workers on a tiny checkpoint: resumed, killed, interrupted, failing, and always the same rows."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from finetune_bench import cli, run
+from finetune_bench.store import Store
+from finetune_bench.study import Recipe, Study
+
+pytestmark = pytest.mark.slow
+
+NOT_MEASURED = (
+    "id status reason retry method methods task kind metric model seed limit_train recipe device threads metrics majority "
+    "collapsed subset notes training hashes dropout"
+).split()
+COUNTED = ("forwards_per_step", "backwards_per_step", "saved_activation_bytes", "trainable_parameters", "setup_forwards")
+
+
+def stable(store: Store) -> dict[str, Any]:
+    """All that is not a measurement, by cell; arrays as bytes."""
+    found = {}
+    for row in store.rows():
+        kept = {key: row.get(key) for key in NOT_MEASURED}
+        kept["cost"] = {key: row.get("cost", {}).get(key) for key in COUNTED}
+        for name in ("predictions", "trace"):
+            kept[name] = {key: value.tobytes() for key, value in sorted(store.arrays(row["id"], name).items())}
+        found[row["id"]] = kept
+    return found
+
+
+def command(*options: str, **paths: Path) -> list[str]:
+    named = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
+    return [sys.executable, "-m", "finetune_bench.cli", "run", *named, *options]
+
+
+GRID = ("--methods", "vanilla,hype(eps=0.1),rdrop,mixout", "--seeds", "2", "--epochs", "2", "--lr", "1e-3")
+
+
+@pytest.fixture(scope="module")
+def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study(
+        methods=("vanilla", "hype(eps=0.1)", "rdrop", "mixout"),
+        tasks=(str(tiny_data),),
+        models=(str(tiny_checkpoint),),
+        seeds=(1, 2),
+        recipe=Recipe(lr=1e-3, epochs=2),
+        out=tmp_path_factory.mktemp("runs") / "undisturbed",
+        workers=2,
+        device="cpu",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study: Study) -> Store:
+    frame = run(study)
+    assert len(frame) == 5 * 2  # the dropout-off control was added
+    assert set(frame["status"]) == {"done"}
+    assert study.out is not None
+    return Store(study.out)
+
+
+def test_rows_say_what_was_done(undisturbed: Store, study: Study) -> None:
+    rows = undisturbed.rows()
+    assert {row["method"] for row in rows} == {
+        "vanilla",
+        "vanilla(dropout=hidden_off)",
+        "hype(eps=0.1)",
+        "rdrop",
+        "mixout",
+    }
+    for seed in (1, 2):
+        of_seed = [row for row in rows if row["seed"] == seed]
+        assert len({str(row["hashes"]) for row in of_seed}) == 1  # paired: same head, same order, same data
+    assert rows[0]["hashes"] != next(row for row in rows if row["seed"] != rows[0]["seed"])["hashes"]
+    by_method = {row["method"]: row for row in rows if row["seed"] == 1}
+    assert by_method["rdrop"]["cost"]["forwards_per_step"] == 2
+    assert set(by_method["hype(eps=0.1)"]["dropout"]) == {"bert.encoder.layer.*.attention.self.dropout"}
+    assert by_method["mixout"]["dropout"] == {}
+    for row in rows:
+        assert 0 <= row["metrics"]["validation"]["accuracy"] <= 1
+        assert row["cost"]["train_seconds"] > 0
+        assert row["cost"]["peak_memory_bytes"] > 2**20
+        assert row["environment"]["torch"]
+        trace = undisturbed.arrays(row["id"], "trace")
+        assert len(trace["loss"]) == row["training"]["steps"]
+        assert trace["sketch"].shape == (len(trace["sketch_steps"]), 64)
+        predictions = undisturbed.arrays(row["id"], "predictions")
+        accuracy = (predictions["validation.predictions"].argmax(1) == predictions["validation.labels"]).mean()
+        assert accuracy == pytest.approx(row["metrics"]["validation"]["accuracy"])
+
+
+def test_a_second_run_does_nothing(undisturbed: Store, study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.cells.rglob("*")}
+    arguments = command(*GRID, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=undisturbed.root)[3:]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr()
+    assert "10 cells" in shown.err
+    assert "10 cached: nothing to do." in shown.err
+    assert "rdrop" in shown.out
+    assert "report.md" in shown.out
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.cells.rglob("*")} == before
+
+
+def test_one_worker_gives_the_same_rows(undisturbed: Store, study: Study, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    run(replace(study, workers=1, out=tmp_path / "one"))
+    assert stable(Store(tmp_path / "one")) == stable(undisturbed)
+
+
+def wait_for_rows(store: Store, count: int, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while len(store.rows()) < count:
+        assert process.poll() is None, "the run ended before it could be disturbed"
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_kill_9_and_resume(undisturbed: Store, study: Study, tmp_path: Path) -> None:
+    store = Store(tmp_path / "killed")
+    typed = command(*GRID, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
+    with subprocess.Popen(typed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True) as process:
+        wait_for_rows(store, 3, process)
+        process.kill()
+    time.sleep(1.0)  # the workers notice that their run is gone
+    kept = {row["id"]: (store.folder(row["id"]) / "row.json").stat().st_mtime_ns for row in store.rows()}
+    assert 3 <= len(kept) < 10
+    done = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(kept)} cached: {10 - len(kept)} to run" in done.stderr
+    assert stable(store) == stable(undisturbed)
+    for cell, modified in kept.items():
+        assert (store.folder(cell) / "row.json").stat().st_mtime_ns == modified
+
+
+def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(study: Study, tmp_path: Path) -> None:
+    store = Store(tmp_path / "interrupted")
+    typed = command(*GRID, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
+    with subprocess.Popen(typed, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as process:
+        wait_for_rows(store, 2, process)
+        process.send_signal(signal.SIGINT)
+        _, talk = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "To go on:" in talk
+    assert f"--out {store.root}" in talk
+    statuses = [row["status"] for row in store.rows()]
+    assert statuses.count("done") >= 2
+    assert "failed" not in statuses
+    assert "Traceback" not in talk
+
+
+PLUGIN = """
+import os, signal, torch
+from finetune_bench.method import Method, Objective
+from finetune_bench.parameters import parameter
+
+class Trouble(Method):
+    '''Raises, diverges or dies, as told.'''
+    name = "trouble"
+    how: str = parameter("raise", choices=("raise", "diverge", "die", "memory"))
+
+    def objective(self, step, inner, view):
+        found = inner(view)
+        if self.how == "raise":
+            raise RuntimeError("no luck today")
+        if self.how == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "memory":
+            raise torch.OutOfMemoryError("not enough")
+        return Objective(found.loss * float("nan"), found.output)
+"""
+
+
+def test_a_failing_cell_is_a_row_and_the_grid_goes_on(study: Study, tmp_path: Path) -> None:
+    plugin = tmp_path / "trouble.py"
+    plugin.write_text(PLUGIN, "utf-8")
+    store = Store(tmp_path / "failing")
+    ways = ["trouble", "trouble(how=diverge)", "trouble(how=die)", "trouble(how=memory)"]
+    options = ["--methods", ",".join(["vanilla", *ways]), "--no-baseline", "--seeds", "7,", "--epochs", "1", "--workers", "1"]
+    typed = command(
+        *options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root, plugin=plugin
+    )
+    first = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert first.returncode == 1, first.stderr
+    rows = {row["method"]: row for row in store.rows()}
+    assert {name: row["status"] for name, row in rows.items()} == {"vanilla": "done"} | dict.fromkeys(ways, "failed")
+    assert rows["trouble"]["reason"] == "RuntimeError: no luck today"
+    assert rows["trouble(how=diverge)"]["reason"] == "diverged at step 1"
+    assert "SIGKILL" in rows["trouble(how=die)"]["reason"]
+    assert rows["trouble(how=memory)"]["reason"] == "out of memory"
+    assert "no luck today" in (store.folder(rows["trouble"]["id"]) / "log.txt").read_text("utf-8")
+    second = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    # What would fail the same way is left alone; a killed cell and one that ran out of memory are run again.
+    assert "1 cached, 2 failed before, --retry-failed runs those that failed again: 2 to run" in second.stderr
+
+
+def test_saved_models_are_plain(study: Study, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    quick = replace(
+        study,
+        methods=("hype+mixout",),
+        seeds=(1,),
+        recipe=Recipe(lr=1e-3, epochs=1),
+        out=tmp_path / "saved",
+        baseline=False,
+        save_model=True,
+    )
+    frame = run(quick)
+    store = Store(tmp_path / "saved")
+    folder = store.folder(frame["id"][0]) / "model"
+    model = AutoModelForSequenceClassification.from_pretrained(folder)
+    assert model.config.hidden_dropout_prob == 0.1  # the checkpoint's own, not the method's
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    from finetune_bench import registry
+
+    data = registry.task(study.tasks[0]).load(None)
+    texts = list(data.evaluation["validation"].texts)
+    inputs = tokenizer(texts, padding=True, return_tensors="pt")
+    logits = model.eval()(**inputs).logits.detach().numpy()
+    np.testing.assert_allclose(logits, store.arrays(frame["id"][0], "predictions")["validation.predictions"], atol=1e-5)
+
+
+def test_what_one_model_cannot_do_is_skipped(study: Study, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """R-Drop needs passes that differ: on a checkpoint without dropout its cells are skipped, and the rest runs."""
+    from dataclasses import replace
+
+    from transformers import AutoConfig
+
+    still = tmp_path / "still-bert"
+    still.mkdir()
+    for file in tiny_checkpoint.iterdir():
+        os.link(file, still / file.name)
+    config = AutoConfig.from_pretrained(tiny_checkpoint)
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = 0.0
+    (still / "config.json").unlink()
+    config.save_pretrained(still)
+    both = replace(
+        study,
+        methods=("vanilla", "rdrop"),
+        models=(str(tiny_checkpoint), str(still)),
+        seeds=(1,),
+        recipe=Recipe(lr=1e-3, epochs=1),
+        out=tmp_path / "both",
+        baseline=False,
+    )
+    frame = run(both)
+    rdrop = frame[frame["method"] == "rdrop"].set_index("model")
+    assert rdrop["status"].to_dict() == {"tiny-bert": "done", "still-bert": "skipped"}
+    assert "identical" in rdrop.loc["still-bert", "reason"]
+    assert set(frame[frame["method"] == "vanilla"]["status"]) == {"done"}
