@@ -1,0 +1,320 @@
+"""What the README and docs/ say is true: their commands parse, their links lead somewhere, their code runs."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import finetune_bench
+from finetune_bench import cli, grid, registry, runner, testing
+from finetune_bench.errors import ParameterError
+from finetune_bench.spec import parse_call
+from finetune_bench.store import Store
+from finetune_bench.study import OPTIONS, Study, make_study
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
+TUTORIAL = ROOT / "docs" / "first-method.md"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+def commands(page: Path) -> list[str]:
+    """Every `finetune-bench …` that a page tells to type, in blocks and in running text."""
+    typed = [line for block in blocks(page, "sh") for line in block.splitlines() if line.startswith("finetune-bench")]
+    prose = re.sub(r"^```.*?^```$", "", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return typed + re.findall(r"`(finetune-bench \w+ [^`]+)`", prose)
+
+
+def mentioned(page: Path) -> list[str]:
+    """The sub-commands that a page names without arguments."""
+    return re.findall(r"`finetune-bench (\w+)`", page.read_text("utf-8"))
+
+
+def plugin(page: Path) -> str:
+    """The plugin file that a page shows: its block with a method."""
+    (text,) = [block for block in blocks(page, "python") if "(Method):" in block]
+    return text
+
+
+@pytest.fixture
+def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], Path]:
+    """Write a plugin file and load it, for the length of one test."""
+    monkeypatch.setattr(registry, "_tried", {"methods": {}, "tasks": {}, "reports": {}})
+
+    def load(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text, "utf-8")
+        registry.load_plugin(path)
+        return path
+
+    return load
+
+
+def call(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "finetune_bench.cli", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+# --- the pages --------------------------------------------------------------------------------------------------------
+
+
+def test_the_readme_opens_with_two_commands_and_ci_runs_the_second() -> None:
+    run, test = (block.strip() for block in blocks(ROOT / "README.md", "sh")[:2])
+    setup = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e "
+    assert run == f"{setup}'.[offline]' && .venv/bin/finetune-bench run"
+    assert test == f"{setup}'.[offline,test]' && .venv/bin/python -m pytest"
+    script = ROOT / ".ci" / "run"
+    lines = script.read_text("utf-8").splitlines()
+    assert test in lines
+    assert "set -euo pipefail" in lines
+    assert os.access(script, os.X_OK)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8"))
+    inside = [link.partition("#")[0] for link in links if "://" not in link]
+    assert [link for link in inside if link and not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse(
+    page: Path, load: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Options, stacks, values and task names of every command on the page are right; nothing is run."""
+    for source, name in ((ROOT / "README.md", "confidence_penalty.py"), (TUTORIAL, "neftune.py")):
+        load(name, plugin(source))
+    (toml,) = blocks(ROOT / "README.md", "toml")
+    (tmp_path / "study.toml").write_text(toml, "utf-8")
+    monkeypatch.chdir(tmp_path)
+    known = [*registry.names("methods"), *registry.names("tasks"), "NAME"]
+    for command in commands(page):
+        if "--help" in command:
+            check_help(shlex.split(command)[1:])
+            continue
+        try:
+            parsed = cli._parser().parse_args(shlex.split(command)[1:])
+        except SystemExit:
+            pytest.fail(f"can't be parsed: {command}")
+        if hasattr(parsed, "plugin") and parsed.plugin:
+            assert Path(parsed.plugin).is_file(), command
+        if hasattr(parsed, "methods"):
+            flags = {option.name: getattr(parsed, option.name) for option in OPTIONS}
+            study = make_study(flags, registry.default_options)
+            assert grid.stacks(study)[0], command
+            names = {parse_call(task).name for task in study.tasks}
+            assert names <= {*registry.names("tasks"), "reviews.csv"}, command
+        if hasattr(parsed, "name"):
+            assert parsed.name in known, command
+        if hasattr(parsed, "target"):
+            assert parsed.target in registry.names("methods") or Path(parsed.target).is_file(), command
+    for name in mentioned(page):
+        check_help([name, "--help"])
+
+
+def check_help(arguments: list[str]) -> None:
+    """These arguments print a help page, as they do for commands that exist."""
+    with pytest.raises(SystemExit) as end:
+        cli._parser().parse_args(arguments)
+    assert end.value.code == 0, arguments
+
+
+def test_pages_have_commands_at_all() -> None:
+    assert len(commands(ROOT / "README.md")) > 10
+    assert len(commands(TUTORIAL)) > 5
+
+
+def test_the_readme_names_every_method_task_and_format() -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    missing = [name for group in ("methods", "tasks") for name in registry._installed(group) if f"`{name}`" not in text]
+    assert missing == []
+    assert [name for name in registry._installed("task_files") if name.casefold() not in text.casefold()] == []
+
+
+def test_the_readme_gives_the_passes_right() -> None:
+    from finetune_bench.method import Passes
+
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d) \+ (\d)", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
+    assert len(rows) == len(registry._installed("methods"))
+    for name, forwards, backwards in rows:
+        assert registry.method_class(name)().passes(Passes()) == Passes(int(forwards), int(backwards)), name
+
+
+def test_the_python_call_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [block for block in blocks(ROOT / "README.md", "python") if "run(study)" in block]
+    seen: list[Study] = []
+
+    def fake(study: Study) -> pd.DataFrame:
+        seen.append(study)
+        return pd.DataFrame({"method": ["hype", "hype"], "metrics.validation.accuracy": [0.5, 0.7]})
+
+    monkeypatch.setattr(runner, "run", fake)
+    assert finetune_bench.run is fake
+    exec(code, {})
+    assert "0.6" in capsys.readouterr().out
+    assert len(grid.stacks(seen[0])[0]) == 4  # with the baseline and its control
+
+
+def test_the_plugin_of_the_readme(load: Callable[[str, str], Path]) -> None:
+    load("confidence_penalty.py", plugin(ROOT / "README.md"))
+    owner = registry.method_class("confidence_penalty")
+    for check in (
+        testing.has_a_card,
+        testing.neutral_is_vanilla,
+        testing.is_alive,
+        testing.is_deterministic,
+        testing.leaves_a_plain_model,
+        testing.declares_its_passes,
+        testing.accumulates,
+    ):
+        check(owner)
+    assert "entropy" in str(testing.unsupported(owner(), kind="regression"))
+
+
+# --- the tutorial -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_the_tutorials_method_passes_its_check(tmp_path: Path) -> None:
+    (tmp_path / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    done = call("check", "neftune.py", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[0] == "neftune:"
+    assert len(lines) == 1 + len(testing.CHECKS)
+    assert not [line for line in lines if line.startswith("FAIL")]
+
+
+def test_the_tutorials_mistake_is_found(load: Callable[[str, str], Path]) -> None:
+    page = TUTORIAL.read_text("utf-8")
+    right, wrong = "torch.rand(embeds.shape, generator=generator, device=embeds.device)", "torch.rand_like(embeds)"
+    assert f"`{right}`" in page
+    assert f"`{wrong}`" in page
+    load("neftune.py", plugin(TUTORIAL).replace(right, wrong))
+    with pytest.raises(AssertionError) as failure:
+        testing.neutral_is_vanilla(registry.method_class("neftune"))
+    assert f"    FAIL  neutral is vanilla: {failure.value}\n" in page
+
+
+def test_the_tutorials_message_is_the_one_that_comes(load: Callable[[str, str], Path]) -> None:
+    load("neftune.py", plugin(TUTORIAL))
+    with pytest.raises(ParameterError) as error:
+        registry.make_stack("neftune(alpha=-1)")
+    assert str(error.value) in " ".join(TUTORIAL.read_text("utf-8").split())
+
+
+def test_the_tutorial_lists_every_hook() -> None:
+    from finetune_bench.method import Method
+
+    declared = {"passes", "noise_scale"}  # told to the core, not called while training
+    hooks = {name for name in vars(Method) if not name.startswith("_") and callable(getattr(Method, name))} - declared
+    for page in (TUTORIAL, ROOT / "docs" / "architecture.md"):
+        told = re.findall(r"^\| `(\w+)\(", page.read_text("utf-8"), flags=re.MULTILINE)
+        assert sorted(told) == sorted(hooks), page.name
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    modules = [path for room in ("finetune_bench", "tasks", "reports") for path in (ROOT / room).rglob("*.py")]
+    assert [path.name for path in modules if path.name != "__init__.py" and path.name not in text] == []
+
+
+def test_the_architecture_says_who_uses_which_hook() -> None:
+    from finetune_bench.method import Method
+
+    rows = re.findall(
+        r"^\| `(\w+)\(.*\|(.*)\|$", (ROOT / "docs" / "architecture.md").read_text("utf-8"), flags=re.MULTILINE
+    )
+    for hook, users in rows:
+        told = set(re.findall(r"\w+", users)) & set(registry._installed("methods"))
+        owners = {name: registry.method_class(name) for name in registry._installed("methods")}
+        assert told == {name for name, owner in owners.items() if getattr(owner, hook) is not getattr(Method, hook)}, (
+            hook
+        )
+
+
+def test_the_tutorials_own_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    (code,) = [block for block in blocks(TUTORIAL, "python") if "def test_" in block]
+    names: dict[str, Any] = {}
+    try:
+        exec(code, names)
+        names["test_noise_is_bounded_and_centred"]()
+    finally:
+        sys.modules.pop("neftune", None)
+
+
+@pytest.mark.slow
+def test_the_tutorials_grid_runs(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """The tutorial's comparison, on a tiny checkpoint and a CSV file."""
+    (tmp_path / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    lines = [f"word{i % 40} word{(7 * i) % 40} {'good' if i % 2 else 'bad'},{i % 2}" for i in range(40)]
+    (tmp_path / "toy.csv").write_text("\n".join(["body,stars", *lines]), "utf-8")
+    (command,) = [line for line in commands(TUTORIAL) if "rdrop+neftune" in line and "--plugin" in line]
+    typed = shlex.split(command)[1:]
+    typed[typed.index("--seeds") + 1] = "2"
+    small = ["--tasks", "toy.csv(text=body,label=stars)", "--model", str(tiny_checkpoint), "--steps", "4"]
+    done = call(
+        *typed, *small, "--batch-size", "8", "--workers", "1", "--device", "cpu", "--out", "first", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+    rows = Store.open(tmp_path / "first").frame()
+    assert set(rows["status"]) == {"done"}
+    methods = {"vanilla", "vanilla(dropout=hidden_off)", "neftune", "neftune(alpha=10)", "rdrop", "rdrop+neftune"}
+    assert set(rows["method"]) == methods
+    assert len(rows) == 2 * len(methods)
+    report = (tmp_path / "first" / "report" / "report.md").read_text("utf-8")
+    assert "`rdrop+neftune`" in report
+    assert "neftune(alpha=10)" in done.stdout
+
+    again = call(
+        *typed, *small, "--batch-size", "8", "--workers", "1", "--device", "cpu", "--out", "first", cwd=tmp_path
+    )
+    assert again.returncode == 0
+    assert "nothing to do" in again.stderr
+
+
+@pytest.mark.slow
+def test_the_tutorials_package_is_found(tmp_path: Path) -> None:
+    (toml,) = blocks(TUTORIAL, "toml")
+    assert tomllib.loads(toml)["project"]["name"] == "my-regularisers"
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "pyproject.toml").write_text(toml, "utf-8")
+    (source / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
+    subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    shown = call("show", "neftune", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.startswith("NEFTune: noise on the token embeddings")
+    assert "alpha" in shown.stdout
+
+
+def test_the_readme_names_the_pinned_torch() -> None:
+    (pinned,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), flags=re.MULTILINE)
+    assert f"`torch=={pinned}`" in (ROOT / "README.md").read_text("utf-8")

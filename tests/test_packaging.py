@@ -1,0 +1,199 @@
+"""What is built is whole, what is declared exists, and the tools find nothing."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import finetune_bench
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+ROOMS = {"finetune_bench": "finetune_bench"} | {
+    room: f"finetune_bench/{room}" for room in ("methods", "tasks", "reports")
+}
+NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests")
+
+
+def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=cwd, env=os.environ | environment, capture_output=True, text=True, check=False)
+
+
+def on_disk() -> set[str]:
+    """Every module of the four folders, by its place in the wheel; py.typed too."""
+    found = {"finetune_bench/py.typed"}
+    for room, target in ROOMS.items():
+        found |= {f"{target}/{path.relative_to(ROOT / room).as_posix()}" for path in (ROOT / room).rglob("*.py")}
+    return found
+
+
+def content(wheel: Path) -> dict[str, int]:
+    """The files of a wheel with their checksums, without its metadata."""
+    entries = zipfile.ZipFile(wheel).infolist()
+    return {
+        entry.filename: entry.CRC for entry in entries if not entry.filename.partition("/")[0].endswith(".dist-info")
+    }
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an sdist, the wheel that was built from it, and, in `direct/`, a wheel of the tree itself."""
+    place = tmp_path_factory.mktemp("packaging")
+    source = place / "source"
+    shutil.copytree(ROOT, source, ignore=NOT_SOURCE)
+    for arguments in (("--outdir", str(place)), ("--wheel", "--outdir", str(place / "direct"))):
+        done = python("-m", "build", "--no-isolation", *arguments, str(source), cwd=place)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = (built / "direct").glob("*.whl")
+    return found
+
+
+@pytest.mark.slow
+def test_the_wheel_holds_every_module(wheel: Path) -> None:
+    assert set(content(wheel)) == on_disk()
+
+
+@pytest.mark.slow
+def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path) -> None:
+    (through_sdist,) = built.glob("*.whl")
+    assert content(through_sdist) == content(wheel)
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml"} <= names
+
+
+@pytest.mark.slow
+def test_the_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
+    """Unpacked far from any checkout, every entry point loads from it; nothing is missing that the checkout had."""
+    zipfile.ZipFile(wheel).extractall(tmp_path / "site")
+    code = (
+        "import finetune_bench\n"
+        "from finetune_bench import cli, registry\n"
+        "print(finetune_bench.__file__, registry.method_class('hype').__init__.__globals__['__name__'])\n"
+        "for group in ('methods', 'tasks', 'reports', 'task_files', 'studies'):\n"
+        "    for entry in registry._installed(group).values():\n"
+        "        entry.load()\n"
+        "        print(entry.value, __import__('sys').modules[entry.module].__file__)\n"
+    )
+    done = python("-c", code, cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 1 + sum(map(len, PROJECT["project"]["entry-points"].values()))
+    assert all(str(tmp_path / "site") in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_wheels_metadata(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (folder,) = {name.partition("/")[0] for name in archive.namelist() if ".dist-info/" in name}
+    metadata = archive.read(f"{folder}/METADATA").decode()
+    assert "License-Expression: Apache-2.0" in metadata
+    assert f"Version: {finetune_bench.__version__}" in metadata
+    assert f"{folder}/licenses/LICENSE" in archive.namelist()
+    assert "finetune-bench = finetune_bench.cli:main" in archive.read(f"{folder}/entry_points.txt").decode()
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "value"),
+    [
+        (group.partition(".")[2], name, value)
+        for group, entries in PROJECT["project"]["entry-points"].items()
+        for name, value in entries.items()
+    ],
+)
+def test_an_entry_point_resolves_to_what_bears_its_name(group: str, name: str, value: str) -> None:
+    module, _, attribute = value.partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    if group in ("methods", "tasks", "reports"):
+        assert found.name == name
+    else:
+        assert callable(found)
+
+
+def test_every_method_file_is_registered() -> None:
+    """A file in methods/ that no entry point names is invisible to users."""
+    values = PROJECT["project"]["entry-points"]["finetune_bench.methods"].values()
+    registered = {value.partition(":")[0].rpartition(".")[2] for value in values}
+    assert registered == {path.stem for path in (ROOT / "methods").glob("*.py")} - {"__init__"}
+
+
+def test_the_version_is_the_same_everywhere() -> None:
+    version = finetune_bench.__version__
+    assert PROJECT["project"]["version"] == version
+    assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_licence_is_apache_2() -> None:
+    text = (ROOT / "LICENSE").read_text("utf-8")
+    assert "Apache License" in text
+    assert "Version 2.0, January 2004" in text
+    assert "END OF TERMS AND CONDITIONS" in text
+
+
+def test_what_the_package_imports_is_declared() -> None:
+    """Third-party modules that the source imports are dependencies of the project."""
+    import ast
+
+    distributions = {"sklearn": "scikit-learn", "huggingface_hub": "datasets"}  # datasets depends on the hub's client
+    declared = {re.split(r"[<>=~! \[]", text)[0] for text in PROJECT["project"]["dependencies"]}
+    used: set[str] = set()
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Import):
+                    used |= {alias.name.partition(".")[0] for alias in node.names}
+                elif isinstance(node, ast.ImportFrom):
+                    used.add(str(node.module).partition(".")[0])
+    foreign = used - set(sys.stdlib_module_names) - {"finetune_bench"}
+    assert {distributions.get(name, name) for name in foreign} <= declared
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def map_tree() -> Path:
+    """The four folders as the one package that they are installed as: `.typecheck/finetune_bench`, of links."""
+    place = ROOT / ".typecheck" / "finetune_bench"
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    for room in ("methods", "tasks", "reports"):
+        (place / room).symlink_to(ROOT / room)
+    for path in (ROOT / "finetune_bench").iterdir():
+        if path.name != "__pycache__":
+            (place / path.name).symlink_to(path)
+    return place.parent
+
+
+@pytest.mark.slow
+def test_mypy_finds_nothing() -> None:
+    done = python("-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "finetune_bench", cwd=map_tree())
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_mypy_is_strict() -> None:
+    assert PROJECT["tool"]["mypy"]["strict"] is True
+
+
+@pytest.mark.parametrize("arguments", [("check",), ("format", "--check")], ids=" ".join)
+def test_ruff_finds_nothing(arguments: tuple[str, ...]) -> None:
+    done = python("-m", "ruff", *arguments, ".", cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
