@@ -70,7 +70,9 @@ def _parser() -> argparse.ArgumentParser:
             groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))
     run.set_defaults(command=_run)
 
-    report = commands.add_parser("report", help="write a run's report", description="Write a run's report; trains nothing.")
+    report = commands.add_parser(
+        "report", help="write a run's report", description="Write a run's report; trains nothing."
+    )
     report.add_argument("run", metavar="RUN", help="the run's folder")
     report.add_argument("--format", default="markdown,csv", metavar="LIST", help="formats (default: markdown,csv)")
     report.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/report)")
@@ -131,7 +133,9 @@ def _intention(plan: Plan) -> str:
     if not plan.todo:
         return ", ".join(parts) + ": nothing to do."
     workers = min(len(plan.devices), len(plan.todo))
-    return ", ".join(parts) + f": {len(plan.todo)} to run with {workers} worker{'s' * (workers > 1)} on {plan.devices[0]}."
+    return (
+        ", ".join(parts) + f": {len(plan.todo)} to run with {workers} worker{'s' * (workers > 1)} on {plan.devices[0]}."
+    )
 
 
 def _summarise(store: Store, folder: Path, formats: list[str]) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from finetune_bench.training import Encoded, TrainingRun
 from finetune_bench.method import View
+from finetune_bench.training import Encoded, TrainingRun
 
 BATCH_SIZE = 32
 

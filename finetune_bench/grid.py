@@ -17,7 +17,9 @@ from finetune_bench.study import Recipe, Study
 if TYPE_CHECKING:
     from finetune_bench.method import Stack
 
-CONTROL = f"{registry.BASELINE}(dropout=hidden_off)"  # separates what HyPe gains by noise from what it gains by no dropout
+CONTROL = (
+    f"{registry.BASELINE}(dropout=hidden_off)"  # separates what HyPe gains by noise from what it gains by no dropout
+)
 
 
 @dataclass(frozen=True)

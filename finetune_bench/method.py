@@ -131,6 +131,10 @@ class Run(Protocol):
         """The plain task loss of a batch (0-dim, batch mean), the model in the mode it is in."""
         ...
 
+    def grad(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of a loss, zeros where it doesn't depend on a weight; a counted backward pass that leaves `.grad`."""
+        ...
+
     def own_randomness(self, name: str) -> AbstractContextManager[None]:
         """Inside, the global random streams (dropout) are the method's own; after it they are as they were."""
         ...
@@ -155,7 +159,7 @@ class Facts:
     partners: tuple[Method, ...] = ()
 
 
-@dataclass_transform(kw_only_default=True, field_specifiers=(parameter, field))
+@dataclass_transform(kw_only_default=True)
 @dataclass(kw_only=True, eq=False)
 class Method:
     """Vanilla fine-tuning; the base class of every method.

@@ -40,7 +40,11 @@ class Tally:
             return ""
         seconds = (time.monotonic() - self.started_at) / ran * self.left
         minutes = round(seconds / 60)
-        return f", about {minutes // 60} h {minutes % 60} min left" if minutes >= 60 else f", about {max(1, minutes)} min left"
+        return (
+            f", about {minutes // 60} h {minutes % 60} min left"
+            if minutes >= 60
+            else f", about {max(1, minutes)} min left"
+        )
 
     def __str__(self) -> str:
         counts = [f"{self.done} done"]

@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import time
 import traceback
-from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import cache, lru_cache

@@ -210,7 +210,9 @@ def _checked_data(text: str, study: Study) -> TaskData:
     from finetune_bench.run import load_data
 
     if study.data_root is not None and not study.data_root.is_dir():
-        raise DataError(f"--data-root: expected a folder laid out like the hub, but there is none at '{study.data_root}'.")
+        raise DataError(
+            f"--data-root: expected a folder laid out like the hub, but there is none at '{study.data_root}'."
+        )
     logging.getLogger("datasets").setLevel(logging.ERROR)
     return load_data(text, study.limit_train, study.data_root.resolve() if study.data_root else None)[1]
 
@@ -231,7 +233,9 @@ def _impossible(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
         of_method = {reasons[key] for key in reasons if key[0] == method}
         if None not in of_method:
             label = registry.describe(registry.make_stack(method))
-            raise Unsupported(f"'{label}' can't run in any cell of this study: {'; '.join(sorted(map(str, of_method)))}.")
+            raise Unsupported(
+                f"'{label}' can't run in any cell of this study: {'; '.join(sorted(map(str, of_method)))}."
+            )
     return found
 
 

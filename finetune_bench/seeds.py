@@ -1,9 +1,9 @@
 """Named random streams. Each is derived by hash from the axes that it may depend on, and from nothing else.
 
-    init(seed, task, model)   the fresh head's weights: the same for every method of a comparison
-    order(seed, task)         the order of the examples: likewise
-    dropout(seed)             the global stream while training: dropout masks
-    method(seed, name, …)     one stream per method and purpose, so that stacking a method shifts nobody else's draws
+init(seed, task, model)   the fresh head's weights: the same for every method of a comparison
+order(seed, task)         the order of the examples: likewise
+dropout(seed)             the global stream while training: dropout masks
+method(seed, name, …)     one stream per method and purpose, so that stacking a method shifts nobody else's draws
 """
 
 from __future__ import annotations

@@ -232,7 +232,9 @@ OPTIONS: tuple[Option, ...] = (
     Option("steps", _at_least_one, "N", "optimiser steps, in place of --epochs", "recipe"),
     Option("batch_size", _at_least_one, "N", "examples per optimiser step (default 16)", "recipe"),
     Option("accumulation", _at_least_one, "N", "cut each batch into N micro-batches (default 1)", "recipe"),
-    Option("warmup", _number(float, "a number of at least 0"), "X", "share of the steps, or steps if ≥ 1 (0.1)", "recipe"),
+    Option(
+        "warmup", _number(float, "a number of at least 0"), "X", "share of the steps, or steps if ≥ 1 (0.1)", "recipe"
+    ),
     Option("weight_decay", _number(float, "a number of at least 0"), "X", "decoupled weight decay (0.1)", "recipe"),
     Option("betas", _betas, "A,B", "AdamW's betas (0.9,0.99)", "recipe"),
     Option("adam_eps", _number(float, "a number above 0"), "X", "AdamW's epsilon (1e-6)", "recipe"),

@@ -98,7 +98,10 @@ class TaskData:
 
     def fingerprint(self) -> str:
         """A hash of all splits."""
-        parts = [self.train.fingerprint(), *(f"{name}:{split.fingerprint()}" for name, split in self.evaluation.items())]
+        parts = [
+            self.train.fingerprint(),
+            *(f"{name}:{split.fingerprint()}" for name, split in self.evaluation.items()),
+        ]
         return hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
 
 

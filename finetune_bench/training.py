@@ -195,6 +195,11 @@ class TrainingRun:
             output = self.forward(batch, view)
         return self.task.loss(output, batch.labels)
 
+    def grad(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        """Gradients of a loss; a counted backward pass."""
+        self.counter.backwards += 1
+        return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+
 
 class TrainingStep:
     """One micro-batch: the `Step` of the Method contract."""
@@ -266,7 +271,10 @@ def make_optimizer(run: TrainingRun) -> AdamW:
     recipe = run.recipe
     trainable = {name: p for name, p in run.params.items() if p.requires_grad}
     groups = [
-        {"params": [p for name, p in trainable.items() if name not in run.undecayed], "weight_decay": recipe.weight_decay},
+        {
+            "params": [p for name, p in trainable.items() if name not in run.undecayed],
+            "weight_decay": recipe.weight_decay,
+        },
         {"params": [p for name, p in trainable.items() if name in run.undecayed], "weight_decay": 0.0},
     ]
     return AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_eps, fused=True)

@@ -221,8 +221,8 @@ def mean_gradient(run: Run, batch: Batch, weights: list[Parameter]) -> list[Tens
     sums: list[Tensor] = []
     for part in cut(batch, run.recipe.batch_size // run.recipe.accumulation):
         loss = run.loss(part) * (len(part) / len(batch))
-        gradients = torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)
-        sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)] if sums else list(gradients)
+        gradients = run.grad(loss, weights)
+        sums = [total + gradient for total, gradient in zip(sums, gradients, strict=True)] if sums else gradients
     return sums
 
 

@@ -97,6 +97,10 @@ class HyPe(Method):
     bottom: int | None = parameter(None, interval="[1, inf)", help="only the first k layers (none: all)")
     dropout: Dropout = parameter(Dropout.HIDDEN_OFF, help="the official script turns hidden dropout off")
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.stochastic = self.eps > 0  # type: ignore[misc]
+
     def noise_scale(self) -> float | None:
         return self.eps * SPREAD[self.noise]
 

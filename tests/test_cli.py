@@ -52,7 +52,9 @@ def test_bad_input_is_told_before_any_compute(
 ) -> None:
     Path("broken.toml").write_text("methods = [\n", "utf-8")
     Path("empty.csv").write_text("", "utf-8")
-    Path("lonely.csv").write_text("text,label\n" + "".join(f"text {i},{'often' if i else 'rare'}\n" for i in range(20)), "utf-8")
+    Path("lonely.csv").write_text(
+        "text,label\n" + "".join(f"text {i},{'often' if i else 'rare'}\n" for i in range(20)), "utf-8"
+    )
     data = base[base.index("--tasks") + 1]
     options = [option.replace("DATA", data) for option in options]
     assert cli.main([*base, "--methods", "vanilla", *options]) == 2

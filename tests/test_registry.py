@@ -111,7 +111,10 @@ def test_plugins(tmp_path: Path) -> None:
         ("x = 1", "defines no Method, Task or Report"),
         ("import absent_module", "failed with ModuleNotFoundError"),
         ("def broken(:", "failed with SyntaxError"),
-        ("from finetune_bench.method import Method\nclass A(Method):\n    name = 'hype'", "the name 'hype' in .* is taken"),
+        (
+            "from finetune_bench.method import Method\nclass A(Method):\n    name = 'hype'",
+            "the name 'hype' in .* is taken",
+        ),
         ("from finetune_bench.method import Method\nclass A(Method):\n    pass", "has no `name`"),
     ],
 )

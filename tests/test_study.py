@@ -20,7 +20,8 @@ def study(**flags: Any) -> Study:
 
 
 @pytest.mark.parametrize(
-    ("text", "seeds"), [("5", (1, 2, 3, 4, 5)), ("1", (1,)), ("11,12", (11, 12)), ("11,", (11,)), (2, (1, 2)), ([7], (7,))]
+    ("text", "seeds"),
+    [("5", (1, 2, 3, 4, 5)), ("1", (1,)), ("11,12", (11, 12)), ("11,", (11,)), (2, (1, 2)), ([7], (7,))],
 )
 def test_seeds(text: Any, seeds: tuple[int, ...]) -> None:
     assert study(seeds=text).seeds == seeds
@@ -89,7 +90,9 @@ def test_wrong_values_are_told(flags: dict[str, str], message: str) -> None:
 
 def test_toml_is_read_and_flags_win(tmp_path: Path) -> None:
     file = tmp_path / "study.toml"
-    file.write_text('methods = ["hype"]\ntasks = ["rte", "mrpc"]\nlr = 3e-5\nbatch-size = 8\nsave_model = true\n', "utf-8")
+    file.write_text(
+        'methods = ["hype"]\ntasks = ["rte", "mrpc"]\nlr = 3e-5\nbatch-size = 8\nsave_model = true\n', "utf-8"
+    )
     made = study(config=str(file), tasks="cola")
     assert (made.methods, made.tasks, made.recipe.lr, made.recipe.batch_size) == (("hype",), ("cola",), 3e-5, 8)
     assert made.save_model

@@ -179,7 +179,9 @@ def test_stream_seeds_are_fixed() -> None:
 
 
 def test_order_is_the_same_for_every_method() -> None:
-    hashes = {testing.toy_train(registry.method_class(name)())[0].order.hexdigest() for name in ("vanilla", "rdrop", "mixout")}
+    hashes = {
+        testing.toy_train(registry.method_class(name)())[0].order.hexdigest() for name in ("vanilla", "rdrop", "mixout")
+    }
     assert len(hashes) == 1
 
 

@@ -103,7 +103,7 @@ class LocalExecutor:
                     self._events.put(event)
             self._end(number)
             self._events.put(None)
-        except BaseException as error:  # noqa: BLE001 - shown by the thread that waits
+        except BaseException as error:
             self._events.put(error)
 
     def _next(self) -> Cell | None:

@@ -46,8 +46,10 @@ def main() -> None:
             row = store.row(cell.id)
             if not mine:
                 answer = {"status": "busy"}
-            elif row is not None and row["status"] == "done" and not (
-                settings["save_model"] and not (store.folder(cell.id) / "model").is_dir()
+            elif (
+                row is not None
+                and row["status"] == "done"
+                and not (settings["save_model"] and not (store.folder(cell.id) / "model").is_dir())
             ):
                 answer = {"status": "cached"}
             else:
