@@ -1,6 +1,6 @@
 """The command line: thin. stdout is data, stderr is talk.
 
-Exit codes: 0 all done · 1 some cells failed, or a check did · 2 usage · 3 the machine lacks something · 130 interrupted.
+Exit codes: 0 all done · 1 some cells or checks failed · 2 usage · 3 the machine lacks something · 130 interrupted.
 Nothing heavy is imported before it is needed: `--help` is instant.
 """
 
@@ -48,8 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="finetune-bench",
-        description="Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, and at "
-        "what price in memory and time.",
+        description="Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, and "
+        "at what price in memory and time.",
     )
     parser.add_argument("--version", action="version", version=f"finetune-bench {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -57,8 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser(
         "run",
         help="train a grid of methods, tasks and seeds, and report",
-        description="Train a grid of methods × tasks × models × learning rates × seeds and report. What is done already "
-        "is not run again. Without --tasks the embedded study runs, without any hub.",
+        description="Train a grid of methods × tasks × models × learning rates × seeds and report. What is done "
+        "already is not run again. Without --tasks the embedded study runs, without any hub.",
         epilog="Stacks are written with '+', hyper-parameters in brackets: "
         "--methods 'hype(eps=1e-4,noise=uniform_symmetric)+rdrop(alpha=0.5)'.",
     )
@@ -126,8 +126,8 @@ def _run(parsed: argparse.Namespace) -> int:
 
 def _intention(plan: Plan) -> str:
     parts = [f"{len(plan.cells)} cells in '{plan.store.root}'"]
-    counts = {"cached": plan.cached, "skipped": plan.skipped, "failed before": plan.failed}
-    parts += [f"{len(cells)} {name}" for name, cells in counts.items() if cells]
+    counts = {"cached": len(plan.cached), "skipped": len(plan.skipped), "failed before": len(plan.failed)}
+    parts += [f"{count} {name}" for name, count in counts.items() if count]
     if plan.failed:
         parts.append("--retry-failed runs those that failed again")
     if not plan.todo:
@@ -170,7 +170,7 @@ def _list(parsed: argparse.Namespace) -> int:
     from finetune_bench import registry
 
     _load_plugins(parsed.plugin)
-    lines = []
+    lines: list[list[str | int]] = []
     for name in registry.names(parsed.group):
         if parsed.group == "methods":
             from finetune_bench.method import Passes

@@ -52,7 +52,7 @@ def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
     else:
         torch.accelerator.set_device_index(device.index or 0)
         torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.fp32_precision = "ieee"  # type: ignore[assignment]
+        torch.backends.cudnn.fp32_precision = "ieee"
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)

@@ -54,8 +54,8 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
 def bernoulli_mask(shape: torch.Size, p: float, generator: Generator) -> Tensor:
     """A mask that keeps each entry with probability p, drawn on the generator's device.
 
-    On a CPU 16 random bits decide an entry, four entries to a 64-bit draw: several times faster than one draw each; p is
-    met to 2⁻¹⁷.
+    On a CPU 16 random bits decide an entry, four entries to a 64-bit draw: several times faster than one draw each; p
+    is met to 2⁻¹⁷.
 
     Args:
         shape: of the mask.

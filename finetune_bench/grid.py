@@ -70,9 +70,12 @@ class Cell:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cell:
         """The cell that `to_dict` wrote."""
-        values = {key: value for key, value in values.items() if key != "id"}
-        recipe = Recipe(**values.pop("recipe"))
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, recipe=recipe)
+        plain: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in values.items()
+            if key not in ("id", "recipe")
+        }
+        return cls(recipe=Recipe(**values["recipe"]), **plain)
 
 
 @cache

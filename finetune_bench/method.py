@@ -132,7 +132,7 @@ class Run(Protocol):
         ...
 
     def grad(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients of a loss, zeros where it doesn't depend on a weight; a counted backward pass that leaves `.grad`."""
+        """Gradients of a loss, zero for weights that it doesn't depend on; counted, and `.grad` is left alone."""
         ...
 
     def own_randomness(self, name: str) -> AbstractContextManager[None]:

@@ -34,8 +34,8 @@ def _transformers() -> ModuleType:
     """The library, imported when first needed (it takes seconds), and told to keep its loading reports to itself."""
     import transformers
 
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return transformers
 
 
@@ -184,7 +184,7 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
         folder: where to.
     """
     trained = model.config
-    model.config = copy.deepcopy(config)  # type: ignore[assignment]
+    model.config = copy.deepcopy(config)
     try:
         model.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
@@ -281,7 +281,8 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
         ] or [module for name, module in layer.named_modules() if name == "sa_layer_norm"]
         if not blocks:
             raise ModelError(
-                f"in {type(model).__name__} no module's output is what the attention block hands to the feed-forward block"
+                f"no module's output in {type(model).__name__} is what the attention block hands to the feed-forward "
+                "block"
             )
         found.append(blocks[0])
     return found

@@ -217,7 +217,8 @@ def _constant(train_labels: torch.Tensor, labels: np.ndarray, task: Task) -> np.
     """The prediction that uses no text: the commonest training label, or the mean for regression."""
     if task.kind == "regression":
         return np.full((len(labels), 1), float(train_labels.mean()))
-    return np.eye(task.outputs)[np.full(len(labels), int(train_labels.bincount().argmax()))]
+    one_hot: np.ndarray = np.eye(task.outputs)[int(train_labels.bincount().argmax())]
+    return np.tile(one_hot, (len(labels), 1))
 
 
 def _collapse(

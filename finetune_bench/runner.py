@@ -21,6 +21,7 @@ from finetune_bench.errors import DataError, Unsupported, UsageError
 from finetune_bench.executors.local import Event, LocalExecutor
 from finetune_bench.grid import Cell
 from finetune_bench.progress import Reporter, Tally
+from finetune_bench.spec import parse_call
 from finetune_bench.store import Store
 from finetune_bench.study import Recipe, Study, as_dict, read_options
 
@@ -191,7 +192,7 @@ def run_name(study: Study) -> str:
     apart = {"methods", "seeds", "out", "device", "workers", "save_model", "baseline", "retry_failed", "plugins"}
     rest = {key: value for key, value in as_dict(study).items() if key not in apart}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
-    stems = [Path(registry.parse_call(text).name).stem for text in study.tasks[:4]]
+    stems = [Path(parse_call(text).name).stem for text in study.tasks[:4]]
     return "-".join([*stems, digest])
 
 

@@ -171,8 +171,8 @@ class Store:
             into: the folder of a `writing` block that already holds something (a saved model).
         """
         if into is None:
-            with self.writing(str(row["id"])) as into:
-                self.write(cell, row, arrays=arrays, log=log, into=into)
+            with self.writing(str(row["id"])) as folder:
+                self.write(cell, row, arrays=arrays, log=log, into=folder)
             return
         for name, content in (arrays or {}).items():
             with open(into / f"{name}.npz", "wb") as file:

@@ -74,7 +74,7 @@ class Split:
     def take(self, indices: Sequence[int]) -> Split:
         """The examples at these positions, in this order."""
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
-        return Split([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices])  # type: ignore[arg-type]
+        return Split([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices])
 
     def fingerprint(self) -> str:
         """A hash of every text, label and their order."""

@@ -8,6 +8,7 @@ apply says why.
 
 from __future__ import annotations
 
+import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from finetune_bench.task import Kind, Split, Task, TaskData
 from finetune_bench.training import Encoded, Trace, TrainingRun, train
 
 CPU = torch.device("cpu")
+KINDS: tuple[Kind, ...] = ("classification", "regression")
 VOCABULARY, CLASSES, EXAMPLES = 60, 3, 24
 RECIPE = Recipe(lr=1e-3, batch_size=8, epochs=2, warmup=0.0)
 
@@ -157,7 +159,7 @@ def same(left: TrainingRun, right: TrainingRun) -> bool:
 # --- the checks: each takes a method's class and raises AssertionError with a sentence, or Skip ----------------------
 
 
-class Skip(Exception):  # noqa: N818 - not an error
+class Skip(Exception):
     """A check does not apply."""
 
 
@@ -169,16 +171,16 @@ def has_a_card(owner: type[Method]) -> None:
     """The file's docstring is the method's card, and the id follows the convention."""
     card = sys.modules[owner.__module__].__doc__ or owner.__doc__ or ""
     assert len(card.split()) >= 10, "its file's docstring should say in a few sentences what it does, and its formula"
-    assert owner.name == owner.name.lower() and owner.name.isidentifier(), f"the name '{owner.name}' is not lower case"
+    assert re.fullmatch("[a-z0-9_]+", owner.name), f"the name '{owner.name}' should be of lower-case letters, digits, _"
 
 
 def trains_everywhere(owner: type[Method]) -> None:
     """On every architecture, for classification and regression, it trains to finite numbers or says why it can't."""
     for architecture in ARCHITECTURES:
-        for kind in ("classification", "regression"):
-            if unsupported(owner(), architecture, kind):  # type: ignore[arg-type]
+        for kind in KINDS:
+            if unsupported(owner(), architecture, kind):
                 continue
-            _, trace, predictions = toy_train(owner(), architecture, kind)  # type: ignore[arg-type]
+            _, trace, predictions = toy_train(owner(), architecture, kind)
             assert np.isfinite(trace.steps["loss"]).all(), f"its loss is not finite on {architecture}, {kind}"
             assert np.isfinite(predictions).all(), f"its predictions are not finite on {architecture}, {kind}"
 
@@ -187,10 +189,10 @@ def neutral_is_vanilla(owner: type[Method]) -> None:
     """At its neutral setting it equals vanilla with the same dropout, to the last bit."""
     if owner.neutral is None:
         raise Skip("it declares no neutral setting")
-    for kind in ("classification", "regression"):
+    for kind in KINDS:
         method = owner(**owner.neutral)
-        run, trace, predictions = toy_train(method, kind=kind)  # type: ignore[arg-type]
-        twin, twin_trace, twin_predictions = toy_train(_twin(method), kind=kind)  # type: ignore[arg-type]
+        run, trace, predictions = toy_train(method, kind=kind)
+        twin, twin_trace, twin_predictions = toy_train(_twin(method), kind=kind)
         assert same(run, twin), f"with {dict(owner.neutral)} its weights differ from vanilla's ({kind})"
         assert np.array_equal(trace.steps["loss"], twin_trace.steps["loss"]), f"its losses differ ({kind})"
         assert np.array_equal(predictions, twin_predictions), f"its predictions differ ({kind})"
@@ -235,7 +237,7 @@ def leaves_a_plain_model(owner: type[Method]) -> None:
     """After teardown nothing of it is left: names, modules, hooks; the saved model loads without this package."""
     from transformers import AutoModelForSequenceClassification
 
-    for prepare in (lambda run, stack: None, lambda run, stack: train(run, stack)):
+    for prepare in (lambda run, stack: None, train):
         run, stack = toy_run(owner())
         shape = _shape(run.model)
         prepare(run, stack)
@@ -280,7 +282,7 @@ def survives_checkpointing(owner: type[Method]) -> None:
 
 def accumulates(owner: type[Method]) -> None:
     """Cutting the batch into micro-batches gives the same weights to 1e-6, dropout off."""
-    method, parted = owner(dropout="all_off"), owner(dropout="all_off")
+    method, parted = owner(dropout=Dropout.ALL_OFF), owner(dropout=Dropout.ALL_OFF)
     recipe = Recipe(**{**vars(RECIPE), "accumulation": 4})
     if method.stochastic:
         raise Skip("it draws noise per micro-batch")
@@ -292,7 +294,7 @@ def accumulates(owner: type[Method]) -> None:
 
 
 def pairs(owner: type[Method]) -> None:
-    """With every other method, in both orders, it trains deterministically and leaves a plain model, or says why not."""
+    """With every other method, in both orders, it trains the same twice and leaves a plain model, or says why not."""
     for name in registry.names("methods"):
         other = registry.method_class(name)
         if name in (owner.name, registry.BASELINE) or owner.name == registry.BASELINE:

@@ -354,7 +354,7 @@ def _micro_step(
     step = TrainingStep(run, method, run.examples.batch(part, run.device))
     objective = step.objective()
     run.counter.backwards += 1
-    scaler.scale(objective.loss * share).backward()
+    scaler.scale(objective.loss * share).backward()  # type: ignore[no-untyped-call]
     task_loss = torch.stack(step.task_losses).mean()
     kept = {name: v.detach() if isinstance(v, Tensor) else v for name, v in objective.logs.items()}
     return {"loss": objective.loss.detach(), "task_loss": task_loss, **kept}
@@ -380,7 +380,7 @@ def saved_activation_bytes(run: TrainingRun, method: Method) -> int:
         run.model.train()
         with meter.counting():
             loss = TrainingStep(run, method, batch).objective().loss
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
     for parameter in run.params.values():
         parameter.grad = None
     run.counter.forwards, run.counter.backwards = counted

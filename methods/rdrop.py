@@ -1,14 +1,14 @@
 """R-Drop: two passes with different dropout masks, pulled together.
 
-**In one sentence.** Every example passes twice with independent dropout; both passes are trained on, and the symmetric
-divergence between their predictions is a penalty.
+**In one sentence.** Every example passes twice with independent dropout; both passes are trained on, and the
+symmetric divergence between their predictions is a penalty.
 
-**Formula.** L = ½ (ℓ₁ + ℓ₂) + α · ½ · mean over the batch of [KL(p₁‖p₂) + KL(p₂‖p₁)]. Regression: the squared difference
-of the two outputs in place of the symmetric divergence, with the same factors.
+**Formula.** L = ½ (ℓ₁ + ℓ₂) + α · ½ · mean over the batch of [KL(p₁‖p₂) + KL(p₂‖p₁)]. Regression: the squared
+difference of the two outputs in place of the symmetric divergence, with the same factors.
 
-**Hyper-parameters.** `alpha` ≥ 0. Default 1. Ours from the published ones: alpha = α_paper / 2 for the paper's un-halved
-loss; alpha = α_code · B for the RoBERTa file and α_code · B / 2 for the BERT file of the reference, whose divergence is a
-batch sum (batch of B). Suggested grid: 0.1, 0.5, 1, 2, 4, 8.
+**Hyper-parameters.** `alpha` ≥ 0. Default 1. Ours from the published ones: alpha = α_paper / 2 for the paper's
+summed loss; alpha = α_code · B for the RoBERTa file and α_code · B / 2 for the BERT file of the reference, whose
+divergence is a batch sum (batch of B). Suggested grid: 0.1, 0.5, 1, 2, 4, 8.
 
 **Where it acts.** Objective. Evaluation is one pass.
 
@@ -17,15 +17,17 @@ batch sum (batch of B). Suggested grid: 0.1, 0.5, 1, 2, 4, 8.
 **Randomness drawn.** The second pass draws its own dropout masks (and noise of the stack's other methods) from the
 streams they come from.
 
-**Interactions.** Needs passes that differ: without active dropout and without a stochastic partner it is vanilla at twice
-the price, and refused. With HyPe at 1e-5 the passes differ by the attention dropout. The leftmost objective is the
-outermost: `rdrop+r3f` runs R3F in both passes, `r3f+rdrop` R-Drop within R3F's clean pass.
+**Interactions.** Needs passes that differ: without active dropout and without a stochastic partner it is vanilla at
+twice the price, and refused. With HyPe at 1e-5 the passes differ by the attention dropout. The leftmost objective is
+the outermost: `rdrop+r3f` runs R3F in both passes, `r3f+rdrop` R-Drop within R3F's clean pass.
 
 **Deviations from the paper and its code.**
 1. The task losses are averaged, not summed, so that the learning rate means the same as in vanilla.
-2. The divergence is a batch mean like the task loss; the reference adds a mean and a sum, which ties α to the batch size.
+2. The divergence is a batch mean like the task loss; the reference adds a mean and a sum, which ties α to the batch
+   size.
 3. Both passes' task losses count; in the reference's RoBERTa file the second one is never reached.
-4. Two passes one after the other, not one concatenated batch: equal in distribution, and batch-dependent partners work.
+4. Two passes one after the other, not one concatenated batch: equal in distribution, and batch-dependent partners
+   work.
 5. One pass in evaluation; the reference runs two.
 
 **Source.** Liang et al., NeurIPS 2021 (arXiv 2106.14448); code dropreg/R-Drop.

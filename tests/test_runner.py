@@ -1,4 +1,4 @@
-"""Whole grids with real workers on a tiny checkpoint: resumed, killed, interrupted, failing, and always the same rows."""
+"""Whole grids with real workers on a tiny checkpoint: resumed, killed, interrupted, failing; always the same rows."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """A worker process: reads cells from stdin, runs them one after another, answers on stdout, one JSON line each.
 
-It keeps the libraries and the tokenised data between cells. It ends when stdin does, at once and in the middle of a cell
-if need be: a worker never outlives the run that started it.
+It keeps the libraries and the tokenised data between cells. It ends when stdin does, at once and in the middle of a
+cell if need be: a worker never outlives the run that started it.
 """
 
 from __future__ import annotations

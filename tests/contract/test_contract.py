@@ -57,7 +57,7 @@ def test_every_architecture_is_supported_by_default(name: str) -> None:
 
 
 def test_a_broken_method_fails_its_checks() -> None:
-    """The checks can fail: a method that leaks noise into evaluation, draws from the global stream and leaves a hook."""
+    """The checks can fail: here is a method that draws while evaluating, moves the weights and leaves a hook."""
 
     class Broken(Method):
         name = "broken"

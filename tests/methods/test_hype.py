@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Generator, Tensor, nn
 
 from finetune_bench import registry, testing
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Method
+from finetune_bench.method import Dropout, Method
 from finetune_bench.methods.hype import perturb_hidden, select_layers
 from finetune_bench.model import attention_blocks, build, layers, with_dropout
 from finetune_bench.seeds import derive
@@ -115,7 +116,7 @@ def noised_logits(architecture: str, method: Method) -> tuple[Any, dict[str, Ten
     from finetune_bench.method import Stack
     from finetune_bench.training import TrainingStep
 
-    method = type(method)(**(vars(method) | {"dropout": "all_off"}))
+    method = replace(method, dropout=Dropout.ALL_OFF)
     run, stack = testing.toy_run(method, architecture)
     batch = run.examples.batch(range(6), testing.CPU)
     run.model.train()
