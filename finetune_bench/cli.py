@@ -177,8 +177,8 @@ def _list(parsed: argparse.Namespace) -> int:
 
             method = registry.method_class(name)()
             passes = method.passes(Passes())
-            card = sys.modules[type(method).__module__].__doc__ or type(method).__doc__ or ""
-            lines.append([name, card.strip().splitlines()[0], f"{passes.forwards} + {passes.backwards}"])
+            said = (type(method).__doc__ or "").strip().partition("\n")[0]
+            lines.append([name, said, f"{passes.forwards} + {passes.backwards}"])
         elif parsed.group == "tasks":
             task = registry.task(name)
             lines.append([name, task.kind, ", ".join(task.metrics), len(task.labels) or ""])

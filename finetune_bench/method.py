@@ -175,7 +175,6 @@ class Method:
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
         neutral: parameters under which the method equals vanilla (with the same dropout) to the last bit; None where
             there is no such setting, and the card says why.
-        incompatible: the pairs that can't be combined, partner's name to reason.
     """
 
     name: ClassVar[str]

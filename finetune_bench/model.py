@@ -73,6 +73,11 @@ def looks_like_folder(name: str) -> bool:
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
+def label(name: str) -> str:
+    """How reports call a checkpoint: its hub name, or the last two parts of its folder's path."""
+    return "/".join(Path(name).expanduser().resolve().parts[-2:]) if looks_like_folder(name) else name
+
+
 @cache
 def _hash_files(paths: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()

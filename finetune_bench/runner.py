@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from finetune_bench.task import Task, TaskData
+    from finetune_bench.task import TaskData
 
 
 @dataclass
@@ -97,7 +97,8 @@ def make_plan(study: Study) -> Plan:
     if study.recipe.precision == "fp16" and kind == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device: a CPU has no loss scaling for it. Use fp32 or bf16.")
     tasks = {text: registry.task(text) for text in study.tasks}
-    _check_same_names(tasks)
+    _check_same_names("--tasks", "tasks", [task.name for task in tasks.values()])
+    _check_same_names("--model", "checkpoints", [model.label(name) for name in study.models])
     weights = {name: model.fingerprint(name) for name in study.models}
     for name in study.models:
         model.tokenizer(name)
@@ -131,7 +132,7 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
     Raises:
         KeyboardInterrupt: passed on, after the workers ended and the cells in flight were marked as interrupted.
     """
-    from finetune_bench.run import row_of
+    from finetune_bench.cell import row_of
 
     store = plan.store
     store.write_study(as_dict(plan.study) | {"cells": [cell.id for cell in plan.cells], "notes": plan.notes})
@@ -159,7 +160,7 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
 
 
 def _take(event: Event, store: Store, tally: Tally, reporter: Reporter | None) -> None:
-    from finetune_bench.run import row_of
+    from finetune_bench.cell import row_of
 
     if event.status == "started":
         return
@@ -200,15 +201,14 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_same_names(tasks: dict[str, Task]) -> None:
-    names = [task.name for task in tasks.values()]
+def _check_same_names(option: str, kind: str, names: list[str]) -> None:
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"--tasks: two of the tasks are called '{name}'; give it once.")
+            raise UsageError(f"{option}: two of the {kind} would be called '{name}' in the report; rename one.")
 
 
 def _checked_data(text: str, study: Study) -> TaskData:
-    from finetune_bench.run import load_data
+    from finetune_bench.cell import load_data
 
     if study.data_root is not None and not study.data_root.is_dir():
         raise DataError(
@@ -244,7 +244,7 @@ def why_impossible(cell: Cell) -> str | None:
     """Why a cell can't run: its method says so, its noise is below what the arithmetic resolves, or the model can't."""
     import torch
 
-    from finetune_bench.run import facts_of
+    from finetune_bench.cell import facts_of
 
     stack = cell.stack
     facts = facts_of(cell, stack)

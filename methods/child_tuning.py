@@ -122,7 +122,7 @@ def choose_masks(fisher: Mapping[str, Tensor], p: float) -> dict[str, Tensor]:
 
 
 class ChildTuningF(Method):
-    """Random gradient masks, fresh at every step; see the module's docstring."""
+    """Random gradient masks, fresh at every step."""
 
     name = "child_tuning_f"
     neutral = {"reserve_p": 1.0}
@@ -137,7 +137,7 @@ class ChildTuningF(Method):
 
 
 class ChildTuningD(Method):
-    """One gradient mask, from the Fisher information of the task; see the module's docstring."""
+    """One gradient mask, from the Fisher information of the task."""
 
     name = "child_tuning_d"
     neutral = {"reserve_p": 1.0}

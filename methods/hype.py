@@ -20,9 +20,9 @@ dropout); the last layer's output, pooler and head are never noised. No noise in
 **Randomness drawn.** L · batch · seq · dim numbers per pass from the method's own stream, in float32.
 
 **Interactions.** `hype+rdrop`: noise in both passes; at ε = 1e-5 their difference comes from the attention dropout that
-stays on, not from the noise. `hype+r3f(noise=none)`: HyPe as R3F's noised pass.
-`hype+child_tuning_d`: noise also in the Fisher pass. `hype+noisytune`: weights first, then HyPe. Within layers, gradient
-checkpointing is refused: its second forward would see no noise.
+stays on, not from the noise. `hype+r3f(noise=none)`: HyPe as R3F's noised pass. `hype+child_tuning_d`: noise in the
+Fisher pass too. `hype+noisytune`: weights first, then HyPe. Within layers, gradient checkpointing is refused: its
+second forward would see no noise.
 
 **Deviations from the paper and its code.**
 1. `uniform_onesided` follows the code; the paper's formula is not in the text we have. `uniform_symmetric` is ours.

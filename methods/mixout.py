@@ -118,7 +118,7 @@ class _Target:
 
 
 class Mixout(Method):
-    """Weights mixed with their pre-trained values in every training forward; see the module's docstring."""
+    """Weights mixed with their pre-trained values in every training forward."""
 
     name = "mixout"
     phase = Phase.WRAP

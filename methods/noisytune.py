@@ -55,7 +55,7 @@ def perturb_weight(weight: Tensor, intensity: float, generator: Generator) -> Te
 
 
 class NoisyTune(Method):
-    """Uniform noise on the weights, once, before training; see the module's docstring."""
+    """Uniform noise on the weights, once, before training."""
 
     name = "noisytune"
     phase = Phase.SURGERY

@@ -67,7 +67,7 @@ def add_noise(embeds: Tensor, noise: str, eps: float, generator: Generator) -> T
 
 
 class R3F(Method):
-    """A penalty on the change of the prediction under embedding noise; see the module's docstring."""
+    """A penalty on the change of the prediction under embedding noise."""
 
     name = "r3f"
     neutral = {"strength": 0.0, "dropout": "all_off"}

@@ -107,3 +107,15 @@ def test_the_baseline_and_its_control_are_added(base: list[str], capsys: pytest.
     with pytest.raises(AssertionError, match="about to run"):
         cli.main([*base, "--methods", "hype", "--no-baseline"])
     assert "Added" not in capsys.readouterr().err
+
+
+def test_the_python_door_stays_a_function() -> None:
+    """A module called `run` would take the function's place in the package as soon as it is imported."""
+    import importlib
+
+    import finetune_bench
+    from finetune_bench import runner
+
+    for module in Path(finetune_bench.__file__).parent.glob("[a-z]*.py"):
+        importlib.import_module(f"finetune_bench.{module.stem}")
+    assert finetune_bench.run is runner.run

@@ -293,7 +293,8 @@ def test_what_one_model_cannot_do_is_skipped(study: Study, tiny_checkpoint: Path
         baseline=False,
     )
     frame = run(both)
+    frame["model"] = frame["model"].str.rpartition("/")[2]
     rdrop = frame[frame["method"] == "rdrop"].set_index("model")
     assert rdrop["status"].to_dict() == {"tiny-bert": "done", "still-bert": "skipped"}
-    assert "identical" in rdrop.loc["still-bert", "reason"]
+    assert "identical" in str(rdrop.loc["still-bert", "reason"])
     assert set(frame[frame["method"] == "vanilla"]["status"]) == {"done"}

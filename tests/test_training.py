@@ -118,7 +118,8 @@ def test_accumulation_gives_the_same_weights(examples: int) -> None:
     """1 × 8 equals 4 × 2, also where the last batch is smaller and its micro-batches differ in size."""
     found = []
     for accumulation in (1, 4):
-        recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, accumulation=accumulation)
+        # A large epsilon: Adam divides by the gradient, which blows up the last bits of those near zero.
+        recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, accumulation=accumulation, adam_eps=1e-2)
         run, stack = testing.toy_run(vanilla(dropout="all_off"), recipe=recipe)
         run.examples = testing.toy_examples("classification", examples)
         train(run, stack)

@@ -33,7 +33,7 @@ def main() -> None:
 
     from finetune_bench import registry
     from finetune_bench.grid import Cell
-    from finetune_bench.run import run_cell
+    from finetune_bench.cell import run_cell
     from finetune_bench.store import Store
 
     for plugin in settings["plugins"]:

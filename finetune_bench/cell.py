@@ -86,7 +86,7 @@ def row_of(cell: Cell, status: str, **found: Any) -> Row:
         "task": cell.task,
         "kind": task.kind,
         "metric": task.metrics[0],
-        "model": Path(cell.model).name if model.looks_like_folder(cell.model) else cell.model,
+        "model": model.label(cell.model),
         "seed": cell.seed,
         "limit_train": cell.limit_train,
         "recipe": dataclasses.asdict(cell.recipe),
