@@ -169,6 +169,8 @@ def _train_and_score(
         with stack.evaluating(run):
             predictions = {name: evaluation.predict(run, split) for name, split in splits.items()}
         evaluation_seconds = time.perf_counter() - evaluating
+        if not all(np.isfinite(values).all() for values in predictions.values()):
+            raise Diverged(run.total_steps)  # the last update itself; no later loss could show it
         trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
         saved_bytes = training.saved_activation_bytes(run, stack)
         # What is kept is what was scored: averaged weights, where a method swaps them in.

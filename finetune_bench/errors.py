@@ -8,7 +8,7 @@
     │   ├── ModelError        a checkpoint is missing or can't be used
     │   └── Unsupported       the study asks for what no cell of it can do
     ├── MachineError          the machine lacks something: a device, a package; exit code 3
-    └── Diverged              a training loss became NaN or infinite; ends its cell, never the grid
+    └── Diverged              training led to NaN or infinity; ends its cell, never the grid
 
 Every message says what was expected, what came, where, and what to do next.
 """
@@ -65,8 +65,8 @@ class MachineError(FinetuneBenchError):
 
 
 class Diverged(FinetuneBenchError):
-    """A training loss became NaN or infinite."""
+    """Training led to NaN or infinity."""
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"diverged at step {step}: the training loss was not finite")
+        super().__init__(f"diverged at step {step}: the loss, or what the model predicts after it, was not finite")
         self.step = step

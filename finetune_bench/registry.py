@@ -122,6 +122,8 @@ def task(text: str) -> Task:
     if ending in makers and call.name not in names("tasks"):
         make: Callable[[str, Mapping[str, str]], Task] = makers[ending].load()
         return make(call.name, call.arguments)
+    if ending and call.name not in names("tasks"):
+        raise UsageError(f"'{call.name}' can't be read: expected a file ending in {', '.join(sorted(makers))}.")
     found: Task = _load("tasks", call.name)
     if call.arguments:
         raise UsageError(f"The task '{call.name}' takes no options; got ({', '.join(call.arguments)}).")

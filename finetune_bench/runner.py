@@ -145,6 +145,7 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
         "out": str(store.root.resolve()),
         "data_root": str(plan.study.data_root.resolve()) if plan.study.data_root else None,
         "save_model": plan.study.save_model,
+        "retry_failed": plan.study.retry_failed,
         "plugins": list(plan.study.plugins),
     }
     executor = LocalExecutor(plan.devices, settings, plan.study.threads, store.root / "logs")

@@ -83,6 +83,8 @@ def test_tasks() -> None:
     assert registry.task("rte").metrics == ("accuracy",)
     with pytest.raises(UnknownName, match="no task called 'rtee'. Did you mean 'rte'"):
         registry.task("rtee")
+    with pytest.raises(UsageError, match=r"'notes.docx' can't be read: expected a file ending in csv, json,"):
+        registry.task("notes.docx(text=body)")
     with pytest.raises(UsageError, match="takes no options"):
         registry.task("rte(limit=3)")
 

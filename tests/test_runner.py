@@ -240,6 +240,16 @@ def test_a_failing_cell_is_a_row_and_the_grid_goes_on(study: Study, tmp_path: Pa
     assert "1 cached, 2 failed before, --retry-failed runs those that failed again: 2 to run" in second.stderr
 
 
+def test_two_runs_on_one_store_share_the_work(undisturbed: Store, study: Study, tmp_path: Path) -> None:
+    store = Store(tmp_path / "shared")
+    typed = command(*GRID, "--workers", "1", tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
+    both = [subprocess.Popen(typed, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in range(2)]
+    talk = [process.communicate(timeout=240)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], talk
+    assert sum(text.count("] done: ") for text in talk) == 10  # each cell was run by one of them
+    assert stable(store) == stable(undisturbed)
+
+
 def test_saved_models_are_plain(study: Study, tmp_path: Path) -> None:
     from dataclasses import replace
 

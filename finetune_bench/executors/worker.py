@@ -32,8 +32,8 @@ def main() -> None:
     import torch
 
     from finetune_bench import registry
-    from finetune_bench.grid import Cell
     from finetune_bench.cell import run_cell
+    from finetune_bench.grid import Cell
     from finetune_bench.store import Store
 
     for plugin in settings["plugins"]:
@@ -43,15 +43,15 @@ def main() -> None:
     while True:
         cell = Cell.from_dict(orders.get())
         with store.claim(cell.id) as mine:
-            row = store.row(cell.id)
+            # Another run on the same store may have taken the cell, or finished it, since this run was planned.
+            row = store.row(cell.id) or {}
+            has_model = not settings["save_model"] or (store.folder(cell.id) / "model").is_dir()
             if not mine:
                 answer = {"status": "busy"}
-            elif (
-                row is not None
-                and row["status"] == "done"
-                and not (settings["save_model"] and not (store.folder(cell.id) / "model").is_dir())
-            ):
+            elif row.get("status") == "done" and has_model:
                 answer = {"status": "cached"}
+            elif row.get("retry") == "asked" and not settings["retry_failed"]:
+                answer = {"status": "failed", "reason": row["reason"]}
             else:
                 row = run_cell(cell, store, torch.device(settings["device"]), data_root, settings["save_model"])
                 answer = {key: row[key] for key in ("status", "reason", "seconds")}
