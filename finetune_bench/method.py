@@ -13,6 +13,7 @@ The base class *is* vanilla fine-tuning: a method overrides only the hooks it ne
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -188,6 +189,8 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        if cls.__doc__ is None:  # the file's card, where the class has no words of its own
+            cls.__doc__ = sys.modules[cls.__module__].__doc__
         dataclass(kw_only=True, eq=False)(cls)
 
     def __post_init__(self) -> None:

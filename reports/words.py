@@ -15,12 +15,13 @@ from finetune_bench.reports.tables import Difference
 INTERVAL = "Brackets: 95 % t interval for new seeds on these tasks and these examples; n = seeds."
 
 
-def points(value: float, sign: bool = False) -> str:
-    """A number of points with one decimal; a dash for none."""
+def points(value: float, sign: bool = False, decimals: int = 1) -> str:
+    """A number of points; a dash for none."""
     if math.isnan(value):
         return "—"
-    text = f"{value:+.1f}" if sign else f"{value:.1f}"
-    return text.replace("-0.0", "0.0").replace("+0.0", "0.0").replace("-", "−")
+    value = round(value, decimals) + 0.0  # no minus before a zero
+    text = f"{value:{'+' if sign and value else ''}.{decimals}f}"
+    return text.replace("-", "−")
 
 
 def interval(estimate: stats.Estimate, sign: bool = False) -> str:
@@ -29,7 +30,11 @@ def interval(estimate: stats.Estimate, sign: bool = False) -> str:
         return points(estimate.value, sign)
     if estimate.standard_error == 0:
         return f"{points(estimate.value, sign)} [no spread]"
-    return f"{points(estimate.value, sign)} [{points(estimate.low, sign)}, {points(estimate.high, sign)}]"
+    # An end that excludes zero must not be rounded to it.
+    nearest = min(abs(estimate.low), abs(estimate.high))
+    decimals = 2 if estimate.separated and nearest < 0.05 else 1
+    low, high = points(estimate.low, sign, decimals), points(estimate.high, sign, decimals)
+    return f"{points(estimate.value, sign)} [{low}, {high}]"
 
 
 def listed(items: Sequence[str]) -> str:
