@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import time
 import traceback
 from contextlib import nullcontext
@@ -60,9 +59,15 @@ def run_cell(cell: Cell, store: Store, device: torch.device, data_root: Path | N
 def _failure(error: Exception) -> Row:
     if devices.is_out_of_memory(error):
         return {"reason": "out of memory", "retry": "always"}
+    if devices.is_broken(error):
+        return {"reason": f"the device failed: {_line(error)}", "retry": "always", "broken": True}
     if isinstance(error, Diverged):
         return {"reason": f"diverged at step {error.step}", "retry": "asked"}
-    return {"reason": f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0], "retry": "asked"}
+    return {"reason": _line(error), "retry": "asked"}
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
 
 
 def row_of(cell: Cell, status: str, **found: Any) -> Row:
@@ -120,6 +125,12 @@ def _encoded(cell_model: str, task_text: str, limit_train: int | None, data_root
     return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
 
 
+def forget() -> None:
+    """Drop everything that was read from files, which may have changed since."""
+    for reader in (load_data, _encoded, _skeleton, model.config, model.tokenizer, model.hash_files):
+        reader.cache_clear()
+
+
 def facts_of(cell: Cell, stack: Stack) -> Facts:
     """What is known of a cell before any weight is loaded."""
     task = registry.task(cell.task)
@@ -147,10 +158,12 @@ def _train_and_score(
     train, splits = _encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
     stack = cell.stack
 
-    devices.reset_peak(device)
+    measured = devices.reset_peak(device)
     config = model.config(cell.model, task.outputs)
     init_seed = derive(cell.seed, "init", task.name, cell.weights)
-    classifier = model.load(cell.model, model.with_dropout(config, stack.dropout), init_seed).to(device)
+    classifier = model.load(cell.model, model.with_dropout(config, stack.dropout), init_seed)
+    initial = model.digest(classifier)
+    classifier.to(device)
     if cell.recipe.gradient_checkpointing:
         model.checkpoint_activations(classifier)
     run = TrainingRun(
@@ -164,7 +177,7 @@ def _train_and_score(
     )
     try:
         trace = training.train(run, stack)
-        allocated, reserved = devices.peak(device)
+        allocated, reserved = devices.peak(device) if measured else (None, None)
         evaluating = time.perf_counter()
         with stack.evaluating(run):
             predictions = {name: evaluation.predict(run, split) for name, split in splits.items()}
@@ -203,7 +216,7 @@ def _train_and_score(
             "evaluation_seconds": evaluation_seconds,
         },
         "hashes": {
-            "init": hashlib.sha256(trace.initial.tobytes()).hexdigest()[:16],
+            "init": initial,
             "order": run.order.hexdigest()[:16],
             "data": cell.data,
         },
@@ -260,7 +273,7 @@ def _training(task: Task, trace: training.Trace, labels: torch.Tensor) -> Row:
 def _cost(run: TrainingRun, trace: training.Trace) -> Row:
     timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
     seconds = float(trace.seconds[timed].sum())
-    examples = run.recipe.batch_size * len(trace.seconds[timed])
+    examples = int(trace.examples[timed].sum())
     return {
         "train_seconds": seconds,
         "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),

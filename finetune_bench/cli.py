@@ -42,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout (head, less) went away
         sys.stderr.close()
         return 0
+    except OSError as error:
+        _say(f"finetune-bench: {error.filename or 'a file'}: {error.strerror or error}; give another place with --out.")
+        return 3
     return code
 
 
@@ -111,7 +114,7 @@ def _run(parsed: argparse.Namespace) -> int:
     plan = make_plan(study)
     for note in plan.notes:
         _say(note)
-    tally = Tally(len(plan.cells), len(plan.devices))
+    tally = Tally(len(plan.cells))
     reporter = Reporter(tally, Console(stderr=True))
     _say(_intention(plan))
     if plan.todo:
@@ -121,7 +124,7 @@ def _run(parsed: argparse.Namespace) -> int:
     else:
         execute(plan, reporter)
     _summarise(plan.store, plan.store.root / "report", ["markdown", "csv"])
-    return 1 if tally.failed else 0
+    return 1 if tally.failed or tally.failed_before else 0
 
 
 def _intention(plan: Plan) -> str:
@@ -157,6 +160,8 @@ def _report(parsed: argparse.Namespace) -> int:
 
     _load_plugins(parsed.plugin)
     formats = split(parsed.format, ",")
+    if not formats:
+        raise UsageError("--format: expected one format or more, separated by commas; got none.")
     for name in formats:
         registry.report_class(name)  # an unknown format is told before any is written
     store = Store.open(parsed.run)

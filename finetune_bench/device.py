@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -87,33 +88,38 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
             yield
 
 
-def reset_peak(device: torch.device) -> None:
-    """Start measuring peak memory anew."""
+def reset_peak(device: torch.device) -> bool:
+    """Start measuring peak memory anew; returns whether that can be done here."""
+    gc.collect()  # what earlier cells left, or the allocator kept, would count as ours
     if device.type != "cpu":
+        torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats(device)
-        return
-    if sys.platform == "linux":
-        # What earlier cells freed but the allocator kept would count as ours.
-        ctypes.CDLL(None).malloc_trim(0)
-        try:
-            Path("/proc/self/clear_refs").write_text("5", "utf-8")
-        except OSError:  # not every container allows it; `peak` then says null
-            return
+        return True
+    if sys.platform != "linux":
+        return False
+    ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5", "utf-8")
+    except OSError:  # not every container allows it
+        return False
+    return True
 
 
 def peak(device: torch.device) -> tuple[int | None, int | None]:
-    """Bytes at the peak since `reset_peak`.
+    """Bytes at the peak since a `reset_peak` that worked.
 
     Returns:
-        (allocated, reserved) on an accelerator; (resident set, None) on a CPU, where Linux tells; else (None, None).
+        (allocated, reserved) on an accelerator; (resident set, None) on a CPU.
     """
     if device.type != "cpu":
         return torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device)
-    if sys.platform == "linux" and os.access("/proc/self/clear_refs", os.W_OK):
-        for line in Path("/proc/self/status").read_text("utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024, None
-    return None, None
+    status = Path("/proc/self/status").read_text("utf-8")
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024, None
+
+
+def is_broken(error: BaseException) -> bool:
+    """Whether an exception means that this process can't use its device any more."""
+    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

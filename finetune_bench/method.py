@@ -43,7 +43,7 @@ class Dropout(StrEnum):
     """What a method asks of the model's dropout. In a stack the strongest *off* wins."""
 
     KEEP = "keep"
-    HIDDEN_OFF = "hidden_off"  # all but the dropout on attention probabilities, as HyPe's script does
+    HIDDEN_OFF = "hidden_off"  # what HyPe's script zeroes: `hidden_dropout_prob`, `dropout`; see model.py and its card
     ALL_OFF = "all_off"
 
 

@@ -57,7 +57,7 @@ def fingerprint(name: str) -> str:
                 f"--model: the folder '{name}' has no .safetensors file; other weight files can run code when loaded. "
                 "Convert them with transformers: model.save_pretrained(folder)."
             )
-        return _hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
+        return hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
     try:
         path = _transformers().utils.cached_file(name, "config.json")
     except (OSError, ValueError) as error:
@@ -79,7 +79,8 @@ def label(name: str) -> str:
 
 
 @cache
-def _hash_files(paths: tuple[Path, ...]) -> str:
+def hash_files(paths: tuple[Path, ...]) -> str:
+    """A hash of files' names and contents."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
@@ -98,7 +99,7 @@ def config(name: str, outputs: int) -> Any:
     try:
         found = _transformers().AutoConfig.from_pretrained(_place(name), num_labels=outputs, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"--model: the configuration of '{name}' can't be read: {error}") from None
+        raise ModelError(f"--model: the configuration of '{name}' can't be read: {_first_line(error)}") from None
     found.problem_type = None  # the task computes the loss; a stale value would not be ours
     return found
 
@@ -111,9 +112,48 @@ def tokenizer(name: str) -> Any:
         ModelError: it can't be read.
     """
     try:
-        return _transformers().AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False)
+        found = _transformers().AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {error}") from None
+        raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {_first_line(error)}") from None
+    if len(found) <= len(found.all_special_ids):  # transformers makes up an empty one where its files are missing
+        raise ModelError(
+            f"--model: '{name}' has no vocabulary, only {len(found)} special tokens: the tokenizer's files are missing."
+            " Save them beside the weights: tokenizer.save_pretrained(folder)."
+        )
+    if found.pad_token_id is None:
+        raise ModelError(f"--model: the tokenizer of '{name}' has no padding token, which batches need; add one.")
+    return found
+
+
+def check_fit(name: str, max_length: int) -> None:
+    """Check a checkpoint's parts against each other and against the longest example.
+
+    Raises:
+        ModelError: more tokens in the vocabulary, or in an example, than the model has embeddings or positions for.
+    """
+    words, places = len(tokenizer(name)), positions(skeleton(config(name, 2)))
+    if words > config(name, 2).vocab_size:
+        raise ModelError(
+            f"--model: the tokenizer of '{name}' knows {words} tokens, its model only {config(name, 2).vocab_size}; "
+            "they don't belong together."
+        )
+    if places is not None and max_length > places:
+        raise ModelError(
+            f"--max-length {max_length}: '{name}' has positions for {places} tokens; give {places} or less."
+        )
+
+
+def positions(model: nn.Module) -> int | None:
+    """Tokens that the model has absolute positions for; None where positions are relative."""
+    for name, module in body(model).named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts from the padding token's id on.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def _place(name: str) -> str:
@@ -133,8 +173,17 @@ def with_dropout(config: Any, policy: Dropout) -> Any:
 
 
 def build(config: Any) -> nn.Module:
-    """A randomly initialised classifier, fp32, drawn from the global random stream."""
-    model: nn.Module = _transformers().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    """A randomly initialised classifier, fp32, drawn from the global random stream.
+
+    Raises:
+        ModelError: the architecture has no classification head.
+    """
+    try:
+        model: nn.Module = _transformers().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    except ValueError as error:
+        raise ModelError(
+            f"--model: no text classifier can be made of '{config.model_type}': {_first_line(error)}"
+        ) from None
     return model
 
 
@@ -175,7 +224,7 @@ def load(name: str, config: Any, init_seed: int) -> nn.Module:
                 ignore_mismatched_sizes=True,  # a head of another width is replaced, as the DeBERTa runs of HyPe do
             )
         except (OSError, ValueError) as error:
-            raise ModelError(f"--model: the weights of '{name}' can't be read: {error}") from None
+            raise ModelError(f"--model: the weights of '{name}' can't be read: {_first_line(error)}") from None
     return model
 
 
@@ -195,6 +244,14 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
         tokenizer.save_pretrained(folder)
     finally:
         model.config = trained
+
+
+def digest(model: nn.Module) -> str:
+    """A hash of every weight's bytes; the model is on the CPU."""
+    sha = hashlib.sha256()
+    for parameter in model.parameters():
+        sha.update(memoryview(parameter.detach().contiguous().numpy()))
+    return sha.hexdigest()[:16]
 
 
 def body(model: nn.Module) -> nn.Module:

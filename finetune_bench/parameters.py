@@ -45,6 +45,22 @@ def kind_of(owner: type, field: dataclasses.Field[Any]) -> tuple[type, bool]:
     return next(option for option in options if option is not type(None)), type(None) in options
 
 
+def check_fields(owner: type) -> None:
+    """Check that every parameter has a default and a type that can be read from text.
+
+    Raises:
+        ParameterError: names the parameter and says what is wrong with its declaration.
+    """
+    for field in dataclasses.fields(owner):
+        kind, _ = kind_of(owner, field)
+        readable = isinstance(kind, type) and (kind in (bool, int, float, str) or issubclass(kind, Enum))
+        if not readable or field.default is dataclasses.MISSING:
+            raise ParameterError(
+                f"The '{field.name}' parameter of {owner.__name__} must be declared as bool, int, float, str or an "
+                "enumeration, or one of them | None, with a default: x: float = parameter(0.1, ...)."
+            )
+
+
 def expectation(owner: type, field: dataclasses.Field[Any]) -> str:
     """What a field accepts, in words: "a float in [0, inf)"."""
     kind, optional = kind_of(owner, field)

@@ -17,12 +17,12 @@ class Tally:
 
     Attributes:
         total: all cells.
-        workers: how many run at once, for the time left.
+        failed_before: of an earlier run, and not tried again.
     """
 
     total: int
-    workers: int
     cached: int = 0
+    failed_before: int = 0
     done: int = 0
     failed: int = 0
     skipped: int = 0
@@ -31,7 +31,7 @@ class Tally:
     @property
     def left(self) -> int:
         """Cells that still have to run."""
-        return self.total - self.cached - self.done - self.failed - self.skipped
+        return self.total - self.cached - self.done - self.failed - self.failed_before - self.skipped
 
     def time_left(self) -> str:
         """Reckoned from the cells that ran so far."""
@@ -48,7 +48,11 @@ class Tally:
 
     def __str__(self) -> str:
         counts = [f"{self.done} done"]
-        counts += [f"{n} {name}" for name in ("cached", "failed", "skipped") if (n := getattr(self, name))]
+        counts += [
+            f"{number} {name.replace('_', ' ')}"
+            for name in ("cached", "failed", "failed_before", "skipped")
+            if (number := getattr(self, name))
+        ]
         return ", ".join([*counts, f"{self.left} left"]) + self.time_left()
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.util
+import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -20,7 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench.errors import MachineError, UnknownName, UsageError
-from finetune_bench.parameters import as_text, from_text
+from finetune_bench.parameters import as_text, check_fields, from_text
 from finetune_bench.spec import parse_call, parse_stack
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 BASELINE = "vanilla"  # the one method that the core knows by name
 
 _tried: dict[str, dict[str, Any]] = {"methods": {}, "tasks": {}, "reports": {}}
+_tried_from: dict[tuple[str, str], Path] = {}
 
 
 @cache
@@ -121,7 +124,7 @@ def task(text: str) -> Task:
     ending = Path(call.name).suffix.lstrip(".").lower()
     if ending in makers and call.name not in names("tasks"):
         make: Callable[[str, Mapping[str, str]], Task] = makers[ending].load()
-        return make(call.name, call.arguments)
+        return make(os.path.normpath(call.name), call.arguments)
     if ending and call.name not in names("tasks"):
         raise UsageError(f"'{call.name}' can't be read: expected a file ending in {', '.join(sorted(makers))}.")
     found: Task = _load("tasks", call.name)
@@ -169,9 +172,13 @@ def load_plugin(path: str | Path) -> list[str]:
             continue
         if not isinstance(getattr(item, "name", None), str):
             raise UsageError(f"--plugin: '{item.__name__}' in '{path}' has no `name`; give it one in lower case.")
-        if item.name in _installed(group) or _tried[group].get(item.name, item) is not item:
+        if item.name in _installed(group) or _tried_from.get((group, item.name), path) != path:
             raise UsageError(f"--plugin: the name '{item.name}' in '{path}' is taken by another of the {group}.")
-        _tried[group][item.name] = item
+        if group != "tasks" and not re.fullmatch("[a-z0-9_]+", item.name):
+            raise UsageError(f"--plugin: the name '{item.name}' in '{path}' may hold a to z, 0 to 9 and _ only.")
+        if group == "methods":
+            check_fields(item)
+        _tried[group][item.name], _tried_from[group, item.name] = item, path
         added.append(item.name)
     if not added:
         raise UsageError(f"--plugin: '{path}' defines no Method, Task or Report.")
@@ -179,7 +186,8 @@ def load_plugin(path: str | Path) -> list[str]:
 
 
 def _import_file(path: Path) -> ModuleType:
-    name = f"finetune_bench_plugin_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    content = str(path).encode() + path.read_bytes()  # an edited file is another module
+    name = f"finetune_bench_plugin_{path.stem}_{hashlib.sha256(content).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
@@ -189,7 +197,7 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"--plugin: importing '{path}' failed with {type(error).__name__}: {error}") from error
     return module

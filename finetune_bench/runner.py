@@ -86,7 +86,9 @@ def make_plan(study: Study) -> Plan:
     """
     from finetune_bench import device as devices
     from finetune_bench import model
+    from finetune_bench.cell import forget
 
+    forget()  # in a long-lived process, files may have changed since the last plan
     for plugin in study.plugins:
         registry.load_plugin(plugin)
     study = with_defaults(study)
@@ -96,18 +98,27 @@ def make_plan(study: Study) -> Plan:
     kind = places[0].type
     if study.recipe.precision == "fp16" and kind == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device: a CPU has no loss scaling for it. Use fp32 or bf16.")
-    tasks = {text: registry.task(text) for text in study.tasks}
-    _check_same_names("--tasks", "tasks", [task.name for task in tasks.values()])
-    _check_same_names("--model", "checkpoints", [model.label(name) for name in study.models])
+    # One spelling of each task: a file's name and options, however they were typed, make one cell.
+    study = dataclasses.replace(study, tasks=tuple(_once("--tasks", [registry.task(t).name for t in study.tasks])))
+    _once("--model", [model.label(name) for name in study.models])
     weights = {name: model.fingerprint(name) for name in study.models}
     for name in study.models:
-        model.tokenizer(name)
+        model.check_fit(name, study.recipe.max_length)
     data = {text: _checked_data(text, study) for text in study.tasks}
+    for text, found in data.items():
+        steps = study.recipe.total_steps(len(found.train))
+        if study.recipe.warmup_steps(steps) >= steps:
+            raise UsageError(
+                f"--warmup {study.recipe.warmup:g}: '{text}' trains for {steps} steps, so the learning rate would "
+                "never come down; give fewer warm-up steps, or a share below 1."
+            )
     cells = grid.cells(study, {text: found.fingerprint() for text, found in data.items()}, weights, kind)
     notes += [f"{text}: {note}" for text, found in data.items() for note in found.notes]
 
     skipped = _impossible(cells)
     store = Store(study.out or Path("runs") / run_name(study))
+    if store.root.exists() and not store.root.is_dir():
+        raise UsageError(f"--out: expected a folder, but '{store.root}' is a file.")
     workers = study.workers or (len(places) if kind != "cpu" else max(1, _cores() // study.threads))
     todo, cached, failed = [], [], []
     cannot = {cell.id for cell, _ in skipped}
@@ -136,8 +147,8 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
 
     store = plan.store
     store.write_study(as_dict(plan.study) | {"cells": [cell.id for cell in plan.cells], "notes": plan.notes})
-    tally = reporter.tally if reporter else Tally(len(plan.cells), len(plan.devices))
-    tally.cached, tally.failed, tally.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
+    tally = reporter.tally if reporter else Tally(len(plan.cells))
+    tally.cached, tally.failed_before, tally.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
     for cell, reason in plan.skipped:
         if (store.row(cell.id) or {}).get("reason") != reason:
             store.write(cell.to_dict(), row_of(cell, "skipped", reason=reason))
@@ -151,7 +162,7 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
     executor = LocalExecutor(plan.devices, settings, plan.study.threads, store.root / "logs")
     try:
         for event in executor.run(plan.todo):
-            _take(event, store, tally, reporter)
+            _take(event, plan, tally, reporter)
     except (KeyboardInterrupt, GeneratorExit):
         for cell in executor.running.values():
             if (store.row(cell.id) or {}).get("status") != "done":
@@ -160,7 +171,7 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
     return tally
 
 
-def _take(event: Event, store: Store, tally: Tally, reporter: Reporter | None) -> None:
+def _take(event: Event, plan: Plan, tally: Tally, reporter: Reporter | None) -> None:
     from finetune_bench.cell import row_of
 
     if event.status == "started":
@@ -169,15 +180,18 @@ def _take(event: Event, store: Store, tally: Tally, reporter: Reporter | None) -
     if status == "died":
         status = "failed"
         row = row_of(event.cell, "failed", reason=reason, retry="always")
-        store.write(event.cell.to_dict(), row, log=event.log)
+        plan.store.write(event.cell.to_dict(), row, log=event.log)
     setattr(tally, status, getattr(tally, status) + 1)
     if reporter:
-        reporter.ended(status, cell_name(event.cell), event.seconds, reason)
+        reporter.ended(status, cell_name(event.cell, plan.study), event.seconds, reason)
 
 
-def cell_name(cell: Cell) -> str:
-    """A cell in a few words."""
-    return f"{registry.describe(cell.stack)} · {cell.task} · seed {cell.seed}"
+def cell_name(cell: Cell, study: Study) -> str:
+    """A cell in a few words: its method, task and seed, and whatever else varies in the study."""
+    words = [registry.describe(cell.stack), cell.task, f"seed {cell.seed}"]
+    words += [cell.model] if len(study.models) > 1 else []
+    words += [f"lr {cell.recipe.lr:g}"] if len(study.lrs) > 1 else []
+    return " · ".join(words)
 
 
 def with_defaults(study: Study) -> Study:
@@ -202,10 +216,13 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _check_same_names(option: str, kind: str, names: list[str]) -> None:
+def _once(option: str, names: list[str]) -> list[str]:
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"{option}: two of the {kind} would be called '{name}' in the report; rename one.")
+            raise UsageError(
+                f"{option}: two of them would be called '{name}' in the report; rename one, or give it once."
+            )
+    return names
 
 
 def _checked_data(text: str, study: Study) -> TaskData:
@@ -258,7 +275,13 @@ def why_impossible(cell: Cell) -> str | None:
             )
     if cell.recipe.gradient_checkpointing and not _can_checkpoint(facts.skeleton):
         return f"{type(facts.skeleton).__name__} has no gradient checkpointing"
-    return stack.unsupported(facts)
+    try:
+        return stack.unsupported(facts)
+    except Exception as error:  # a plugin may raise anything
+        label = registry.describe(stack)
+        raise UsageError(
+            f"'{label}': asking it what it supports failed with {type(error).__name__}: {error}"
+        ) from error
 
 
 def _can_checkpoint(skeleton: torch.nn.Module) -> bool:

@@ -194,17 +194,17 @@ class Store:
 
 
 def to_json(value: Any) -> str:
-    """JSON with sorted keys; NaN and infinities become null, so that every reader can read it."""
-    return json.dumps(_finite(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    """JSON with sorted keys that every reader can read: NaN becomes null, an infinity the text "inf"."""
+    return json.dumps(_plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def _finite(value: Any) -> Any:
+def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_plain(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
-        return None
+        return None if np.isnan(value) else str(value)
     return value
 
 

@@ -19,6 +19,7 @@ from finetune_bench.parameters import parameter, validate
 from finetune_bench.spec import split
 
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
+DEFAULT_EPOCHS = 3
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Recipe:
 
     lr: float = parameter(2e-5, interval="(0, inf)", help="peak learning rate of AdamW")
     batch_size: int = parameter(16, interval="[1, inf)", help="examples per optimiser step")
-    epochs: int = parameter(3, interval="[1, inf)", help="passes over the training data")
+    epochs: int | None = parameter(None, interval="[1, inf)", help="passes over the training data; 3 unless steps say")
     steps: int | None = parameter(None, interval="[1, inf)", help="optimiser steps, in place of epochs")
     warmup: float = parameter(0.1, interval="[0, inf)", help="linear warm-up: below 1 a share of the steps, else steps")
     weight_decay: float = parameter(0.1, interval="[0, inf)", help="decoupled; not on biases and norms")
@@ -47,6 +48,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         validate(self)
+        if self.steps is not None and self.epochs is not None:
+            raise UsageError("--steps and --epochs both say how long to train; give one of them.")
+        if self.steps is None and self.epochs is None:
+            object.__setattr__(self, "epochs", DEFAULT_EPOCHS)
         if self.batch_size % self.accumulation:
             raise UsageError(
                 f"--accumulation must divide --batch-size, so that micro-batches are alike; "
@@ -55,7 +60,7 @@ class Recipe:
 
     def total_steps(self, examples: int) -> int:
         """Optimiser steps for a training set of that size."""
-        return self.steps or self.epochs * -(-examples // self.batch_size)
+        return self.steps or (self.epochs or DEFAULT_EPOCHS) * -(-examples // self.batch_size)
 
     def warmup_steps(self, total_steps: int) -> int:
         """Steps in which the learning rate climbs."""
@@ -68,7 +73,7 @@ class Study:
 
     Attributes:
         methods: stacks as typed, e.g. "hype(eps=1e-4)+rdrop".
-        tasks: task names, or files with options; empty for the embedded study.
+        tasks: task names, or files with options; empty for those of the embedded study.
         models: hub names or folders; empty for the default model.
         lrs: learning rates, an axis of the grid; empty for the recipe's.
         seeds: one run each.
@@ -102,6 +107,29 @@ class Study:
     retry_failed: bool = False
     plugins: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Read every value as the command line would.
+
+        Raises:
+            UsageError: names the field, what was expected and what came.
+        """
+        readers: dict[str, Callable[[Any], Any]] = {
+            **dict.fromkeys(("methods", "tasks", "models"), _names),
+            **dict.fromkeys(("limit_train", "workers", "threads"), _at_least_one),
+            **dict.fromkeys(("data_root", "out"), _folder),
+            "lrs": _numbers,
+            "seeds": _seeds,
+            "plugins": _paths,
+        }
+        for name, read in readers.items():
+            value = getattr(self, name)
+            if value is None or value == ():
+                continue
+            try:
+                object.__setattr__(self, name, read(value))
+            except ValueError as error:
+                raise UsageError(f"Study: '{name}' must be {error}; got {value!r}.") from None
+
 
 # --- reading values: each takes what a flag (text) or a TOML file (text, number, list, boolean) holds -----------------
 
@@ -124,10 +152,11 @@ def _seeds(value: Any) -> tuple[int, ...]:
     try:
         if isinstance(value, str) and "," in value:
             value = [int(part) for part in split(value, ",")]
-        seeds = tuple(value) if isinstance(value, list | tuple) else tuple(range(1, int(value) + 1))
+        many = isinstance(value, list | tuple)
+        seeds = tuple(value) if many else tuple(range(1, _number(int, expected)(value) + 1))
     except (TypeError, ValueError):
         raise ValueError(expected) from None
-    if not seeds or not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
+    if not seeds or not all(type(seed) is int and seed >= 0 for seed in seeds) or len(set(seeds)) < len(seeds):
         raise ValueError(expected + ", each 0 or more and given once")
     return seeds
 
@@ -136,7 +165,7 @@ def _number(kind: type, text: str) -> Callable[[Any], Any]:
     def read(value: Any) -> Any:
         try:
             number = kind(value)
-        except (TypeError, ValueError):
+        except (OverflowError, TypeError, ValueError):
             raise ValueError(text) from None
         if isinstance(value, bool) or (kind is int and float(value) != number):
             raise ValueError(text)
@@ -147,7 +176,7 @@ def _number(kind: type, text: str) -> Callable[[Any], Any]:
 
 def _numbers(value: Any) -> tuple[float, ...]:
     text = "one number or more, separated by commas"
-    parts = split(value, ",") if isinstance(value, str) else value if isinstance(value, list) else [value]
+    parts = split(value, ",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     numbers = tuple(_number(float, text)(part) for part in parts)
     if not numbers or len(set(numbers)) < len(numbers):
         raise ValueError(text + ", each once")
@@ -176,7 +205,7 @@ def _text(value: Any) -> str:
 
 
 def _folder(value: Any) -> Path:
-    return Path(_text(value)).expanduser()
+    return (value if isinstance(value, Path) else Path(_text(value))).expanduser()
 
 
 def _flag(value: Any) -> bool:
@@ -307,8 +336,8 @@ def make_study(flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any
     options = {"model": embedded["model"], **given} if "tasks" in given else embedded | given
     if "methods" not in options:
         options["methods"] = ("vanilla",)
-    if "steps" in given and "epochs" in given:
-        raise UsageError("--steps and --epochs both say how long to train; give one of them.")
+    if "steps" in given:
+        options = {name: value for name, value in options.items() if name != "epochs" or name in given}
     beta1, beta2 = options.pop("betas", (Recipe.beta1, Recipe.beta2))
     lrs = options.pop("lr", (Recipe.lr,))
     of_recipe = {field.name for field in dataclasses.fields(Recipe)} & set(options)

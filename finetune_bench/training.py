@@ -13,6 +13,7 @@ Vanilla here equals a plain PyTorch loop to the last bit; a test holds the two a
 
 from __future__ import annotations
 
+import collections
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -128,7 +129,7 @@ class TrainingRun:
         self.order = hashlib.sha256()
         self._pretrained = {name: p.detach().clone() for name, p in self.params.items()} if keep_pretrained else None
         self._generators: dict[str, Generator] = {}
-        self._own_blocks = 0
+        self._own_blocks: collections.Counter[str] = collections.Counter()
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
@@ -148,9 +149,9 @@ class TrainingRun:
     @contextmanager
     def own_randomness(self, name: str) -> Iterator[None]:
         """Inside, the global streams belong to the method; each block draws anew."""
-        self._own_blocks += 1
+        self._own_blocks[name] += 1
         with devices.random_state_kept(self.device):
-            torch.manual_seed(derive(self.seed, "method", name, "global", str(self._own_blocks)))
+            torch.manual_seed(derive(self.seed, "method", name, "global", str(self._own_blocks[name])))
             yield
 
     def epoch(self, generator: Generator) -> list[list[int]]:
@@ -247,7 +248,7 @@ class Trace:
             it), and whatever the methods log.
         sketch_steps: after which steps the weights were sketched.
         sketches: (sketches, 64).
-        initial: (64,), the sketch of the weights as loaded.
+        examples: per step.
         seconds, cpu_seconds: per step; measurements.
         setup_seconds, setup_forwards, setup_backwards: what the methods' setup took.
         forwards_per_step, backwards_per_step: counted, per micro-batch.
@@ -256,7 +257,7 @@ class Trace:
     steps: dict[str, np.ndarray] = field(default_factory=dict)
     sketch_steps: list[int] = field(default_factory=list)
     sketches: list[np.ndarray] = field(default_factory=list)
-    initial: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    examples: np.ndarray = field(default_factory=lambda: np.zeros(0))
     seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))
     cpu_seconds: np.ndarray = field(default_factory=lambda: np.zeros(0))
     setup_seconds: float = 0.0
@@ -298,7 +299,7 @@ def train(run: TrainingRun, method: Method) -> Trace:
     Raises:
         Diverged: a loss was not finite; names the first such step, counted from 1.
     """
-    trace = Trace(initial=measure.sketch(run.params.values()))
+    trace = Trace()
     clock = measure.StepClock(run.device)
     run.method = method
     with clock.step():
@@ -314,6 +315,7 @@ def train(run: TrainingRun, method: Method) -> Trace:
     clock = measure.StepClock(run.device)
     recorded: dict[str, list[Tensor | float]] = {}
     sketched = measure.sketch_steps(run.total_steps)
+    examples_of: list[int] = []
     micro_batches = 0
     for step, parts in enumerate(run.steps(), start=1):
         with clock.step():
@@ -332,6 +334,7 @@ def train(run: TrainingRun, method: Method) -> Trace:
             scheduler.step()
             method.after_step(run)
         micro_batches += len(parts)
+        examples_of.append(examples)
         for name, value in logs.items():
             recorded.setdefault(name, []).append(value)
         # Reading a loss waits for the device, so there it is done rarely; the first bad step is found all the same.
@@ -342,6 +345,7 @@ def train(run: TrainingRun, method: Method) -> Trace:
             trace.sketch_steps.append(step)
             trace.sketches.append(measure.sketch(run.params.values()))
     trace.steps = {name: np.array([float(value) for value in values]) for name, values in recorded.items()}
+    trace.examples = np.array(examples_of)
     trace.seconds, trace.cpu_seconds = clock.seconds()
     trace.forwards_per_step = (run.counter.forwards - trace.setup_forwards) / micro_batches
     trace.backwards_per_step = (run.counter.backwards - trace.setup_backwards) / micro_batches
@@ -355,6 +359,8 @@ def _micro_step(
     objective = step.objective()
     run.counter.backwards += 1
     scaler.scale(objective.loss * share).backward()  # type: ignore[no-untyped-call]
+    if own := sorted({"loss", "task_loss", "sketch", "sketch_steps"} & set(objective.logs)):
+        raise FinetuneBenchError(f"A method logs '{own[0]}', which is the name of the run's own record; rename it.")
     task_loss = torch.stack(step.task_losses).mean()
     kept = {name: v.detach() if isinstance(v, Tensor) else v for name, v in objective.logs.items()}
     return {"loss": objective.loss.detach(), "task_loss": task_loss, **kept}

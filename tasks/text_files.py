@@ -117,6 +117,11 @@ def text_file(path: str, options: Mapping[str, str]) -> Task:
             _split(part, [_number(file, row) for row in part])
             for file, part in zip(files, (train, validation), strict=True)
         ]
+        if len(set(splits[0].labels)) == 1:
+            raise DataError(
+                f"'{path}': every training row has the label {splits[0].labels[0]}, so there is nothing to learn. "
+                "Is it the right column? Name another with label=COLUMN."
+            )
     data = TaskData(splits[0], {"validation": splits[1]}, tuple(notes))
     return TextFileTask(_name(path, options), kind, labels, (metric,), data)
 
@@ -266,6 +271,7 @@ def _decode(path: str, content: bytes) -> str:
 
 
 def _read_separated(path: str, content: bytes, separator: str, quoting: Literal[0, 3]) -> Table:
+    csv.field_size_limit(2**31 - 1)  # a text may be a whole book
     lines = csv.reader(
         io.StringIO(_decode(path, content), newline=""), delimiter=separator, quoting=quoting, strict=True
     )

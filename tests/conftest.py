@@ -58,7 +58,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         intermediate_size=24,
-        max_position_embeddings=64,
+        max_position_embeddings=128,
     )
     BertForSequenceClassification(config).save_pretrained(folder)
     fast.save_pretrained(folder)

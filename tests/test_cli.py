@@ -45,6 +45,11 @@ def base(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: py
         (["--limit-train", "100000"], "--limit-train 100000 was asked for"),
         (["--plugin", "absent.py"], "--plugin: expected a Python file"),
         (["--methods", "hype(top=3)"], "top=3 layers are more than the 2"),
+        (["--max-length", "129"], "has positions for 128 tokens"),
+        (["--warmup", "500"], "the learning rate would never come down"),
+        (["--out", "empty.csv"], "expected a folder, but 'empty.csv' is a file"),
+        (["--model", "mute"], "has no vocabulary, only"),
+        (["--tasks", "twice.csv,./twice.csv"], "give it once"),
     ],
 )
 def test_bad_input_is_told_before_any_compute(
@@ -55,7 +60,11 @@ def test_bad_input_is_told_before_any_compute(
     Path("lonely.csv").write_text(
         "text,label\n" + "".join(f"text {i},{'often' if i else 'rare'}\n" for i in range(20)), "utf-8"
     )
-    data = base[base.index("--tasks") + 1]
+    Path("twice.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)), "utf-8")
+    checkpoint, data = Path(base[base.index("--model") + 1]), base[base.index("--tasks") + 1]
+    Path("mute").mkdir()  # a checkpoint that was saved without its tokenizer
+    for name in ("config.json", "model.safetensors"):
+        Path("mute", name).symlink_to(checkpoint / name)
     options = [option.replace("DATA", data) for option in options]
     assert cli.main([*base, "--methods", "vanilla", *options]) == 2
     shown = capsys.readouterr()

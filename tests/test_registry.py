@@ -118,6 +118,13 @@ def test_plugins(tmp_path: Path) -> None:
             "the name 'hype' in .* is taken",
         ),
         ("from finetune_bench.method import Method\nclass A(Method):\n    pass", "has no `name`"),
+        ("from finetune_bench.method import Method\nclass A(Method):\n    name = 'a+b'", "may hold a to z"),
+        ("from finetune_bench.method import Method\nclass A(Method):\n    name = 'a'\n    b: float", "with a default"),
+        (
+            "from finetune_bench.method import Method\nclass A(Method):\n    name = 'a'\n    b: list = ()",
+            "must be declared",
+        ),
+        ("import sys\nsys.exit(0)", "failed with SystemExit"),
     ],
 )
 def test_wrong_plugins_are_told(tmp_path: Path, text: str | None, message: str) -> None:

@@ -127,6 +127,40 @@ def test_unknown_option_is_told() -> None:
         read_options({"seed": 3})
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"seeds": (1, 1)}, "'seeds' must be"),
+        ({"seeds": (True, 2)}, "'seeds' must be"),
+        ({"threads": 0}, "'threads' must be a whole number of at least 1; got 0"),
+        ({"workers": 0}, "'workers' must be"),
+        ({"data_root": 5}, "'data_root' must be a text"),
+    ],
+)
+def test_the_python_door_checks_as_the_flags_do(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Study(**fields)
+
+
+def test_the_python_door_reads_as_the_flags_do() -> None:
+    made = Study(methods="hype,rdrop", tasks="rte", data_root="data", seeds=[3, 4])  # type: ignore[arg-type]
+    assert (made.methods, made.tasks, made.data_root) == (("hype", "rdrop"), ("rte",), Path("data"))
+    assert made.seeds == (3, 4)
+
+
+@pytest.mark.parametrize("value", [True, 5.7, float("inf"), [True, 2]])
+def test_odd_seeds_are_told(value: Any) -> None:
+    with pytest.raises(UsageError, match="expected a number of seeds"):
+        study(seeds=value)
+
+
+def test_steps_take_the_place_of_epochs() -> None:
+    assert (Recipe().epochs, Recipe(steps=5).epochs) == (3, None)
+    assert study(steps=7).recipe.steps == 7
+    with pytest.raises(UsageError, match="give one of them"):
+        Recipe(steps=5, epochs=3)
+
+
 def test_steps_and_warmup() -> None:
     assert Recipe(epochs=3, batch_size=16).total_steps(100) == 21
     assert Recipe(steps=50).total_steps(100) == 50

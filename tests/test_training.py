@@ -157,6 +157,23 @@ def test_reading_the_pretrained_weights_must_be_declared() -> None:
         _ = run.pretrained
 
 
+def test_a_log_cannot_replace_the_runs_own_record() -> None:
+    class Liar(Method):
+        name = "liar"
+
+        def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+            found = inner(view)
+            return Objective(found.loss, found.output, {"loss": 0.0})
+
+    with pytest.raises(FinetuneBenchError, match="A method logs 'loss'"):
+        testing.toy_train(Liar())
+
+
+def test_examples_are_counted_as_they_came() -> None:
+    _, trace, _ = testing.toy_train(vanilla(), recipe=Recipe(batch_size=10, epochs=2))
+    assert trace.examples.tolist() == [10, 10, 4] * 2
+
+
 def test_streams_do_not_touch_each_other() -> None:
     run, _ = testing.toy_run(vanilla())
     before = torch.get_rng_state()
@@ -167,6 +184,9 @@ def test_streams_do_not_touch_each_other() -> None:
         once = torch.rand(3)
     with run.own_randomness("a"):
         again = torch.rand(3)
+    other, _ = testing.toy_run(vanilla())
+    with other.own_randomness("b"), other.own_randomness("a"):
+        assert torch.equal(once, torch.rand(3))  # another method's block shifts nothing
     assert not torch.equal(once, again)
     assert torch.equal(before, torch.get_rng_state())
 

@@ -128,6 +128,8 @@ class LocalExecutor:
         del self.running[number]
         if line:
             answer = json.loads(line)
+            if answer.get("last"):  # a device error that spoils every later cell of the process
+                self._end(number)
             return Event(cell, answer["status"], answer.get("reason"), answer.get("seconds") or 0.0)
         _release(worker)
         del self._workers[number]
