@@ -248,7 +248,7 @@ def _collapse(
         return "predicts one class only"
     metric = task.metrics[0]
     if metrics[first][metric] <= majority[first][metric]:
-        return f"{metric} {metrics[first][metric]:.3f} is no better than the constant prediction's"
+        return f"its {metric} is no better than the constant prediction's"
     return None
 
 
