@@ -246,9 +246,8 @@ def _collapse(
     first = next(iter(predictions))
     if task.kind == "classification" and len(np.unique(predictions[first].argmax(axis=1))) == 1:
         return "predicts one class only"
-    metric = task.metrics[0]
-    if metrics[first][metric] <= majority[first][metric]:
-        return f"its {metric} is no better than the constant prediction's"
+    if all(metrics[first][metric] <= majority[first][metric] for metric in task.metrics):
+        return f"no better than the constant prediction in {' or '.join(task.metrics)}"
     return None
 
 

@@ -375,7 +375,7 @@ def _check_finite(losses: list[Tensor | float], step: int) -> None:
 def saved_activation_bytes(run: TrainingRun, method: Method) -> int:
     """Bytes that autograd keeps for one objective on the run's first micro-batch.
 
-    One extra forward and backward, outside the timed steps; weights, gradients and the global random streams are left
+    One extra evaluation of it, outside the timed steps; weights, gradients and the global random streams are left
     as they were. The methods' own streams move on: call it after the last step.
     """
     first = TrainingRun(run.model, run.task, run.examples, run.recipe, seed=run.seed, device=run.device)
@@ -386,7 +386,8 @@ def saved_activation_bytes(run: TrainingRun, method: Method) -> int:
         run.model.train()
         with meter.counting():
             loss = TrainingStep(run, method, batch).objective().loss
-            loss.backward()  # type: ignore[no-untyped-call]
+            if run.recipe.gradient_checkpointing:  # what is computed again is saved again
+                loss.backward()  # type: ignore[no-untyped-call]
     for parameter in run.params.values():
         parameter.grad = None
     run.counter.forwards, run.counter.backwards = counted
