@@ -181,6 +181,7 @@ def _train_and_score(
         evaluating = time.perf_counter()
         with stack.evaluating(run):
             predictions = {name: evaluation.predict(run, split) for name, split in splits.items()}
+            scored = measure.sketch(run.params.values())
         evaluation_seconds = time.perf_counter() - evaluating
         if not all(np.isfinite(values).all() for values in predictions.values()):
             raise Diverged(run.total_steps)  # the last update itself; no later loss could show it
@@ -225,6 +226,8 @@ def _train_and_score(
     kept_predictions = {f"{name}.predictions": value for name, value in predictions.items()}
     kept_predictions |= {f"{name}.labels": value for name, value in labels.items()}
     sketches = {"sketch": np.array(trace.sketches), "sketch_steps": np.array(trace.sketch_steps)}
+    if not np.array_equal(scored, trace.sketches[-1]):  # other weights were scored than those of the last step
+        sketches["scored_sketch"] = scored
     return found, {"predictions": kept_predictions, "trace": trace.steps | sketches}
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -109,6 +109,7 @@ class Run(Protocol):
 
     model: nn.Module
     params: dict[str, Parameter]  # canonical names, fixed at build; the objects stay the same under parametrisation
+    undecayed: set[str]  # names of the parameters that the recipe's weight decay leaves out: biases and norms
     task: Task
     recipe: Recipe
     total_steps: int
@@ -118,6 +119,10 @@ class Run(Protocol):
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
         """The weights as loaded, by canonical name, before any method touched them. Needs `reads_pretrained`."""
+        ...
+
+    def reanchor(self, names: Iterable[str]) -> None:
+        """From here on `pretrained` holds these parameters' present values. For surgery that discards the old ones."""
         ...
 
     def generator(self, name: str) -> Generator:

@@ -278,6 +278,30 @@ def layers(model: nn.Module) -> list[nn.Module]:
     raise ModelError(f"No list of {count} layers was found in {type(model).__name__}.")
 
 
+def places(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Where every parameter acts, from the bottom up.
+
+    Returns:
+        −1 for embeddings and whatever the body has outside its layers (projections, tables of relative positions,
+        DeBERTa-v2's convolution), the layer's index from 0 for a layer's own, and the number of layers for what comes
+        after them: a pooler, a last norm, the head. A shared layer counts where it runs last.
+
+    Raises:
+        ModelError: see `layers`.
+    """
+    found, stack = layers(model), body(model)
+    last = set(found[-1].parameters())
+    place = dict.fromkeys(model.parameters(), len(found))
+    for child in stack.children():  # in the order in which they run; what follows the encoder is not below it
+        place |= dict.fromkeys(child.parameters(), -1)
+        if last & set(child.parameters()):
+            break
+    place |= dict.fromkeys(stack.parameters(recurse=False), -1)
+    for index, layer in enumerate(found):
+        place |= dict.fromkeys(layer.parameters(), index)
+    return place
+
+
 @contextmanager
 def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Inside, `change(index, hidden)` replaces the hidden states that enter each layer of one forward pass.

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -139,6 +139,11 @@ class TrainingRun:
                 "A method read run.pretrained without declaring it; set `reads_pretrained = True` in its class."
             )
         return self._pretrained
+
+    def reanchor(self, names: Iterable[str]) -> None:
+        """From here on `pretrained` holds these parameters' present values; nothing to do where nobody reads it."""
+        if self._pretrained is not None:
+            self._pretrained |= {name: self.params[name].detach().clone() for name in names}
 
     def generator(self, name: str) -> Generator:
         """The stream of that name; the same object at each call."""

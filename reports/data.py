@@ -199,7 +199,8 @@ def digest(trace: Mapping[str, np.ndarray]) -> str | None:
     """A hash of the recorded losses and weight sketches; None where a trace holds not both."""
     if "loss" not in trace or "sketch" not in trace:
         return None
-    content = b"".join(np.ascontiguousarray(trace[key]).tobytes() for key in ("loss", "sketch"))
+    recorded = [key for key in ("loss", "sketch", "scored_sketch") if key in trace]
+    content = b"".join(np.ascontiguousarray(trace[key]).tobytes() for key in recorded)
     return hashlib.sha256(content).hexdigest()
 
 
