@@ -46,7 +46,10 @@ def test_pairs_meet_every_architecture() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_architecture_is_supported_by_default(name: str) -> None:
     """What a built-in method can't do is known, not found out: with its defaults only these cells are unsupported."""
-    known = {"rdrop": {"modernbert"}}  # no dropout by default, hence two identical passes
+    known = {
+        "rdrop": {"modernbert"},  # no dropout by default, hence two identical passes
+        "reinit_layers": {"albert"},  # its layers are one, which can't be re-drawn in part
+    }
     found = {
         architecture
         for architecture in testing.ARCHITECTURES

@@ -1,0 +1,96 @@
+"""EMA: what is evaluated is an exponential moving average of the weights.
+
+**In one sentence.** Training runs as ever; beside it an average of the weights follows, smoother than the last step,
+and takes their place in evaluation.
+
+**Formula.** a ← β_t · a + (1 − β_t) · θ after every step, a = θ before the first. With `warmup` β_t = min(β, (1 + t) /
+(10 + t)), t being the steps before this one; else β_t = β.
+
+**Hyper-parameters.** `beta` is β in [0, 1), 0.99 by default; 0.995 and 0.999 suit longer runs: the average looks back
+over about 1/(1 − β) steps · `warmup`, on by default: without it a run of 100 steps at β = 0.99 is still to 37 % its own
+start, random head included.
+
+**Where it acts.** After every step, on what trains. In evaluation, and in what is saved, the average stands in the
+weights' own storage; afterwards the weights are put back to the last bit.
+
+**Cost.** One forward and one backward pass, one pass over the weights per step; one float32 copy of what trains, and a
+second one while evaluating.
+
+**Randomness drawn.** None: the run beneath is that of the same stack without EMA, which is the pair to compare it with.
+
+**Interactions.** `swa` is refused: only one set of weights can be evaluated. `mixout`: W is averaged, not the mixed
+matrices nor the anchor. `child_tuning_d(strict=true)` is refused: it puts weights back after the step, and the average
+could see them before. `top_k`: frozen tensors are not averaged. Noise on the weights before training is in the start.
+
+**Deviations.** 1. The paper averages the iterates of a convex problem uniformly; the exponential form, and the warm-up,
+are the common practice. 2. Buffers are not averaged: these encoders have only constant ones. Tied tensors are averaged
+once.
+
+**Source.** Polyak and Juditsky 1992 (averaging); Tarvainen and Valpola, NeurIPS 2017 (arXiv 1703.01780, as a teacher).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from finetune_bench.method import Facts, Method, Run
+from finetune_bench.parameters import parameter
+
+
+def scale_beta(beta: float, step: int, warmup: bool) -> float:
+    """β_t.
+
+    Args:
+        beta: β.
+        step: how many steps came before this one.
+        warmup: whether β_t starts small.
+    """
+    return min(beta, (1 + step) / (10 + step)) if warmup else beta
+
+
+class EMA(Method):
+    """An exponential moving average of the weights, for evaluation."""
+
+    name = "ema"
+    neutral = {"beta": 0.0}
+
+    beta: float = parameter(0.99, interval="[0, 1)", help="β: share of the old average that is kept per step")
+    warmup: bool = parameter(True, help="smaller β in the first steps, so that the start is forgotten")
+
+    def unsupported(self, facts: Facts) -> str | None:
+        for partner in facts.partners:
+            if partner.name == "swa":
+                return "it and swa both decide which weights are evaluated"
+            if getattr(partner, "strict", False):
+                return f"{partner.name}(strict=true) puts weights back after the step, which the average may not see"
+        return None
+
+    def setup(self, run: Run) -> None:
+        self.steps_ = 0
+        self.average_ = {
+            name: weight.detach().float().clone() for name, weight in run.params.items() if weight.requires_grad
+        }
+
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        new = 1 - scale_beta(self.beta, self.steps_, self.warmup)
+        for name, average in self.average_.items():
+            # a + (1 − β)·(θ − a): equal values stay as they are, and β = 0 gives θ, both to the last bit.
+            average.lerp_(run.params[name].float(), new)
+        self.steps_ += 1
+
+    @contextmanager
+    def evaluating(self, run: Run) -> Iterator[None]:
+        with torch.no_grad():
+            raw = {name: run.params[name].detach().clone() for name in self.average_}
+            for name, average in self.average_.items():
+                run.params[name].copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in raw.items():
+                    run.params[name].copy_(weight)

@@ -1,0 +1,101 @@
+"""SWA: what is evaluated is the mean of the weights over the last part of training.
+
+**In one sentence.** The weights of the last steps lie around a flatter point than any of them; their mean is evaluated
+in their place.
+
+**Formula.** a = mean of θ_t over t = T, T − c, T − 2c, … as long as t lies in the last share s of the T steps.
+
+**Hyper-parameters.** `share` is s in [0, 1], 0.25 by default; 0.25 to 0.5 is usual; 0 leaves the last step alone, which
+is vanilla · `every` is c ≥ 1, 1 by default: the original takes one point per epoch, common practice one per 1 % of the
+run.
+
+**Where it acts.** After the steps that count, on what trains. In evaluation, and in what is saved, the mean stands in
+the weights' own storage; afterwards the weights are put back to the last bit. Before the first step that counts the
+weights themselves are evaluated.
+
+**Cost.** One forward and one backward pass, one pass over the weights per step that counts; one float32 copy of what
+trains, and a second one while evaluating.
+
+**Randomness drawn.** None: the run beneath is that of the same stack without SWA, which is the pair to compare it with.
+
+**Interactions.** `ema` is refused: only one set of weights can be evaluated. `mixout`: W is averaged, not the mixed
+matrices nor the anchor. `child_tuning_d(strict=true)` is refused: it puts weights back after the step, and the mean
+could see them before. `top_k`: frozen tensors are not averaged.
+
+**Deviations from the paper and its code.**
+1. The paper keeps a constant or cyclical, high learning rate while it averages. The recipe's schedule stays here, so
+   that SWA differs from its pair in nothing else; under linear decay to zero the late points differ little.
+2. There are no batch statistics to compute again: these encoders have no batch norm. Buffers are constant, and stay.
+
+**Source.** Izmailov et al., UAI 2018 (arXiv 1803.05407); code timgaripov/swa.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from finetune_bench.method import Facts, Method, Run
+from finetune_bench.parameters import parameter
+
+
+def counts(step: int, total: int, share: float, every: int) -> bool:
+    """Whether the weights after a step are part of the mean; the last step's always are.
+
+    Args:
+        step: from 1 to `total`.
+        total: steps of the run.
+        share: s.
+        every: c.
+    """
+    window = max(1, round(share * total))
+    return step > total - window and (total - step) % every == 0
+
+
+class SWA(Method):
+    """The mean of the last weights, for evaluation."""
+
+    name = "swa"
+    neutral = {"share": 0.0}
+
+    share: float = parameter(0.25, interval="[0, 1]", help="s: last share of the steps that is averaged")
+    every: int = parameter(1, interval="[1, inf)", help="c: steps from one averaged point to the next")
+
+    def unsupported(self, facts: Facts) -> str | None:
+        for partner in facts.partners:
+            if partner.name == "ema":
+                return "it and ema both decide which weights are evaluated"
+            if getattr(partner, "strict", False):
+                return f"{partner.name}(strict=true) puts weights back after the step, which the mean may not see"
+        return None
+
+    def setup(self, run: Run) -> None:
+        self.steps_ = self.points_ = 0
+        self.average_: dict[str, torch.Tensor] = {}
+
+    @torch.no_grad()
+    def after_step(self, run: Run) -> None:
+        self.steps_ += 1
+        if not counts(self.steps_, run.total_steps, self.share, self.every):
+            return
+        self.points_ += 1
+        for name, weight in run.params.items():
+            if name in self.average_:
+                self.average_[name].lerp_(weight.float(), 1 / self.points_)  # equal values stay to the last bit
+            elif weight.requires_grad:
+                self.average_[name] = weight.detach().float().clone()
+
+    @contextmanager
+    def evaluating(self, run: Run) -> Iterator[None]:
+        with torch.no_grad():
+            raw = {name: run.params[name].detach().clone() for name in self.average_}
+            for name, average in self.average_.items():
+                run.params[name].copy_(average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for name, weight in raw.items():
+                    run.params[name].copy_(weight)
