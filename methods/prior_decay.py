@@ -47,7 +47,7 @@ from finetune_bench.parameters import parameter
 
 
 @torch.no_grad()
-def pull_weight(weight: Tensor, anchor: Tensor | None, share: float) -> None:
+def pull_weight(weight: Tensor, anchor: Tensor | None, share: float | Tensor) -> None:
     """Move a tensor by `share` of its way to an anchor of its shape, in place; None is zero.
 
     A weight at its anchor stays there to the last bit.
@@ -86,10 +86,13 @@ class PriorDecay(Method):
             return {"weight_decay": 0.0} if weight in anchors else {}
 
         def pull(optimizer: Optimizer, *_: Any) -> None:
+            # Under fp16 the fused step itself finds out, on the device, whether it is left out.
+            overflow: Tensor | None = getattr(optimizer, "found_inf", None)
             for group in optimizer.param_groups:
+                share = group["lr"] * self.decay
                 for weight in group["params"]:
                     if weight in anchors:
-                        pull_weight(weight, anchors[weight], group["lr"] * self.decay)
+                        pull_weight(weight, anchors[weight], share if overflow is None else share * (1 - overflow))
 
         regroup(optimizer, off)
         optimizer.register_step_pre_hook(pull)

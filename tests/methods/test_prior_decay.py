@@ -41,6 +41,21 @@ def test_without_a_gradient_the_distance_contracts_by_exactly_its_factor(order: 
         assert bool((weight == expected).all()), name
 
 
+@pytest.mark.parametrize("overflow", [0.0, 1.0])
+def test_a_step_that_overflows_pulls_nothing(overflow: float) -> None:
+    """As the scaler of fp16 training tells a fused optimiser."""
+    run = tiny_run(lr=0.5)
+    optimizer = PriorDecay(decay=0.5).optimizer(make_optimizer(run), run)
+    with torch.no_grad():
+        for weight in run.params.values():
+            weight.add_(4.0)
+            weight.grad = torch.zeros_like(weight)
+    optimizer.found_inf = torch.tensor(overflow)  # type: ignore[attr-defined]
+    optimizer.step()
+    weight, anchor = (source["bert.pooler.dense.weight"].detach() for source in (run.params, run.pretrained))
+    torch.testing.assert_close(weight - anchor, torch.full_like(weight, 4.0 if overflow else 3.0))
+
+
 def test_the_recipes_decay_is_off_for_the_same_tensors() -> None:
     run = tiny_run(weight_decay=0.1)
     optimizer = PriorDecay().optimizer(make_optimizer(run), run)
