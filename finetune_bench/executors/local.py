@@ -27,11 +27,6 @@ _START = (
 )
 
 
-# glibc hands large blocks back at once and gets them again as pages that have to be zeroed: 7 % of a training step. A
-# worker keeps them instead; each cell starts with a trimmed heap, so that peak memory stays that of the cell.
-_KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(4 << 30), "MALLOC_TRIM_THRESHOLD_": str(8 << 30)}
-
-
 @dataclass(frozen=True)
 class Event:
     """Something that happened to a cell: started, done, cached, failed, or died (with its worker)."""
@@ -144,7 +139,7 @@ class LocalExecutor:
         return Event(cell, "died", _death(worker.returncode), log=said)
 
     def _start(self, number: int, log: Path) -> subprocess.Popen[str] | None:
-        environment = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"} | _KEEP_MEMORY
+        environment = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"}
         if self.devices[number] == "cpu":
             environment["OMP_NUM_THREADS"] = str(self.threads)
         with self._lock, open(log, "ab") as errors:
