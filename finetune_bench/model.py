@@ -250,7 +250,7 @@ def digest(model: nn.Module) -> str:
     """A hash of every weight's bytes; the model is on the CPU."""
     sha = hashlib.sha256()
     for parameter in model.parameters():
-        sha.update(memoryview(parameter.detach().contiguous().numpy()))
+        sha.update(parameter.detach().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
