@@ -172,7 +172,8 @@ def load_plugin(path: str | Path) -> list[str]:
             continue
         if not isinstance(getattr(item, "name", None), str):
             raise UsageError(f"--plugin: '{item.__name__}' in '{path}' has no `name`; give it one in lower case.")
-        if item.name in _installed(group) or _tried_from.get((group, item.name), path) != path:
+        tried_before = item.name in _tried[group] and _tried_from[group, item.name] != path
+        if item.name in _installed(group) or tried_before:
             raise UsageError(f"--plugin: the name '{item.name}' in '{path}' is taken by another of the {group}.")
         if group != "tasks" and not re.fullmatch("[a-z0-9_]+", item.name):
             raise UsageError(f"--plugin: the name '{item.name}' in '{path}' may hold a to z, 0 to 9 and _ only.")

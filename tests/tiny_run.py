@@ -35,7 +35,8 @@ def tiny_run(
     **recipe: Any,
 ) -> TrainingRun:
     """A run that keeps the pre-trained weights; by default two steps of eight examples without warm-up."""
-    options: dict[str, Any] = {"batch_size": 8, "epochs": 1, "warmup": 0.0, "lr": 1e-3, **recipe}
+    options: dict[str, Any] = {"batch_size": 8, "epochs": None if "steps" in recipe else 1, "warmup": 0.0, "lr": 1e-3}
+    options |= recipe
     return TrainingRun(
         tiny_model(architecture, task, dropout),
         task,
