@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench import __version__
-from finetune_bench.errors import FinetuneBenchError, MachineError, UsageError
+from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.study import OPTIONS
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         _say(f"finetune-bench: {error}")
         return 2
-    except (MachineError, FinetuneBenchError) as error:
+    except FinetuneBenchError as error:  # the machine lacks something
         _say(f"finetune-bench: {error}")
         return 3
     except KeyboardInterrupt:
@@ -104,11 +104,9 @@ def _run(parsed: argparse.Namespace) -> int:
     from finetune_bench import registry
     from finetune_bench.progress import Reporter, Tally
     from finetune_bench.runner import execute, make_plan
-    from finetune_bench.study import make_study, read_options
+    from finetune_bench.study import make_study
 
     flags: dict[str, Any] = {option.name: getattr(parsed, option.name) for option in OPTIONS}
-    for plugin in read_options({"plugin": parsed.plugin}).get("plugin", ()):
-        registry.load_plugin(plugin)
     study = make_study(flags, registry.default_options)
     _say("Checking the study: methods, data, checkpoints ...")
     plan = make_plan(study)

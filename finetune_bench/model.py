@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -300,6 +300,21 @@ def places(model: nn.Module) -> dict[nn.Parameter, int]:
     for index, layer in enumerate(found):
         place |= dict.fromkeys(layer.parameters(), index)
     return place
+
+
+@contextmanager
+def weights_replaced(params: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the named parameters hold other values, copied into the same storage; after it their own, to the bit."""
+    with torch.no_grad():
+        own = {name: params[name].detach().clone() for name in values}
+        for name, value in values.items():
+            params[name].copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                params[name].copy_(value)
 
 
 @contextmanager

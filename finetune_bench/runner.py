@@ -23,7 +23,7 @@ from finetune_bench.grid import Cell
 from finetune_bench.progress import Reporter, Tally
 from finetune_bench.spec import parse_call
 from finetune_bench.store import Store
-from finetune_bench.study import Recipe, Study, as_dict, read_options
+from finetune_bench.study import Study, as_dict, read_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -288,6 +288,3 @@ def _can_checkpoint(skeleton: torch.nn.Module) -> bool:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return any(isinstance(module, GradientCheckpointingLayer) for module in skeleton.modules())
-
-
-__all__ = ["Plan", "Recipe", "cell_name", "execute", "make_plan", "run", "run_name", "with_defaults"]

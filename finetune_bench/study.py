@@ -214,11 +214,6 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _clip(value: Any) -> float:
-    number: float = _number(float, "a number above 0 (inf for none)")(value)
-    return number
-
-
 @dataclass(frozen=True)
 class Option:
     """One option of a study: its flag is the name with dashes, its TOML key the name itself."""
@@ -267,7 +262,13 @@ OPTIONS: tuple[Option, ...] = (
     Option("weight_decay", _number(float, "a number of at least 0"), "X", "decoupled weight decay (0.1)", "recipe"),
     Option("betas", _betas, "A,B", "AdamW's betas (0.9,0.99)", "recipe"),
     Option("adam_eps", _number(float, "a number above 0"), "X", "AdamW's epsilon (1e-6)", "recipe"),
-    Option("clip", _clip, "X", "largest global gradient norm, inf for none (1.0)", "recipe"),
+    Option(
+        "clip",
+        _number(float, "a number above 0 (inf for none)"),
+        "X",
+        "largest global gradient norm, inf for none (1.0)",
+        "recipe",
+    ),
     Option("max_length", _at_least_one, "N", "tokens per example at most (128)", "recipe"),
     Option("precision", _text, "NAME", "fp32, bf16 or fp16 arithmetic; weights stay fp32 (fp32)", "recipe"),
     Option("gradient_checkpointing", _flag, "", "recompute activations in the backward pass", "recipe"),

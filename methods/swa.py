@@ -38,6 +38,7 @@ from contextlib import contextmanager
 import torch
 
 from finetune_bench.method import Facts, Method, Run
+from finetune_bench.model import weights_replaced
 from finetune_bench.parameters import parameter
 
 
@@ -89,13 +90,5 @@ class SWA(Method):
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
-        with torch.no_grad():
-            raw = {name: run.params[name].detach().clone() for name in self.average_}
-            for name, average in self.average_.items():
-                run.params[name].copy_(average)
-        try:
+        with weights_replaced(run.params, self.average_):
             yield
-        finally:
-            with torch.no_grad():
-                for name, weight in raw.items():
-                    run.params[name].copy_(weight)
