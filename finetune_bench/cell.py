@@ -186,7 +186,7 @@ def _train_and_score(
         if not all(np.isfinite(values).all() for values in predictions.values()):
             raise Diverged(run.total_steps)  # the last update itself; no later loss could show it
         trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
-        saved_bytes = training.saved_activation_bytes(run, stack)
+        saved_bytes = training.saved_activation_bytes(run)
         # What is kept is what was scored: averaged weights, where a method swaps them in.
         with stack.evaluating(run) if save_to else nullcontext():
             kept = {k: v.detach().clone() for k, v in run.params.items()} if save_to else {}

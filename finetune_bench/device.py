@@ -6,7 +6,7 @@ import ctypes
 import gc
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -86,6 +86,21 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
     else:
         with torch.random.fork_rng(devices=[device.index or 0], device_type=device.type):
             yield
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The states of the global random streams, the CPU's and the device's, by device type."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device).get_rng_state(device)
+    return states
+
+
+def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
+    """Put the global random streams where `random_state` found them."""
+    torch.set_rng_state(states["cpu"])
+    if device.type != "cpu":
+        torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
 def reset_peak(device: torch.device) -> bool:

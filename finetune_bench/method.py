@@ -55,17 +55,74 @@ class Passes:
     backwards: int = 1
 
 
+# What memory formulas are made of, each in bytes for one (micro-)batch.
+SIZES = {
+    "A": "activations that one training pass and its task loss save for the backward pass",
+    "F": "the same without the task loss",
+    "D": "what one divergence of two predictions saves",
+    "H": "one hidden state: batch · seq · dim · 4",
+    "P": "all weights: parameters · 4",
+    "P_body": "the body's weights, that is all but the head's",
+    "P_layers": "the weights of the encoder's layers",
+    "P_linear": "the matrices of the body's linear layers",
+}
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What training needs beyond weights, gradients and the optimiser's two moments, as sums of `SIZES`.
+
+    Attributes:
+        saved: how many of each size autograd keeps for the backward pass when it keeps most.
+        kept: how many of each size are kept all along; below 0 where gradients and moments are saved.
+    """
+
+    saved: Mapping[str, float] = field(default_factory=lambda: {"A": 1.0})
+    kept: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if unknown := sorted({*self.saved, *self.kept} - set(SIZES)):
+            raise ValueError(f"a memory formula is made of {', '.join(SIZES)}; got '{unknown[0]}'")
+
+    def plus(self, saved: Mapping[str, float] | None = None, kept: Mapping[str, float] | None = None) -> Memory:
+        """This and more."""
+        return Memory(_sum(self.saved, saved or {}), _sum(self.kept, kept or {}))
+
+    def times(self, factor: float) -> Memory:
+        """With so many graphs alive at once; what is kept all along stays."""
+        return Memory({name: factor * count for name, count in self.saved.items()}, self.kept)
+
+    def __str__(self) -> str:
+        return f"saved {_formula(self.saved)}; kept {_formula(self.kept)}"
+
+
+def _sum(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
+    return {name: left.get(name, 0.0) + right.get(name, 0.0) for name in SIZES if name in left or name in right}
+
+
+def _formula(counts: Mapping[str, float]) -> str:
+    parts = [name if count == 1 else f"{count:g} · {name}" for name, count in counts.items() if count]
+    return " + ".join(parts).replace("+ -", "− ").replace("-", "−") or "0"
+
+
 @dataclass(frozen=True)
 class View:
     """How one forward pass is to be made.
 
     Attributes:
         embeds: (batch, seq, dim), replaces the raw token embeddings (before position embeddings, norm and dropout).
+        weights: by canonical name, take the place of the parameters in this pass; gradients flow to them.
         perturb: False turns every method's `perturbing` off for this pass.
+        hidden: also return the states between the layers, as `Output.hidden`.
+        weight: the factor by which outer methods will multiply the loss of this pass. A method that multiplies
+            `inner`'s loss by c passes `replace(view, weight=c * view.weight)`; early backward passes need it.
     """
 
     embeds: Tensor | None = None
+    weights: Mapping[str, Tensor] | None = None
     perturb: bool = True
+    hidden: bool = False
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -74,7 +131,7 @@ class Objective:
 
     Attributes:
         loss: 0-dim, of the micro-batch; its graph reaches the weights.
-        output: the output of the first forward pass.
+        output: that of a forward pass of which the graph is alive: the first, unless the method says otherwise.
         logs: named 0-dim tensors or numbers, kept per step in the training trace.
     """
 
@@ -95,21 +152,52 @@ class Step(Protocol):
         """One training forward pass inside the stack's `perturbing` (unless the view says no); it is counted."""
         ...
 
-    def embeds(self) -> Tensor:
-        """Raw token embeddings (batch, seq, dim), before position embeddings, norm and dropout."""
+    def embeds(self, view: View = ...) -> Tensor:
+        """The view's raw token embeddings (batch, seq, dim), before position embeddings, norm and dropout."""
         ...
 
     def divergence(self, p: Output, q: Output) -> Tensor:
         """The task's distance between two predictions, batch mean: symmetric KL, or the MSE for regression."""
         ...
 
+    def mark(self) -> Streams:
+        """Where all random streams stand: dropout's, and every method's."""
+        ...
+
+    def replay(self, mark: Streams) -> AbstractContextManager[None]:
+        """Inside, passes draw what they drew from the mark on: the same masks, the same noise, for equal shapes.
+
+        After it the streams stand where they stood before. What a method draws for itself it therefore draws outside:
+        inside it would draw the same at every step.
+        """
+        ...
+
+    def backward(self, part: Tensor, view: View) -> Tensor:
+        """Add the gradients of a part (0-dim) of this method's loss now, and free its graph.
+
+        Args:
+            part: a summand of the loss that this method will return.
+            view: the one that this method was given: its `weight` is applied here, as is all other scaling of losses.
+
+        Returns:
+            The part, detached, to be added to the loss that is returned. Declare `early_backward`.
+        """
+        ...
+
+
+Streams = Mapping[str, Tensor]  # states of random streams, by name
+
 
 class Run(Protocol):
     """What `setup` and the other hooks may use of the training run."""
 
     model: nn.Module
-    params: dict[str, Parameter]  # canonical names, fixed at build; the objects stay the same under parametrisation
+    # Canonical names, fixed at build; the objects stay the same under wrapping. A method that brings parameters of its
+    # own puts them here in `setup` and takes them out in `teardown`.
+    params: dict[str, Parameter]
     undecayed: set[str]  # names of the parameters that the recipe's weight decay leaves out: biases and norms
+    weights: Mapping[str, Tensor]  # while a pass runs: what it uses in the place of the parameters of these names
+    trained: dict[str, Tensor]  # masks of the entries that train, for parameters of which a method fixed the others
     task: Task
     recipe: Recipe
     total_steps: int
@@ -155,6 +243,7 @@ class Facts:
         active_dropout: names of the modules whose dropout stays above zero under the stack's policy.
         dtype: of the arithmetic (float32, or autocast's).
         partners: the other methods of the stack.
+        outer: those to the left, whose objectives are around this method's.
     """
 
     skeleton: nn.Module
@@ -163,6 +252,7 @@ class Facts:
     recipe: Recipe
     dtype: torch.dtype
     partners: tuple[Method, ...] = ()
+    outer: tuple[Method, ...] = ()
 
 
 @dataclass_transform(kw_only_default=True)
@@ -179,6 +269,8 @@ class Method:
         phase: when `setup` runs.
         stochastic: whether two training forwards of the same batch differ because of this method.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
+        early_backward: whether it calls `step.backward`, so that the loss it returns is partly detached.
+        noises: the place where it puts noise, as "token embeddings"; stacking two of one place is said before a run.
         neutral: parameters under which the method equals vanilla (with the same dropout) to the last bit; None where
             there is no such setting, and the card says why.
     """
@@ -188,6 +280,8 @@ class Method:
     phase: ClassVar[Phase] = Phase.MEASURE
     stochastic: ClassVar[bool] = False
     reads_pretrained: ClassVar[bool] = False
+    early_backward: ClassVar[bool] = False
+    noises: ClassVar[str] = ""
     neutral: ClassVar[Mapping[str, Any] | None] = None
 
     dropout: Dropout = parameter(Dropout.KEEP, help="what is asked of the model's dropout")
@@ -205,12 +299,27 @@ class Method:
         """Why this method can't run in a cell with these facts, as the end of "NAME is skipped: …"; else None."""
         return None
 
+    def warning(self, facts: Facts) -> str | None:
+        """What the user should know of a cell that can run: above all that this method has no effect in it."""
+        return None
+
+    def effects(self) -> Mapping[str, Method]:
+        """What this method does, split: each twin turns one more effect on, the last is the method itself.
+
+        The first is compared with vanilla at this method's dropout; what that dropout does is split off before.
+        """
+        return {self.name: self}
+
     def noise_scale(self) -> float | None:
         """Standard deviation of the noise this method adds to activations; refused where the dtype can't carry it."""
         return None
 
     def passes(self, inner: Passes) -> Passes:
         """Passes of one step, given those of one call of `inner`. Checked against what is counted."""
+        return inner
+
+    def memory(self, inner: Memory) -> Memory:
+        """What training keeps, given what it keeps with `inner` alone. Checked against what is measured."""
         return inner
 
     def setup(self, run: Run) -> None:
@@ -256,15 +365,33 @@ class Stack(Method):
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
     def unsupported(self, facts: Facts) -> str | None:
-        for method in self.methods:
-            partners = tuple(other for other in self.methods if other is not method)
-            if reason := method.unsupported(dataclasses.replace(facts, partners=partners)):
+        for method, own in self._facts(facts):
+            if reason := method.unsupported(own):
                 return f"{method.name}: {reason}"
         return None
+
+    def _facts(self, facts: Facts) -> Iterator[tuple[Method, Facts]]:
+        for index, method in enumerate(self.methods):
+            outer, right = self.methods[:index], self.methods[index + 1 :]
+            yield method, dataclasses.replace(facts, partners=outer + right, outer=outer)
+
+    def warnings(self, facts: Facts) -> list[str]:
+        """What the user should know before a run, one sentence each."""
+        said = [f"{method.name}: {text}" for method, own in self._facts(facts) if (text := method.warning(own))]
+        for place in dict.fromkeys(method.noises for method in self.methods if method.noises):
+            names = [method.name for method in self.methods if method.noises == place]
+            if len(names) > 1:
+                said.append(f"{' and '.join(names)} all put noise on the {place}; their noises add up")
+        return said
 
     def passes(self, inner: Passes) -> Passes:
         for method in reversed(self.methods):
             inner = method.passes(inner)
+        return inner
+
+    def memory(self, inner: Memory) -> Memory:
+        for method in reversed(self.methods):
+            inner = method.memory(inner)
         return inner
 
     def setup(self, run: Run) -> None:

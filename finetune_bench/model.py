@@ -390,6 +390,47 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
+def hidden_states_captured(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, a forward pass appends to the list what enters the first layer and what leaves every layer.
+
+    Each is (batch, seq, dim), with the noise that others put on it. The library's own `output_hidden_states` leaves
+    hooks behind, and what it shows depends on the order of hooks.
+    """
+    states: list[Tensor] = []
+    runs = layers(model)
+    # Told by its name: importing the class takes seconds.
+    sequence_first = type(runs[0]).__name__ == "XLNetLayer"
+
+    def keep(hidden: Tensor) -> None:
+        states.append(hidden.transpose(0, 1) if sequence_first else hidden)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not states:
+            keep(args[0] if args else kwargs["hidden_states"])
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        keep(output[0] if isinstance(output, tuple) else output)
+
+    handles = [runs[0].register_forward_pre_hook(before, with_kwargs=True)]
+    with _hooked(iter([*handles, *(module.register_forward_hook(after) for module in dict.fromkeys(runs))])):
+        yield states
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The linear layer that yields the logits: the head's last.
+
+    Raises:
+        ModelError: the head ends in no linear layer.
+    """
+    inside = set(body(model).modules())
+    outputs: int = model.config.num_labels  # type: ignore[union-attr, assignment]
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in inside and m.out_features == outputs]
+    if not found:
+        raise ModelError(f"The head of {type(model).__name__} ends in no linear layer with {outputs} outputs.")
+    return found[-1]
+
+
+@contextmanager
 def _hooked(handles: Iterator[Any]) -> Iterator[None]:
     registered: list[Any] = []
     try:

@@ -26,9 +26,15 @@ Kind = Literal["classification", "regression"]
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass yields: logits (batch, labels), or (batch, 1) for regression."""
+    """What one forward pass yields.
+
+    Attributes:
+        logits: (batch, labels), or (batch, 1) for regression.
+        hidden: where asked for, what enters the first layer and what leaves every layer, each (batch, seq, dim).
+    """
 
     logits: Tensor
+    hidden: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from finetune_bench import evaluation, registry
-from finetune_bench.device import DTYPES
-from finetune_bench.method import Dropout, Facts, Method, Passes, Stack
+from finetune_bench.device import DTYPES, random_state_kept
+from finetune_bench.method import Dropout, Facts, Method, Passes, Stack, View
 from finetune_bench.model import active_dropout, build, checkpoint_activations, skeleton, with_dropout
 from finetune_bench.study import Recipe
 from finetune_bench.task import Kind, Split, Task, TaskData
-from finetune_bench.training import Encoded, Trace, TrainingRun, train
+from finetune_bench.training import Encoded, Trace, TrainingRun, TrainingStep, make_optimizer, train
 
 CPU = torch.device("cpu")
 KINDS: tuple[Kind, ...] = ("classification", "regression")
@@ -127,9 +127,11 @@ def toy_run(
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     examples = toy_examples(kind, left=architecture == "xlnet")
-    return TrainingRun(
+    run = TrainingRun(
         model, toy_task(kind), examples, recipe, seed=3, device=CPU, keep_pretrained=stack.reads_pretrained
-    ), stack
+    )
+    run.method = stack
+    return run, stack
 
 
 def toy_train(
@@ -305,13 +307,65 @@ def accumulates(owner: type[Method]) -> None:
     method, parted = owner(dropout=Dropout.ALL_OFF), owner(dropout=Dropout.ALL_OFF)
     # A large epsilon: Adam divides by the gradient, which blows up the last bits of those near zero.
     once, parts = (dataclasses.replace(RECIPE, adam_eps=1e-2, accumulation=count) for count in (1, 4))
-    if method.stochastic:
-        raise Skip("it draws noise per micro-batch")
     if reason := unsupported(parted, recipe=parts):
         raise Skip(reason)
-    whole, micro = weights(toy_train(method, recipe=once)[0]), weights(toy_train(parted, recipe=parts)[0])
+    run = toy_train(method, recipe=once)[0]
+    if run.streams().keys() != {"cpu"}:
+        raise Skip("it draws per micro-batch")
+    whole, micro = weights(run), weights(toy_train(parted, recipe=parts)[0])
     worst = max(float((whole[name].double() - micro[name].double()).abs().max()) for name in whole)
     assert worst < 1e-6, f"weights differ by {worst:.1e} between 1 × 8 and 4 × 2 examples per step"
+
+
+def gradient_is_that_of_the_loss(owner: type[Method]) -> None:
+    """What its backward passes leave in the weights' gradients is the gradient of the loss that it returns."""
+    for kind in KINDS:
+        if not unsupported(owner(), kind=kind):
+            check_gradient([owner()], [owner()], kind=kind)
+
+
+class _DeclaredStep(TrainingStep):
+    """A step whose early backward passes free no graph, so that the returned loss can be derived as a whole."""
+
+    def backward(self, part: Tensor, view: View) -> Tensor:
+        part.backward(retain_graph=True)  # type: ignore[no-untyped-call]  # what reads the gradient of an input needs it
+        return part
+
+
+def check_gradient(
+    methods: list[Method], again: list[Method], architecture: str = "bert", kind: Kind = "classification"
+) -> None:
+    """A stack's gradient, early backward passes and all, equals `autograd.grad` of the loss that it returns.
+
+    Args:
+        methods: the stack.
+        again: an equal one.
+    """
+    found: list[list[Tensor]] = []
+    for stacked, maker in ((methods, TrainingStep), (again, _DeclaredStep)):
+        run, stack = toy_run(stacked, architecture, kind)
+        try:
+            stack.setup(run)
+            stack.optimizer(make_optimizer(run), run)
+            run.model.train()
+            weights = [weight for weight in run.params.values() if weight.requires_grad]
+            with random_state_kept(CPU):
+                torch.manual_seed(1)
+                step = maker(run, run.examples.batch(range(6), CPU))
+                loss = step.objective().loss
+            if maker is TrainingStep:
+                step.backward(loss, View())
+                found.append([torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
+            else:
+                found.append(list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)))
+        finally:
+            stack.teardown(run)
+    label = "+".join(method.name for method in methods)
+    largest = max(float(gradient.abs().max()) for gradient in found[1])
+    worst = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True))
+    assert worst <= 1e-5 * max(largest, 1e-3), (
+        f"{label} on {architecture}, {kind}: the gradient differs by {worst:.1e} from that of the loss it returns"
+    )
 
 
 def pairs(owner: type[Method]) -> None:
@@ -340,6 +394,7 @@ def check_pair(
     assert (trace.forwards_per_step, trace.backwards_per_step) == (declared.forwards, declared.backwards), (
         f"{label}: declared {declared}, counted {trace.forwards_per_step} + {trace.backwards_per_step}"
     )
+    check_gradient([left(), right()], [left(), right()], architecture, kind)
     plain, _ = toy_run([left(), right()], architecture, kind)
     assert _shape(first.model) == _shape(plain.model), f"{label}: teardown leaves something behind"
 
@@ -355,6 +410,7 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
     declares_its_passes,
     survives_checkpointing,
     accumulates,
+    gradient_is_that_of_the_loss,
     pairs,
 )
 

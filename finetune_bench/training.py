@@ -7,8 +7,9 @@
         unscale (fp16) · clip · gradients* · optimizer.step · scheduler.step · after_step*
     → evaluating*( predict ) → teardown*          (* = a hook of the Method contract)
 
-Only this loop calls `backward`. No tensor's value is read on the host inside a step, so a device is never waited for.
-Vanilla here equals a plain PyTorch loop to the last bit; a test holds the two against each other.
+Only `TrainingStep.backward` calls `backward`: at the end of the objective, or earlier where a method asks for it. No
+tensor's value is read on the host inside a step, so a device is never waited for. Vanilla here equals a plain PyTorch
+loop to the last bit; a test holds the two against each other.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,8 @@ from torch.optim.lr_scheduler import LambdaLR
 from finetune_bench import device as devices
 from finetune_bench import measure
 from finetune_bench.errors import Diverged, FinetuneBenchError
-from finetune_bench.method import Method, Objective, View
-from finetune_bench.model import undecayed
+from finetune_bench.method import Method, Objective, Streams, View
+from finetune_bench.model import hidden_states_captured, undecayed
 from finetune_bench.seeds import derive
 from finetune_bench.study import Recipe
 from finetune_bench.task import Batch, Kind, Output, Split, Task
@@ -125,6 +126,8 @@ class TrainingRun:
         self.undecayed = undecayed(model)
         self.total_steps = recipe.total_steps(len(examples))
         self.method = Method()  # `train` puts the real one here
+        self.weights: Mapping[str, Tensor] = {}
+        self.trained: dict[str, Tensor] = {}
         self.counter = measure.Counter()
         self.order = hashlib.sha256()
         self._pretrained = {name: p.detach().clone() for name, p in self.params.items()} if keep_pretrained else None
@@ -148,8 +151,23 @@ class TrainingRun:
     def generator(self, name: str) -> Generator:
         """The stream of that name; the same object at each call."""
         if name not in self._generators:
-            self._generators[name] = torch.Generator(self.device).manual_seed(derive(self.seed, "method", name))
+            self._generators[name] = self._fresh(name)
         return self._generators[name]
+
+    def _fresh(self, name: str) -> Generator:
+        return torch.Generator(self.device).manual_seed(derive(self.seed, "method", name))
+
+    def streams(self) -> Streams:
+        """Where all random streams stand."""
+        own = {f"method {name}": generator.get_state() for name, generator in self._generators.items()}
+        return devices.random_state(self.device) | own
+
+    def set_streams(self, streams: Streams) -> None:
+        """Put all random streams there; those that did not exist yet, to their beginning."""
+        devices.set_random_state(self.device, streams)
+        for name, generator in self._generators.items():
+            state = streams.get(f"method {name}")
+            generator.set_state(self._fresh(name).get_state() if state is None else state)
 
     @contextmanager
     def own_randomness(self, name: str) -> Iterator[None]:
@@ -185,21 +203,52 @@ class TrainingRun:
         """The arithmetic of the recipe's precision."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
-    def forward(self, batch: Batch, view: View) -> Output:
-        """One forward pass in the mode the model is in; counted."""
+    def forward(self, batch: Batch, view: View | None = None) -> Output:
+        """One forward pass in the mode the model is in, inside the stack's `perturbing` unless the view says no."""
+        view = view or View()
         self.counter.forwards += 1
         inputs = batch.inputs
         if view.embeds is not None:
             inputs = {name: ids for name, ids in inputs.items() if name != "input_ids"} | {"inputs_embeds": view.embeds}
-        with self.autocast():
-            return Output(self.model(**inputs).logits)
+        with ExitStack() as contexts:
+            contexts.enter_context(self._using(view.weights or {}))
+            if view.perturb:
+                contexts.enter_context(self.method.perturbing(self))
+            states = contexts.enter_context(hidden_states_captured(self.model)) if view.hidden else []
+            contexts.enter_context(self.autocast())
+            return Output(self._logits(inputs), tuple(states))
+
+    @contextmanager
+    def _using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        self.weights = weights
+        try:
+            yield
+        finally:
+            self.weights = {}
+
+    def _logits(self, inputs: dict[str, Tensor]) -> Tensor:
+        if not self.weights:
+            logits: Tensor = self.model(**inputs).logits
+            return logits
+        names = {id(weight): name for name, weight in self.model.named_parameters()}  # wrapping may have moved them
+        swapped = {names[id(self.params[name])]: value for name, value in self.weights.items()}
+        return torch.func.functional_call(self.model, swapped, (), inputs).logits  # type: ignore[no-any-return]
+
+    def embeds(self, batch: Batch, view: View) -> Tensor:
+        """The view's raw token embeddings (batch, seq, dim)."""
+        if view.embeds is not None:
+            return view.embeds
+        lookup: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
+        table = next(lookup.parameters())
+        others = [value for name, value in (view.weights or {}).items() if self.params[name] is table]
+        embedded: Tensor = torch.func.functional_call(
+            lookup, dict(zip(["weight"], others, strict=False)), (batch.inputs["input_ids"],)
+        )
+        return embedded
 
     def loss(self, batch: Batch, view: View | None = None) -> Tensor:
-        """The plain task loss of a batch, inside the stack's `perturbing` unless the view says no."""
-        view = view or View()
-        with self.method.perturbing(self) if view.perturb else nullcontext():
-            output = self.forward(batch, view)
-        return self.task.loss(output, batch.labels)
+        """The plain task loss of a batch."""
+        return self.task.loss(self.forward(batch, view), batch.labels)
 
     def grad(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         """Gradients of a loss; a counted backward pass."""
@@ -208,29 +257,56 @@ class TrainingRun:
 
 
 class TrainingStep:
-    """One micro-batch: the `Step` of the Method contract."""
+    """One micro-batch: the `Step` of the Method contract.
 
-    def __init__(self, run: TrainingRun, method: Method, batch: Batch) -> None:
-        self.run, self.method, self.batch = run, method, batch
+    Args:
+        run: the training run, with the method that it trains.
+        batch: the examples.
+        share: of the step's examples that are in it.
+        scaler: of the losses, in fp16.
+    """
+
+    def __init__(
+        self, run: TrainingRun, batch: Batch, share: float = 1.0, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        self.run, self.batch = run, batch
+        self._share, self._scaler = share, scaler
         self.task_losses: list[Tensor] = []
 
     def forward(self, view: View | None = None) -> Output:
         """One training forward pass."""
-        view = view or View()
-        if not view.perturb:
-            return self.run.forward(self.batch, view)
-        with self.method.perturbing(self.run):
-            return self.run.forward(self.batch, view)
+        return self.run.forward(self.batch, view)
 
-    def embeds(self) -> Tensor:
-        """Raw token embeddings (batch, seq, dim)."""
-        lookup: nn.Module = self.run.model.get_input_embeddings()  # type: ignore[operator]
-        embedded: Tensor = lookup(self.batch.inputs["input_ids"])
-        return embedded
+    def embeds(self, view: View | None = None) -> Tensor:
+        """The view's raw token embeddings (batch, seq, dim)."""
+        return self.run.embeds(self.batch, view or View())
 
     def divergence(self, p: Output, q: Output) -> Tensor:
         """The task's distance between two predictions."""
         return self.run.task.divergence(p, q)
+
+    def mark(self) -> Streams:
+        """Where all random streams stand."""
+        return self.run.streams()
+
+    @contextmanager
+    def replay(self, mark: Streams) -> Iterator[None]:
+        """Inside, passes draw what they drew from the mark on."""
+        present = self.run.streams()
+        self.run.set_streams(mark)
+        try:
+            yield
+        finally:
+            self.run.set_streams(present)
+
+    def backward(self, part: Tensor, view: View) -> Tensor:
+        """Add a part's gradients, scaled by all that will scale it."""
+        self.run.counter.backwards += 1
+        loss = part * (view.weight * self._share)
+        if self._scaler is not None:
+            loss = self._scaler.scale(loss)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return part.detach()
 
     def task_objective(self, view: View) -> Objective:
         """The innermost objective: one forward pass and the task's loss."""
@@ -241,7 +317,7 @@ class TrainingStep:
 
     def objective(self) -> Objective:
         """The method's objective of this micro-batch."""
-        return self.method.objective(self, self.task_objective, View())
+        return self.run.method.objective(self, self.task_objective, View())
 
 
 @dataclass
@@ -329,7 +405,7 @@ def train(run: TrainingRun, method: Method) -> Trace:
             examples = sum(len(part) for part in parts)
             for part in parts:
                 share = len(part) / examples
-                for name, value in _micro_step(run, method, part, share, scaler).items():
+                for name, value in _micro_step(run, part, share, scaler).items():
                     logs[name] = logs.get(name, 0.0) + value * share
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(run.params.values(), run.recipe.clip)
@@ -358,12 +434,11 @@ def train(run: TrainingRun, method: Method) -> Trace:
 
 
 def _micro_step(
-    run: TrainingRun, method: Method, part: list[int], share: float, scaler: torch.amp.GradScaler
+    run: TrainingRun, part: list[int], share: float, scaler: torch.amp.GradScaler
 ) -> dict[str, Tensor | float]:
-    step = TrainingStep(run, method, run.examples.batch(part, run.device))
+    step = TrainingStep(run, run.examples.batch(part, run.device), share, scaler)
     objective = step.objective()
-    run.counter.backwards += 1
-    scaler.scale(objective.loss * share).backward()  # type: ignore[no-untyped-call]
+    step.backward(objective.loss, View())
     if own := sorted({"loss", "task_loss", "sketch", "sketch_steps"} & set(objective.logs)):
         raise FinetuneBenchError(f"A method logs '{own[0]}', which is the name of the run's own record; rename it.")
     task_loss = torch.stack(step.task_losses).mean()
@@ -377,7 +452,7 @@ def _check_finite(losses: list[Tensor | float], step: int) -> None:
         raise Diverged(step - len(losses) + 1 + int(np.argmin(finite)))
 
 
-def saved_activation_bytes(run: TrainingRun, method: Method) -> int:
+def saved_activation_bytes(run: TrainingRun) -> int:
     """Bytes that autograd keeps for one objective on the run's first micro-batch.
 
     One extra evaluation of it, outside the timed steps; weights, gradients and the global random streams are left
@@ -390,7 +465,7 @@ def saved_activation_bytes(run: TrainingRun, method: Method) -> int:
     with devices.random_state_kept(run.device):
         run.model.train()
         with meter.counting():
-            loss = TrainingStep(run, method, batch).objective().loss
+            loss = TrainingStep(run, batch).objective().loss
             if run.recipe.gradient_checkpointing:  # what is computed again is saved again
                 loss.backward()  # type: ignore[no-untyped-call]
     for parameter in run.params.values():

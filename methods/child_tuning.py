@@ -176,6 +176,7 @@ class ChildTuningD(Method):
                 f"{self.reserve_p:.0%}: too many have the same Fisher information, most likely zero. "
                 "Give it more training examples, or train in fp32."
             )
+        run.trained |= self.masks_
         # No later setup changes weights, so the masked ones can be put back from here at any step.
         self.start_ = {name: weights[name].detach().clone() for name in weights if self.strict}
 

@@ -71,11 +71,11 @@ class L2SP(Method):
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         inside = {id(weight) for weight in body(run.model).parameters()}
-        trained = [(name, weight) for name, weight in run.params.items() if weight.requires_grad]
-        self.body_ = [weight for _, weight in trained if self.alpha > 0 and id(weight) in inside]
-        self.anchors_ = [run.pretrained[name] for name, w in trained if self.alpha > 0 and id(w) in inside]
-        self.head_ = [weight for _, weight in trained if self.beta > 0 and id(weight) not in inside]
-        pulled = {id(weight) for weight in (*self.body_, *self.head_)}
+        trained = {name: weight for name, weight in run.params.items() if weight.requires_grad}
+        self.body_ = {name: weight for name, weight in trained.items() if self.alpha > 0 and id(weight) in inside}
+        self.anchors_ = [run.pretrained[name] for name in self.body_]
+        self.head_ = {name: weight for name, weight in trained.items() if self.beta > 0 and id(weight) not in inside}
+        pulled = {id(weight) for weight in (*self.body_.values(), *self.head_.values())}
 
         def off(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
             return {"weight_decay": 0.0} if id(weight) in pulled else {}
@@ -85,11 +85,13 @@ class L2SP(Method):
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         found = inner(view)
+        swapped = view.weights or {}
+        trunk, head = ([swapped.get(name, w) for name, w in part.items()] for part in (self.body_, self.head_))
         parts = []
-        if self.body_:
-            parts.append(self.alpha / 2 * squared_distance(self.body_, self.anchors_))
-        if self.head_:
-            parts.append(self.beta / 2 * squared_distance(self.head_, [None] * len(self.head_)))
+        if trunk:
+            parts.append(self.alpha / 2 * squared_distance(trunk, self.anchors_))
+        if head:
+            parts.append(self.beta / 2 * squared_distance(head, [None] * len(head)))
         if not parts:
             return found
         penalty = torch.stack(parts).sum()

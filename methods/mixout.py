@@ -110,6 +110,7 @@ def column_shape(owner: nn.Module, attribute: str, shape: torch.Size) -> torch.S
 
 @dataclass(frozen=True)
 class _Target:
+    name: str
     owner: nn.Module
     attribute: str
     weight: Tensor
@@ -155,7 +156,7 @@ class Mixout(Method):
                 continue
             if getattr(owner, attribute) is not weight:
                 raise FinetuneBenchError(f"Mixout can't mix '{name}': another method has re-parametrised it.")
-            self.targets_.append(_Target(owner, attribute, weight, run.pretrained[name].to(weight), columns))
+            self.targets_.append(_Target(name, owner, attribute, weight, run.pretrained[name].to(weight), columns))
         if not self.targets_:
             raise FinetuneBenchError(f"Mixout found no linear layer in {type(run.model).__name__}.")
 
@@ -173,9 +174,8 @@ class Mixout(Method):
         try:
             for target, columns in zip(self.targets_, torch.split(drawn, sizes), strict=True):
                 keep = columns.view(target.columns).to(target.weight.dtype)
-                mixed = mix_weights(
-                    target.weight, target.anchor, keep, self.p, reference_gradient=self.reference_gradient
-                )
+                weight = run.weights.get(target.name, target.weight)
+                mixed = mix_weights(weight, target.anchor, keep, self.p, reference_gradient=self.reference_gradient)
                 # An instance attribute hides the registered parameter from the module's own code and from nobody else.
                 vars(target.owner)[target.attribute] = mixed
             yield

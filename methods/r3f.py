@@ -99,8 +99,8 @@ class R3F(Method):
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         clean = inner(replace(view, perturb=False))
         if self.noise != "none":
-            embeds = step.embeds() if view.embeds is None else view.embeds
-            view = replace(view, embeds=add_noise(embeds.detach(), self.noise, self.eps, self.generator_))
+            embeds = step.embeds(view).detach()
+            view = replace(view, embeds=add_noise(embeds, self.noise, self.eps, self.generator_))
         divergence = step.divergence(clean.output, step.forward(view))
         return replace(
             clean,

@@ -35,6 +35,7 @@ the outermost: `rdrop+r3f` runs R3F in both passes, `r3f+rdrop` R-Drop within R3
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -65,7 +66,8 @@ class RDrop(Method):
         return Passes(2 * inner.forwards, inner.backwards)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
-        first, second = inner(view), inner(view)
+        half = replace(view, weight=0.5 * view.weight)
+        first, second = inner(half), inner(half)
         divergence = step.divergence(first.output, second.output)
         loss = combine_passes(first.loss, second.loss, divergence, self.alpha)
         return Objective(loss, first.output, {**first.logs, "rdrop_divergence": divergence})

@@ -16,7 +16,7 @@ from finetune_bench.functional import bernoulli_mask
 from finetune_bench.method import Inner, Method, Objective, Phase, Stack, Step, View
 from finetune_bench.seeds import derive
 from finetune_bench.study import Recipe
-from finetune_bench.training import TrainingRun, TrainingStep, saved_activation_bytes, train
+from finetune_bench.training import TrainingRun, TrainingStep, make_optimizer, saved_activation_bytes, train
 
 
 def vanilla(**parameters: Any) -> Method:
@@ -216,8 +216,8 @@ def test_bf16_is_autocast_over_fp32_weights() -> None:
 
 def test_embeds_replace_the_token_embeddings_exactly() -> None:
     for architecture in testing.ARCHITECTURES:
-        run, stack = testing.toy_run(vanilla(dropout="all_off"), architecture)
-        step = TrainingStep(run, stack, run.examples.batch(range(6), testing.CPU))
+        run, _stack = testing.toy_run(vanilla(dropout="all_off"), architecture)
+        step = TrainingStep(run, run.examples.batch(range(6), testing.CPU))
         assert torch.equal(step.forward().logits, step.forward(View(embeds=step.embeds())).logits), architecture
 
 
@@ -256,7 +256,7 @@ def test_saved_bytes_of_methods() -> None:
         run, stack = testing.toy_run(registry.method_class(name)(**parameters))
         train(run, stack)
         before = torch.get_rng_state(), testing.weights(run)["classifier.weight"].clone()
-        count = saved_activation_bytes(run, stack)
+        count = saved_activation_bytes(run)
         assert torch.equal(before[0], torch.get_rng_state())
         assert torch.equal(before[1], testing.weights(run)["classifier.weight"])
         assert all(p.grad is None for p in run.params.values())
@@ -295,13 +295,16 @@ def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str)
         device=device,
         keep_pretrained=stack.reads_pretrained,
     )
+    run.method = stack
     stack.setup(run)
+    stack.optimizer(make_optimizer(run), run)
     run.model.train()
     batch = run.examples.batch(range(8), device)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        TrainingStep(run, stack, batch).objective().loss.backward()
+        step = TrainingStep(run, batch)
+        step.backward(step.objective().loss, View())
         stack.gradients(run)
     finally:
         torch.cuda.set_sync_debug_mode("default")

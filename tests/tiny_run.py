@@ -50,5 +50,6 @@ def tiny_run(
 
 def first_step(run: TrainingRun, *methods: Method) -> TrainingStep:
     """The first micro-batch of a run, the model in training mode; setup is the caller's."""
+    run.method = Stack(methods or [Vanilla()])
     run.model.train()
-    return TrainingStep(run, Stack(methods or [Vanilla()]), next(run.batches("test")))
+    return TrainingStep(run, next(run.batches("test")))

@@ -121,7 +121,7 @@ def noised_logits(architecture: str, method: Method) -> tuple[Any, dict[str, Ten
     batch = run.examples.batch(range(6), testing.CPU)
     run.model.train()
     assert isinstance(stack, Stack)
-    return run.model, batch.inputs, TrainingStep(run, stack, batch).forward().logits
+    return run.model, batch.inputs, TrainingStep(run, batch).forward().logits
 
 
 @pytest.mark.parametrize("architecture", ["bert", "roberta", "electra"])
@@ -167,8 +167,8 @@ def test_every_selected_layer_is_noised_once(
         return original(model, seen)
 
     monkeypatch.setattr(module, "layer_inputs_changed", spy)
-    run, stack = testing.toy_run(hype(**options), architecture)
-    step = TrainingStep(run, stack, run.examples.batch(range(4), testing.CPU))
+    run, _stack = testing.toy_run(hype(**options), architecture)
+    step = TrainingStep(run, run.examples.batch(range(4), testing.CPU))
     run.model.train()
     step.forward()
     assert places == expected

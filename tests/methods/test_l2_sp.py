@@ -28,12 +28,13 @@ def test_gradient_is_alpha_times_the_distance_once(stack: str) -> None:
     run = tiny_run(dropout=Dropout.ALL_OFF)
     method, rdrop = L2SP(alpha=0.3, beta=0.7), RDrop()
     methods = {"alone": [method], "rdrop+l2_sp": [rdrop, method], "l2_sp+rdrop": [method, rdrop]}[stack]
-    Stack(methods).optimizer(make_optimizer(run), run)
+    run.method = Stack(methods)
+    run.method.optimizer(make_optimizer(run), run)
     with torch.no_grad():
         for weight in run.params.values():
             weight.add_(0.25)
     run.model.train()
-    step = TrainingStep(run, Stack(methods), next(run.batches("test")))
+    step = TrainingStep(run, next(run.batches("test")))
     weights = list(run.params.values())
     got = run.grad(step.objective().loss, weights)
     plain = run.grad(run.loss(step.batch), weights)

@@ -218,13 +218,13 @@ def test_a_column_belongs_to_one_input() -> None:
 def test_each_training_pass_has_its_own_mask_and_clean_passes_have_none() -> None:
     run = tiny_run(dropout=Dropout.ALL_OFF)
     step = first_step(run, mixing(run, p=0.5))
-    clean = run.forward(step.batch, View()).logits
+    clean = run.forward(step.batch, View(perturb=False)).logits
     first, second = step.forward().logits, step.forward().logits
     assert not torch.equal(first, second)
     assert not torch.equal(first, clean)
     assert torch.equal(step.forward(View(perturb=False)).logits, clean)
     run.model.eval()
-    assert torch.equal(run.forward(step.batch, View()).logits, clean)
+    assert torch.equal(run.forward(step.batch, View(perturb=False)).logits, clean)
 
 
 def test_mixing_starts_after_every_setup() -> None:

@@ -53,11 +53,11 @@ def test_objective_is_the_two_passes(kind: str) -> None:
     """The objective of a step, against two forward passes and the formula, on the same random state."""
     from finetune_bench.training import TrainingStep
 
-    run, stack = testing.toy_run(registry.method_class("rdrop")(alpha=2.0), kind=kind)  # type: ignore[arg-type]
+    run, _stack = testing.toy_run(registry.method_class("rdrop")(alpha=2.0), kind=kind)  # type: ignore[arg-type]
     batch = run.examples.batch(range(8), testing.CPU)
     run.model.train()
     torch.manual_seed(0)
-    objective = TrainingStep(run, stack, batch).objective()
+    objective = TrainingStep(run, batch).objective()
     torch.manual_seed(0)
     first, second = run.model(**batch.inputs).logits, run.model(**batch.inputs).logits
     assert not torch.equal(first, second)
