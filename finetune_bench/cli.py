@@ -18,6 +18,7 @@ from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.study import OPTIONS
 
 if TYPE_CHECKING:
+    from finetune_bench.method import Method
     from finetune_bench.runner import Plan
     from finetune_bench.store import Store
 
@@ -209,7 +210,7 @@ def _show(parsed: argparse.Namespace) -> int:
     if parsed.name in registry.names("methods"):
         owner = registry.method_class(parsed.name)
         print((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
-        print("\nParameters:\n")
+        print(f"\n{_costs(owner())}\n\nParameters:\n")
         lines = [
             [field.name, as_text(field.default), expectation(owner, field), field.metadata.get("help", "")]
             for field in dataclasses.fields(owner)
@@ -224,6 +225,23 @@ def _show(parsed: argparse.Namespace) -> int:
         return 0
     known = [*registry.names("methods"), *registry.names("tasks")]
     raise UnknownName("method or task", parsed.name, known, "'finetune-bench list methods' shows the methods.")
+
+
+def _costs(method: Method) -> str:
+    """The cost model of a method at its defaults."""
+    from finetune_bench.method import SIZES, Memory, Passes
+
+    passes, memory = method.passes(Passes()), method.memory(Memory())
+    used = [name for name in SIZES if memory.saved.get(name) or memory.kept.get(name)]
+    return "\n".join(
+        [
+            "Cost model, at the defaults:\n",
+            f"  passes per step             {passes.forwards} forward + {passes.backwards} backward",
+            f"  saved for the backward pass {memory.saved_formula}",
+            f"  kept beside weights, gradients and two moments: {memory.kept_formula}\n",
+            *(f"  {name:8} {SIZES[name]}" for name in used),
+        ]
+    )
 
 
 def _check(parsed: argparse.Namespace) -> int:

@@ -57,14 +57,18 @@ class Passes:
 
 # What memory formulas are made of, each in bytes for one (micro-)batch.
 SIZES = {
-    "A": "activations that one training pass and its task loss save for the backward pass",
-    "F": "the same without the task loss",
+    "I": "the batch itself: ids, masks and labels that are saved for the backward pass, once for all passes",
+    "F": "activations that one forward pass saves for the backward pass",
+    "F_frozen": "the part of F below the lowest layer that trains, where the embeddings don't",
+    "L": "what one task loss saves",
     "D": "what one divergence of two predictions saves",
     "H": "one hidden state: batch · seq · dim · 4",
     "P": "all weights: parameters · 4",
     "P_body": "the body's weights, that is all but the head's",
     "P_layers": "the weights of the encoder's layers",
     "P_linear": "the matrices of the body's linear layers",
+    "P_frozen": "the weights that don't train",
+    "C": "one number for each input column of the body's linear layers: columns · 4",
 }
 
 
@@ -77,7 +81,7 @@ class Memory:
         kept: how many of each size are kept all along; below 0 where gradients and moments are saved.
     """
 
-    saved: Mapping[str, float] = field(default_factory=lambda: {"A": 1.0})
+    saved: Mapping[str, float] = field(default_factory=lambda: {"I": 1.0, "F": 1.0, "L": 1.0})
     kept: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -89,11 +93,18 @@ class Memory:
         return Memory(_sum(self.saved, saved or {}), _sum(self.kept, kept or {}))
 
     def times(self, factor: float) -> Memory:
-        """With so many graphs alive at once; what is kept all along stays."""
-        return Memory({name: factor * count for name, count in self.saved.items()}, self.kept)
+        """With so many graphs alive at once; the batch is saved once, and what is kept all along stays."""
+        return Memory({name: count if name == "I" else factor * count for name, count in self.saved.items()}, self.kept)
 
-    def __str__(self) -> str:
-        return f"saved {_formula(self.saved)}; kept {_formula(self.kept)}"
+    @property
+    def saved_formula(self) -> str:
+        """`saved` as text, as `I + 2 · F + L`."""
+        return _formula(self.saved)
+
+    @property
+    def kept_formula(self) -> str:
+        """`kept` as text; `0` for nothing."""
+        return _formula(self.kept)
 
 
 def _sum(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, float]:
@@ -101,8 +112,12 @@ def _sum(left: Mapping[str, float], right: Mapping[str, float]) -> dict[str, flo
 
 
 def _formula(counts: Mapping[str, float]) -> str:
-    parts = [name if count == 1 else f"{count:g} · {name}" for name, count in counts.items() if count]
-    return " + ".join(parts).replace("+ -", "− ").replace("-", "−") or "0"
+    text = ""
+    for name, count in counts.items():
+        if count:
+            text += (" − " if text else "−") if count < 0 else (" + " if text else "")
+            text += name if abs(count) == 1 else f"{abs(count):g} · {name}"
+    return text or "0"
 
 
 @dataclass(frozen=True)

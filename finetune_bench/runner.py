@@ -116,6 +116,7 @@ def make_plan(study: Study) -> Plan:
     notes += [f"{text}: {note}" for text, found in data.items() for note in found.notes]
 
     skipped = _impossible(cells)
+    notes += _warnings(cells, {cell.id for cell, _ in skipped})
     store = Store(study.out or Path("runs") / run_name(study))
     if store.root.exists() and not store.root.is_dir():
         raise UsageError(f"--out: expected a folder, but '{store.root}' is a file.")
@@ -256,6 +257,19 @@ def _impossible(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
                 f"'{label}' can't run in any cell of this study: {'; '.join(sorted(map(str, of_method)))}."
             )
     return found
+
+
+def _warnings(cells: Sequence[Cell], cannot: set[str]) -> list[str]:
+    """What methods say of cells that can run, above all that they have no effect there; each sentence once."""
+    from finetune_bench.cell import facts_of
+
+    found: dict[str, None] = {}
+    for cell in {(cell.method, cell.model, cell.task): cell for cell in cells if cell.id not in cannot}.values():
+        stack = cell.stack
+        label = registry.describe(stack)
+        for text in stack.warnings(facts_of(cell, stack)):
+            found[f"Warning: '{label}': {text}."] = None
+    return list(found)
 
 
 def why_impossible(cell: Cell) -> str | None:

@@ -23,16 +23,26 @@ from torch import Tensor, nn
 
 from finetune_bench import evaluation, registry
 from finetune_bench.device import DTYPES, random_state_kept
-from finetune_bench.method import Dropout, Facts, Method, Passes, Stack, View
+from finetune_bench.memory import expected_bytes, kept_bytes, memory_sizes
+from finetune_bench.method import Dropout, Facts, Memory, Method, Passes, Stack, View
 from finetune_bench.model import active_dropout, build, checkpoint_activations, skeleton, with_dropout
 from finetune_bench.study import Recipe
 from finetune_bench.task import Kind, Split, Task, TaskData
-from finetune_bench.training import Encoded, Trace, TrainingRun, TrainingStep, make_optimizer, train
+from finetune_bench.training import (
+    Encoded,
+    Trace,
+    TrainingRun,
+    TrainingStep,
+    make_optimizer,
+    saved_activation_bytes,
+    train,
+)
 
 CPU = torch.device("cpu")
 KINDS: tuple[Kind, ...] = ("classification", "regression")
 VOCABULARY, CLASSES, EXAMPLES = 60, 3, 24
 RECIPE = Recipe(lr=1e-3, batch_size=8, epochs=2, warmup=0.0)
+PAIR_RECIPE = Recipe(lr=1e-3, batch_size=8, steps=3, warmup=0.0)
 
 _BERT_LIKE = {
     "vocab_size": VOCABULARY,
@@ -148,14 +158,20 @@ def toy_train(
     return run, trace, predictions
 
 
+def toy_facts(
+    stack: Stack, architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+) -> Facts:
+    """What is known of a stack on a tiny encoder before any weight is loaded."""
+    model = skeleton(toy_config(architecture, kind, stack.dropout))
+    return Facts(model, tuple(active_dropout(model)), toy_task(kind), recipe, DTYPES[recipe.precision])
+
+
 def unsupported(
     methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
 ) -> str | None:
     """Why a stack can't run on a tiny encoder, as its `unsupported` says."""
     stack = Stack(methods if isinstance(methods, list) else [methods])
-    model = skeleton(toy_config(architecture, kind, stack.dropout))
-    facts = Facts(model, tuple(active_dropout(model)), toy_task(kind), recipe, DTYPES[recipe.precision])
-    return stack.unsupported(facts)
+    return stack.unsupported(toy_facts(stack, architecture, kind, recipe))
 
 
 def weights(run: TrainingRun) -> dict[str, Tensor]:
@@ -293,6 +309,21 @@ def declares_its_passes(owner: type[Method]) -> None:
     assert counted == (declared.forwards, declared.backwards), f"declared {declared}, counted {counted}"
 
 
+def declares_its_memory(owner: type[Method]) -> None:
+    """What a step saves for its backward pass, and what is kept all along, are what `memory` declares, to the byte."""
+    declared = owner().memory(Memory())
+    run, stack = toy_run(owner())
+    plain, _ = toy_run(_twin(owner()))
+    try:
+        train(run, stack)
+        saved, kept = saved_activation_bytes(run), kept_bytes(run, stack)
+        sizes = memory_sizes(plain, {name for name, weight in run.params.items() if not weight.requires_grad})
+    finally:
+        stack.teardown(run)
+    for what, found, expected in zip(("saves", "keeps"), (saved, kept), expected_bytes(declared, sizes), strict=True):
+        assert found == expected, f"it {what} {found:,} bytes where {declared} says {expected:,.0f}; sizes: {sizes}"
+
+
 def survives_checkpointing(owner: type[Method]) -> None:
     """Gradient checkpointing changes nothing, to the last bit, or is declared unsupported."""
     recipe = dataclasses.replace(RECIPE, gradient_checkpointing=True)
@@ -385,8 +416,8 @@ def check_pair(
     label = f"{left.name}+{right.name} on {architecture}, {kind}"
     if unsupported([left(), right()], architecture, kind):
         return
-    first, trace, predictions = toy_train([left(), right()], architecture, kind)
-    second, _, again = toy_train([left(), right()], architecture, kind)
+    first, trace, predictions = toy_train([left(), right()], architecture, kind, PAIR_RECIPE)
+    second, _, again = toy_train([left(), right()], architecture, kind, PAIR_RECIPE)
     assert np.isfinite(trace.steps["loss"]).all(), f"{label}: the loss is not finite"
     assert same(first, second), f"{label}: two equal runs differ"
     assert np.array_equal(predictions, again), f"{label}: two equal runs predict differently"
@@ -408,6 +439,7 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
     evaluation_is_clean,
     leaves_a_plain_model,
     declares_its_passes,
+    declares_its_memory,
     survives_checkpointing,
     accumulates,
     gradient_is_that_of_the_loss,

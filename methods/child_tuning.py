@@ -52,7 +52,7 @@ from torch.nn import Parameter
 from finetune_bench import model
 from finetune_bench.errors import FinetuneBenchError, ModelError
 from finetune_bench.functional import bernoulli_mask
-from finetune_bench.method import Facts, Inner, Method, Objective, Run, Step, View
+from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Run, Step, View
 from finetune_bench.parameters import parameter
 from finetune_bench.task import Batch
 
@@ -152,6 +152,9 @@ class ChildTuningD(Method):
         except ModelError as error:
             return str(error)
         return None
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(kept={"P_layers": 1.25 if self.strict else 0.25})
 
     def setup(self, run: Run) -> None:
         weights = encoder_weights(run)

@@ -36,7 +36,7 @@ from contextlib import contextmanager
 
 import torch
 
-from finetune_bench.method import Facts, Method, Run
+from finetune_bench.method import Facts, Memory, Method, Run
 from finetune_bench.model import weights_replaced
 from finetune_bench.parameters import parameter
 
@@ -68,6 +68,9 @@ class EMA(Method):
             if getattr(partner, "strict", False):
                 return f"{partner.name}(strict=true) puts weights back after the step, which the average may not see"
         return None
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(kept={"P": 1})
 
     def setup(self, run: Run) -> None:
         self.steps_ = 0

@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from finetune_bench.method import Facts, Inner, Method, Objective, Run, Step, View
+from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Run, Step, View
 from finetune_bench.model import body
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import parameter
@@ -68,6 +68,9 @@ class L2SP(Method):
         if any(partner.name == "prior_decay" for partner in facts.partners):
             return "it and prior_decay both pull to the pre-trained weights"
         return None
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(saved={"P_body": 1 if self.alpha > 0 else 0}, kept={"P": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         inside = {id(weight) for weight in body(run.model).parameters()}

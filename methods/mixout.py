@@ -51,7 +51,7 @@ from torch.optim import Optimizer
 
 from finetune_bench import model
 from finetune_bench.errors import FinetuneBenchError
-from finetune_bench.method import Dropout, Facts, Method, Phase, Run
+from finetune_bench.method import Dropout, Facts, Memory, Method, Phase, Run
 from finetune_bench.parameters import parameter
 
 
@@ -143,6 +143,14 @@ class Mixout(Method):
                 "and the gradient would be wrong"
             )
         return None
+
+    def warning(self, facts: Facts) -> str | None:
+        if facts.active_dropout and self.p > 0:
+            return "dropout stays on beside it, which is not the published method: dropout=all_off is"
+        return None
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(saved={"P_linear": 1, "C": 1}, kept={"P": 1})
 
     def setup(self, run: Run) -> None:
         self.mixing_ = False

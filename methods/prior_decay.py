@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from finetune_bench.method import Facts, Method, Run
+from finetune_bench.method import Facts, Memory, Method, Run
 from finetune_bench.model import body
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import parameter
@@ -71,6 +71,9 @@ class PriorDecay(Method):
         if any(partner.name == "l2_sp" for partner in facts.partners):
             return "it and l2_sp both pull to the pre-trained weights"
         return None
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(kept={"P": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         if self.decay == 0:

@@ -43,7 +43,7 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from finetune_bench.method import Facts, Inner, Method, Objective, Passes, Run, Step, View
+from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
 from finetune_bench.parameters import parameter
 
 
@@ -92,6 +92,9 @@ class R3F(Method):
 
     def passes(self, inner: Passes) -> Passes:
         return replace(inner, forwards=inner.forwards + 1)
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(saved={"F": 1, "D": 1})
 
     def setup(self, run: Run) -> None:
         self.generator_ = run.generator(self.name)

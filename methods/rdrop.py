@@ -40,13 +40,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from finetune_bench.method import Facts, Inner, Method, Objective, Passes, Step, View
+from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Step, View
 from finetune_bench.parameters import parameter
 
 
 def combine_passes(first: Tensor, second: Tensor, divergence: Tensor, alpha: float) -> Tensor:
     """R-Drop's loss from the two passes' losses and their divergence, all 0-dim."""
     return 0.5 * (first + second) + alpha * 0.5 * divergence
+
+
+# Noise below this, at the inputs of the layers, changes predictions so little that the divergence does nothing.
+NOTICEABLE = 1e-2
 
 
 class RDrop(Method):
@@ -62,8 +66,23 @@ class RDrop(Method):
             return "its two passes would be identical: no dropout is active and no partner draws noise"
         return None
 
+    def warning(self, facts: Facts) -> str | None:
+        scales = [partner.noise_scale() for partner in facts.partners if partner.stochastic]
+        if self.alpha == 0 or facts.active_dropout or None in scales or not scales:
+            return None
+        largest = max(scale for scale in scales if scale is not None)
+        if largest >= NOTICEABLE:
+            return None
+        return (
+            f"no dropout is active, so its two passes differ by noise of {largest:.0e} only, and their divergence, "
+            "which grows with the square of it, is next to 0"
+        )
+
     def passes(self, inner: Passes) -> Passes:
         return Passes(2 * inner.forwards, inner.backwards)
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.times(2).plus(saved={"D": 1})
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         half = replace(view, weight=0.5 * view.weight)

@@ -37,7 +37,7 @@ from contextlib import contextmanager
 
 import torch
 
-from finetune_bench.method import Facts, Method, Run
+from finetune_bench.method import Facts, Memory, Method, Run
 from finetune_bench.model import weights_replaced
 from finetune_bench.parameters import parameter
 
@@ -71,6 +71,9 @@ class SWA(Method):
             if getattr(partner, "strict", False):
                 return f"{partner.name}(strict=true) puts weights back after the step, which the mean may not see"
         return None
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(kept={"P": 1})
 
     def setup(self, run: Run) -> None:
         self.steps_ = self.points_ = 0

@@ -35,7 +35,7 @@ the pre-trained weights act on what trains. A penalty on noisy embeddings (R3F) 
 from __future__ import annotations
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Method, Phase, Run
+from finetune_bench.method import Facts, Memory, Method, Phase, Run
 from finetune_bench.model import layers, places
 from finetune_bench.parameters import parameter
 
@@ -72,6 +72,9 @@ class TopKTuning(Method):
 
     def _trained(self, count: int) -> int:
         return count if self.k is None else min(self.k, count)
+
+    def memory(self, inner: Memory) -> Memory:
+        return inner.plus(saved={"F_frozen": -1}, kept={"P_frozen": -3})
 
     def setup(self, run: Run) -> None:
         place, count = places(run.model), len(layers(run.model))

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import orthogonal
 
+from finetune_bench import testing
 from finetune_bench.errors import FinetuneBenchError, ParameterError
 from finetune_bench.method import Dropout, Facts, Method, Passes, Stack, View
 from finetune_bench.methods.mixout import Mixout, mix_weights
@@ -337,3 +338,9 @@ def test_wrong_parameters_are_refused(p: float) -> None:
 
 def test_teardown_without_setup() -> None:
     Mixout().teardown(tiny_run())
+
+
+def test_dropout_beside_it_is_told() -> None:
+    for dropout, said in (("keep", True), ("all_off", False)):
+        stack = Stack([Mixout(dropout=dropout)])
+        assert ["dropout stays on" in text for text in stack.warnings(testing.toy_facts(stack))] == [True] * said

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from finetune_bench import functional, registry, testing
+from finetune_bench.method import Stack
 from finetune_bench.methods.rdrop import combine_passes
 
 
@@ -77,6 +78,19 @@ def test_identical_passes_are_refused() -> None:
     assert "identical" in str(testing.unsupported(rdrop(dropout="all_off")))
     assert testing.unsupported([hype(), rdrop(dropout="all_off")]) is None  # HyPe's noise tells the passes apart
     assert testing.unsupported(rdrop(dropout="hidden_off")) is None  # the attention dropout does
+
+
+def test_passes_that_hardly_differ_are_told() -> None:
+    rdrop, hype = registry.method_class("rdrop"), registry.method_class("hype")
+
+    def warned(eps: float, **parameters: object) -> list[str]:
+        stack = Stack([hype(eps=eps, **parameters), rdrop()])
+        return stack.warnings(testing.toy_facts(stack))
+
+    (said,) = warned(1e-5, dropout="all_off")
+    assert said.startswith("rdrop: no dropout is active, so its two passes differ by noise of 1e-05 only")
+    assert warned(0.1, dropout="all_off") == []
+    assert warned(1e-5) == []  # the attention dropout is on
 
 
 def test_hype_and_rdrop_noise_both_passes() -> None:
