@@ -309,8 +309,13 @@ def declares_its_passes(owner: type[Method]) -> None:
     assert counted == (declared.forwards, declared.backwards), f"declared {declared}, counted {counted}"
 
 
-def declares_its_memory(owner: type[Method]) -> None:
-    """What a step saves for its backward pass, and what is kept all along, are what `memory` declares, to the byte."""
+def declares_its_memory(owner: type[Method], tolerance: float = 0.01) -> None:
+    """What a step saves for its backward pass, and what is kept all along, is what `memory` declares.
+
+    Args:
+        owner: the method's class.
+        tolerance: as a share of what a vanilla step saves.
+    """
     declared = owner().memory(Memory())
     run, stack = toy_run(owner())
     plain, _ = toy_run(_twin(owner()))
@@ -321,7 +326,7 @@ def declares_its_memory(owner: type[Method]) -> None:
     finally:
         stack.teardown(run)
     for what, found, expected in zip(("saves", "keeps"), (saved, kept), expected_bytes(declared, sizes), strict=True):
-        assert found == expected, f"it {what} {found:,} bytes where {declared} says {expected:,.0f}; sizes: {sizes}"
+        assert abs(found - expected) <= tolerance * sizes["F"], f"it {what} {found:,} bytes where {declared} says {expected:,.0f}; sizes: {sizes}"
 
 
 def survives_checkpointing(owner: type[Method]) -> None:

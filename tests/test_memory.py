@@ -92,6 +92,11 @@ def test_peak_memory_is_within_a_quarter_of_the_formula() -> None:
         assert found[method]["peak"] == pytest.approx(expected, rel=0.25), method
 
 
+@pytest.mark.parametrize("name", registry.names("methods"))
+def test_formulas_are_right_to_the_byte(name: str) -> None:
+    testing.declares_its_memory(registry.method_class(name), tolerance=0.0)
+
+
 @pytest.mark.parametrize("text", ["hype+rdrop", "rdrop+l2_sp", "hype+r3f", "rdrop+r3f", "r3f+rdrop"])
 def test_stacks_save_what_their_formulas_add_up_to(text: str) -> None:
     run, stack = testing.toy_run(list(registry.make_stack(text).methods))
