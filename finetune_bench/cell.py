@@ -194,8 +194,8 @@ def _train_and_score(
         stack.teardown(run)
     if save_to:
         with torch.no_grad():
-            for name, value in kept.items():
-                run.params[name].copy_(value)
+            for name, weight in run.params.items():  # without what methods had added
+                weight.copy_(kept[name])
         model.save(classifier, model.tokenizer(cell.model), config, save_to)
 
     labels = {name: split.labels.numpy() for name, split in splits.items()}

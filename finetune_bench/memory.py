@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from finetune_bench.device import random_state_kept
 from finetune_bench.measure import SavedActivations
 from finetune_bench.method import Memory, Stack, View
-from finetune_bench.model import body, layer_inputs_changed, layers
+from finetune_bench.model import body, layer_inputs_changed, layers, output_layer
 from finetune_bench.task import Batch, Output
 from finetune_bench.training import TrainingRun
 
@@ -51,9 +51,19 @@ def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, in
         "L": one_loss - one_pass,
         "D": _saved(run, diverge) - _saved(run, forward, forward),
         "H": NUMBER * hidden.numel(),
+        "H_all": NUMBER * hidden.numel() * len(layers(run.model)),
         "P": _bytes(run.params.values()),
         "P_body": _bytes(body(run.model).parameters()),
+        "P_head": _bytes([output_layer(run.model).weight]),
         "P_layers": _bytes(weight for layer in layers(run.model) for weight in layer.parameters()),
+        "P_dense": _bytes(
+            weight
+            for layer in layers(run.model)
+            for module in layer.modules()
+            if isinstance(module, nn.Linear)
+            for weight in module.parameters()
+        ),
+        "P_used": _saved(run, forward, own=[]) - _saved(run, forward),
         "P_linear": _bytes(module.weight for module in linear),
         "P_frozen": _bytes(still),
         "C": NUMBER * sum(module.in_features for module in linear),
@@ -64,9 +74,9 @@ def _bytes(weights: Iterable[Tensor]) -> int:
     return NUMBER * sum(weight.numel() for weight in set(weights))
 
 
-def _saved(run: TrainingRun, *parts: Callable[[], Any]) -> int:
-    """Bytes saved for the backward pass when all parts are alive."""
-    meter = SavedActivations(list(run.params.values()))
+def _saved(run: TrainingRun, *parts: Callable[[], Any], own: list[Tensor] | None = None) -> int:
+    """Bytes saved for the backward pass when all parts are alive, without tensors in `own`, by default all weights."""
+    meter = SavedActivations(list(run.params.values()) if own is None else own)
     alive = []
     with random_state_kept(run.device), meter.counting():
         for part in parts:

@@ -317,6 +317,11 @@ def weights_replaced(params: Mapping[str, nn.Parameter], values: Mapping[str, Te
                 params[name].copy_(value)
 
 
+def is_sequence_first(model: nn.Module) -> bool:
+    """Whether hidden states inside the encoder are (seq, batch, dim), as XLNet's are."""
+    return type(layers(model)[0]).__name__ == "XLNetLayer"  # told by its name: importing the class takes seconds
+
+
 @contextmanager
 def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Inside, `change(index, hidden)` replaces the hidden states that enter each layer of one forward pass.
@@ -397,9 +402,7 @@ def hidden_states_captured(model: nn.Module) -> Iterator[list[Tensor]]:
     hooks behind, and what it shows depends on the order of hooks.
     """
     states: list[Tensor] = []
-    runs = layers(model)
-    # Told by its name: importing the class takes seconds.
-    sequence_first = type(runs[0]).__name__ == "XLNetLayer"
+    runs, sequence_first = layers(model), is_sequence_first(model)
 
     def keep(hidden: Tensor) -> None:
         states.append(hidden.transpose(0, 1) if sequence_first else hidden)

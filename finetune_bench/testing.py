@@ -266,8 +266,8 @@ def evaluation_is_clean(owner: type[Method]) -> None:
     finally:
         stack.teardown(run)
     with torch.no_grad():
-        for name, value in held.items():
-            run.params[name].copy_(value)
+        for name, weight in run.params.items():
+            weight.copy_(held[name])
     assert np.array_equal(first, evaluation.predict(run, run.examples)), "the plain model predicts something else"
 
 
@@ -326,7 +326,12 @@ def declares_its_memory(owner: type[Method], tolerance: float = 0.01) -> None:
     finally:
         stack.teardown(run)
     for what, found, expected in zip(("saves", "keeps"), (saved, kept), expected_bytes(declared, sizes), strict=True):
-        assert abs(found - expected) <= tolerance * sizes["F"], f"it {what} {found:,} bytes where {declared} says {expected:,.0f}; sizes: {sizes}"
+        excess = found - expected
+        if not (what == "saves" and sizes["P_frozen"]):  # with frozen weights the formula is a bound
+            excess = abs(excess)
+        assert excess <= tolerance * sizes["F"] + 0.5, (
+            f"it {what} {found:,} bytes where {declared} says {expected:,.0f}; sizes: {sizes}"
+        )
 
 
 def survives_checkpointing(owner: type[Method]) -> None:

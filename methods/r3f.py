@@ -1,18 +1,20 @@
-"""R3F: robust representations through regularised fine-tuning.
+"""R3F and R4F: robust representations through regularised fine-tuning.
 
 **In one sentence.** A second forward pass with slightly noisy token embeddings is made, and the change that the noise
-makes to the prediction is penalised.
+makes to the prediction is penalised; R4F also keeps the head from making changes larger.
 
 **Formula.** L = loss(f(x), y) + λ · D(f(x), f(x + z)), with z ~ U(−ε, ε) or N(0, ε²) for each entry of the raw token
 embeddings. D is the task's divergence, a mean over the batch: KL(p‖q) + KL(q‖p), or (p − q)² for regression. Gradients
-flow through both passes, but for the embedding table through the first alone.
+flow through both passes, but for the embedding table through the first alone. R4F: the head's last matrix is used as
+W / σ, with σ = uᵀ W v its largest singular value by power iteration, u and v taken as constants by the gradient.
 
 **Hyper-parameters.** `strength` is λ ≥ 0, 1.0 in the official code; 0.1 to 5 is a sensible search · `eps` ≥ 0, 1e-5 in
 the official code: the bound of the uniform noise, the standard deviation of the normal one · `noise`: `uniform` (the
 official default), `normal`, or `none`: then the second pass differs by what the stack adds and by dropout only.
 
 **Where it acts.** In the objective. The noise goes in before position embeddings, norm and dropout. Evaluation is one
-plain pass.
+plain pass. R4F's W / σ is what every pass uses, evaluation among them, and what is saved; u and v are iterated 20 times
+in set-up and once after each step, so that all passes of a step see one σ.
 
 **Cost.** One more forward pass; one backward pass through both graphs, so the activations of two passes are kept.
 
@@ -23,7 +25,11 @@ pass draws its own dropout masks.
 embedding noise: `hype+r3f` perturbs the second pass only, and `hype+r3f(noise=none)` puts HyPe's noise in the place of
 R3F's. With dropout on, the divergence measures the two dropout masks far more than a noise of 1e-5; with dropout off it
 almost vanishes at that size. The logged `divergence` shows which it is. A low-precision run that can't carry ε is
-refused.
+refused. R4F divides last: `mixout(include_head=true)` mixes W before, decay and penalties act on W itself. On
+regression R4F bounds what the text can add to the head's bias by the length of the vector that enters the head.
+
+**No neutral setting of R4F.** A head divided by σ trains otherwise than vanilla's; a test holds it against a loop that
+divides by the exact singular value.
 
 **Deviations from the paper and its code.**
 1. Regression is supported, with the squared difference of the predictions, as HyPe's authors do; the official code adds
@@ -31,20 +37,29 @@ refused.
 2. The noise is drawn where the model lies, in float32; the official code draws on the CPU and casts to the model's
    precision, where half precision loses most of it.
 3. With `noise=none` the second pass looks its embeddings up by itself, so the embedding table learns from both passes.
-4. R4F, which is R3F with a spectrally normalised head, is another method and not in this file.
+4. R4F's σ moves once per step; the official one at every training pass, so that its two passes use two heads.
+5. R4F leaves the parameter and its name alone, where the official code replaces them.
 
 **Source.** Aghajanyan et al., ICLR 2021 (arXiv 2008.03156); code facebookresearch/fairseq, examples/rxf.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
+from finetune_bench.errors import ModelError
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
+from finetune_bench.model import output_layer, weights_replaced
 from finetune_bench.parameters import parameter
+
+NOTICEABLE = 1e-2  # noise below this changes predictions so little that its square, the divergence, is about 0
+ITERATIONS = 20  # of the power method, before training
 
 
 def add_noise(embeds: Tensor, noise: str, eps: float, generator: Generator) -> Tensor:
@@ -66,11 +81,30 @@ def add_noise(embeds: Tensor, noise: str, eps: float, generator: Generator) -> T
     return embeds + drawn.mul_(eps).to(embeds.dtype)
 
 
+@torch.no_grad()
+def iterate_power(weight: Tensor, left: Tensor, times: int) -> tuple[Tensor, Tensor]:
+    """Approach the singular vectors of the largest singular value.
+
+    Args:
+        weight: W, (out, in).
+        left: a start for u, (out,), not orthogonal to it.
+        times: iterations, one at least.
+
+    Returns:
+        u (out,) and v (in,), of length 1: uᵀ W v is about the largest singular value.
+    """
+    for _ in range(times):
+        right = nn.functional.normalize(weight.T @ left, dim=0)
+        left = nn.functional.normalize(weight @ right, dim=0)
+    return left, right
+
+
 class R3F(Method):
     """A penalty on the change of the prediction under embedding noise."""
 
     name = "r3f"
-    neutral = {"strength": 0.0, "dropout": "all_off"}
+    noises = "token embeddings"
+    neutral: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0, "dropout": "all_off"}
 
     strength: float = parameter(1.0, interval="[0, inf)", help="λ: weight of the divergence (official code)")
     eps: float = parameter(1e-5, interval="[0, inf)", help="bound or standard deviation of the noise (official code)")
@@ -84,6 +118,21 @@ class R3F(Method):
             "its two passes would be identical, since it adds no noise, no dropout is active and no method "
             "stacked with it is stochastic"
         )
+
+    def warning(self, facts: Facts) -> str | None:
+        scales = [self.noise_scale() or 0.0, *(partner.noise_scale() or 0.0 for partner in facts.partners)]
+        unknown = any(partner.stochastic and partner.noise_scale() is None for partner in facts.partners)
+        if self.strength == 0 or facts.active_dropout or unknown or max(scales) >= NOTICEABLE:
+            return None
+        return (
+            f"no dropout is active, so its two passes differ by noise of {max(scales):.0e} only, and their divergence, "
+            "which grows with the square of it, is next to 0"
+        )
+
+    def effects(self) -> Mapping[str, Method]:
+        if self.noise == "none" or self.eps == 0:
+            return {self.name: self}
+        return {"two passes": replace(self, noise="none"), "noise": self}
 
     def noise_scale(self) -> float | None:
         if self.noise == "none" or self.eps == 0:
@@ -110,3 +159,68 @@ class R3F(Method):
             loss=clean.loss + self.strength * divergence,
             logs={**clean.logs, "divergence": divergence.detach()},
         )
+
+
+class R4F(R3F):
+    """R3F with a spectrally normalised head."""
+
+    name = "r4f"
+    neutral = None
+
+    def unsupported(self, facts: Facts) -> str | None:
+        try:
+            output_layer(facts.skeleton)
+        except ModelError as error:
+            return str(error)
+        return super().unsupported(facts)
+
+    def memory(self, inner: Memory) -> Memory:
+        return super().memory(inner).plus(saved={"P_head": 1})
+
+    def setup(self, run: Run) -> None:
+        super().setup(run)
+        layer = output_layer(run.model)
+        self.name_ = next(name for name, weight in run.params.items() if weight is layer.weight)
+        start = torch.randn(layer.out_features, generator=self.generator_, device=run.device)
+        self.left_, self.right_ = iterate_power(layer.weight.detach(), start, ITERATIONS)
+        self.normalising_ = True
+        hidden: list[Any] = []
+
+        def divide(module: nn.Module, args: Any) -> None:
+            hidden.append(vars(module).get("weight"))  # what another method has put there for this pass
+            if self.normalising_:
+                # An instance attribute hides the registered parameter from the module's own code and from nobody else.
+                vars(module)["weight"] = self.normalise(module.weight)  # type: ignore[arg-type]
+
+        def put_back(module: nn.Module, args: Any, output: Any) -> None:
+            vars(module).pop("weight", None)
+            if (before := hidden.pop()) is not None:
+                vars(module)["weight"] = before
+
+        self.handles_ = [
+            layer.register_forward_pre_hook(divide),
+            layer.register_forward_hook(put_back, always_call=True),
+        ]
+
+    def normalise(self, weight: Tensor) -> Tensor:
+        """W / (uᵀ W v), (out, in)."""
+        return weight / (self.left_ @ weight @ self.right_)
+
+    def after_step(self, run: Run) -> None:
+        super().after_step(run)
+        self.left_, self.right_ = iterate_power(run.params[self.name_].detach(), self.left_, 1)
+
+    @contextmanager
+    def evaluating(self, run: Run) -> Iterator[None]:
+        with torch.no_grad():
+            divided = self.normalise(run.params[self.name_])
+        self.normalising_ = False
+        try:
+            with weights_replaced(run.params, {self.name_: divided}):
+                yield
+        finally:
+            self.normalising_ = True
+
+    def teardown(self, run: Run) -> None:
+        for handle in getattr(self, "handles_", []):
+            handle.remove()

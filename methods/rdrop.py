@@ -79,7 +79,7 @@ class RDrop(Method):
         )
 
     def passes(self, inner: Passes) -> Passes:
-        return Passes(2 * inner.forwards, inner.backwards)
+        return Passes(2 * inner.forwards, 2 * inner.backwards - 1)  # the last backward pass is of both
 
     def memory(self, inner: Memory) -> Memory:
         return inner.times(2).plus(saved={"D": 1})
