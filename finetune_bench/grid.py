@@ -11,6 +11,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench import registry
+from finetune_bench.attribution import effect_chain, label_of
 from finetune_bench.errors import UsageError
 from finetune_bench.study import Recipe, Study
 
@@ -105,7 +106,13 @@ def stacks(study: Study) -> tuple[list[str], list[str]]:
             full = registry.describe(registry.make_stack(text), full=True)
             if full not in typed:
                 added.append((full, text))
-    return [full for full, _ in added] + list(typed), [text for _, text in added]
+    twins: dict[str, str] = {}
+    if study.attribution:
+        known = {*typed, *(full for full, _ in added)}
+        first = registry.describe(registry.make_stack(registry.BASELINE), full=True)
+        runs = [first, *(run for full in typed for _, run in effect_chain(registry.make_stack(full)))]
+        twins = {run: label_of(run) for run in runs if run not in known}
+    return [full for full, _ in added] + list(typed) + list(twins), [text for _, text in added] + list(twins.values())
 
 
 def cells(study: Study, data: dict[str, str], weights: dict[str, str], device: str) -> list[Cell]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench import grid, registry
+from finetune_bench.attribution import effect_chain, label_of
 from finetune_bench.errors import DataError, Unsupported, UsageError
 from finetune_bench.executors.local import Event, LocalExecutor
 from finetune_bench.grid import Cell
@@ -147,7 +148,9 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
     from finetune_bench.cell import row_of
 
     store = plan.store
-    store.write_study(as_dict(plan.study) | {"cells": [cell.id for cell in plan.cells], "notes": plan.notes})
+    effects = store.study().get("effects", {}) | _effects(plan.cells)  # other commands may have left other methods here
+    found = {"cells": [cell.id for cell in plan.cells], "notes": plan.notes, "effects": effects}
+    store.write_study(as_dict(plan.study) | found)
     tally = reporter.tally if reporter else Tally(len(plan.cells))
     tally.cached, tally.failed_before, tally.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
     for cell, reason in plan.skipped:
@@ -170,6 +173,16 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
                 store.write(cell.to_dict(), row_of(cell, "interrupted", reason="the run was interrupted"))
         raise
     return tally
+
+
+def _effects(cells: Sequence[Cell]) -> dict[str, list[list[str]]]:
+    """By label, each method's effects and the labels of the runs that have them, for the report."""
+    found: dict[str, list[list[str]]] = {}
+    for method in dict.fromkeys(cell.method for cell in cells):
+        chain = effect_chain(registry.make_stack(method))
+        if chain:
+            found[label_of(method)] = [[effect, label_of(run)] for effect, run in chain]
+    return found
 
 
 def _take(event: Event, plan: Plan, tally: Tally, reporter: Reporter | None) -> None:
@@ -206,7 +219,18 @@ def with_defaults(study: Study) -> Study:
 
 def run_name(study: Study) -> str:
     """The folder that a study gets by default; other methods or seeds of the same comparison share it."""
-    apart = {"methods", "seeds", "out", "device", "workers", "save_model", "baseline", "retry_failed", "plugins"}
+    apart = {
+        "methods",
+        "seeds",
+        "out",
+        "device",
+        "workers",
+        "save_model",
+        "baseline",
+        "retry_failed",
+        "plugins",
+        "attribution",
+    }
     rest = {key: value for key, value in as_dict(study).items() if key not in apart}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
     stems = [Path(parse_call(text).name).stem for text in study.tasks[:4]]

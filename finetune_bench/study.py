@@ -87,6 +87,7 @@ class Study:
         save_model: keep the trained model of every cell.
         baseline: add vanilla and its dropout-off control where they are missing.
         retry_failed: run failed cells again, also those that would fail the same way.
+        attribution: add the twins of single methods that turn their effects on one after the other.
         plugins: Python files with more methods, tasks or reports.
     """
 
@@ -105,6 +106,7 @@ class Study:
     save_model: bool = False
     baseline: bool = True
     retry_failed: bool = False
+    attribution: bool = False
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -242,6 +244,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("seeds", _seeds, "N|LIST", "5 means five seeds, 11,12 those two, 11, that one (default 5)"),
     Option("limit_train", _at_least_one, "N", "train on N examples, the same for every method and seed"),
     Option("no_baseline", _flag, "", "don't add vanilla and its dropout-off control"),
+    Option("attribution", _flag, "", "add the runs that split each method's gain into its effects"),
     Option("config", _text, "FILE", "a TOML file with these options; flags win over it"),
     Option("plugin", _paths, "LIST", "Python files with more methods, tasks or reports"),
     Option("data_root", _folder, "FOLDER", "read data sets from a folder laid out like the hub", "where"),

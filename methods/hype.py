@@ -39,8 +39,9 @@ second forward would see no noise.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -119,6 +120,12 @@ class HyPe(Method):
         if self.where != "between" and facts.recipe.gradient_checkpointing:
             return "noise within a layer can't be repeated when gradient checkpointing computes the layer again"
         return None
+
+    def effects(self) -> Mapping[str, Method]:
+        if self.noise != "uniform_onesided" or self.eps == 0:
+            return {"noise": self}
+        # U[0, ε) is U[−ε/2, ε/2) shifted by ε/2: the same draws, the same spread, no mean.
+        return {"noise": replace(self, noise="uniform_symmetric", eps=self.eps / 2), "mean shift": self}
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:

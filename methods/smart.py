@@ -10,8 +10,8 @@ the largest entry of a token, Π cutting every entry to [−ε, ε]. θ̄ ← β
 **Hyper-parameters.** Where the paper's values are not in the sources we have, the default is what we recall of them:
 `strength` is λ ≥ 0, 1 · `eps` is ε, 1e-5 · `init_scale` is s, 1e-5 (public code) · `learning_rate` is η, 1e-3 · `steps`
 is K ≥ 1, 1 (public code) · `mu` is μ ≥ 0, 1; 0 leaves the teacher out · `beta` is β, 0.99 · `scale`: `paper`, or
-`mtdnn` for the size that the public code really uses: after each step d is divided by its token's largest entry, so that its
-size is 1, whatever ε says · `share_masks`: all passes of a step have the same dropout masks.
+`mtdnn` for the size that the public code really uses: after each step d is divided by its token's largest entry, so
+that its size is 1, whatever ε says · `share_masks`: all passes of a step have the same dropout masks.
 
 **Where it acts.** In the objective, on the raw token embeddings of real tokens; the teacher moves after each step.
 Evaluation is one plain pass.

@@ -9,17 +9,20 @@ import pandas as pd
 
 from finetune_bench.report import Report
 from finetune_bench.reports import tables
-from finetune_bench.reports.data import load
+from finetune_bench.reports.alive import Departure, departures, load
 from finetune_bench.store import Store
 
 
 class Csv(Report):
-    """rows.csv (every row, flat), comparison.csv, differences.csv, cost.csv, synergy.csv and collapsed.csv."""
+    """rows.csv (every row, flat) and a table each: comparison, differences, attribution, cost, synergy, collapsed."""
 
     name = "csv"
 
     def write(self, store: Store, folder: Path) -> list[Path]:
-        sections = load(store).sections
+        data = load(store)
+        sections = data.sections
+        departed = [one for section in sections for one in departures(data, section)]
+        split = [one for section in sections for one in tables.attributions(data, section)]
         differences = [
             one
             for section in sections
@@ -34,13 +37,25 @@ class Csv(Report):
             "cost": tables.as_frame(tables.Cost, [one for s in sections for one in tables.costs(s)]),
             "synergy": tables.as_frame(tables.Synergy, [one for s in sections for one in tables.synergies(s)]),
             "collapsed": tables.as_frame(tables.Collapsed, [one for s in sections for one in tables.collapsed(s)]),
-            "rows": _flat(store.frame()),
+            "attribution": tables.as_frame(tables.Attribution, split),
+            "rows": _flat(_with_departures(store.frame(), departed)),
         }
         paths = []
         for name, frame in frames.items():
             paths.append(folder / f"{name}.csv")
             frame.to_csv(paths[-1], index=False)
         return paths
+
+
+def _with_departures(rows: pd.DataFrame, departed: list[Departure]) -> pd.DataFrame:
+    """Every row with how far it departed from its vanilla twin, where it has one."""
+    if not departed:
+        return rows
+    names = ("twin", "loss_step", "loss", "weights_step", "weights")
+    found = pd.DataFrame(
+        [{"id": one.id} | {f"departure.{name}": getattr(one, name) for name in names} for one in departed]
+    )
+    return rows.merge(found, on="id", how="left")
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from finetune_bench.store import Store
 
 Row = dict[str, Any]
 STATUSES = ("done", "failed", "skipped", "interrupted")
+NO_EFFECT = " (no effect)"  # stands behind the label of a method of which no run departed from its twin
 SETTING = ("model", "recipe", "limit_train", "device", "threads")
 
 
@@ -149,6 +150,17 @@ def load(store: Store) -> Data:
     study = store.study()
     rows = store.rows()
     current = _current(rows)
+    return Data(
+        store=store,
+        study=study,
+        rows=current,
+        superseded=len(rows) - len(current),
+        sections=sort(current, study),
+    )
+
+
+def sort(current: list[Row], study: dict[str, Any]) -> list[Section]:
+    """The sections of some rows, one per setting."""
     groups: dict[str, list[Row]] = {}
     for row in current:
         groups.setdefault(canonical({key: row.get(key) for key in SETTING}), []).append(row)
@@ -157,13 +169,7 @@ def load(store: Store) -> Data:
     differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings.values()}) > 1}
     models = _ordered(sorted({str(row.get("model")) for row in current}), study.get("models"))
     order = sorted(groups, key=lambda key: (models.index(str(settings[key].get("model"))), _sortable(settings[key])))
-    return Data(
-        store=store,
-        study=study,
-        rows=current,
-        superseded=len(rows) - len(current),
-        sections=[_section(groups[key], settings[key], differing, study) for key in order],
-    )
+    return [_section(groups[key], settings[key], differing, study) for key in order]
 
 
 def canonical(value: Any) -> str:
@@ -278,7 +284,8 @@ def _keeps_dropout(parts: list[dict[str, Any]]) -> bool:
 
 def _ordered(names: list[str], asked: Any) -> list[str]:
     """The names, those that were asked for first and in that order."""
-    wanted = [name for name in asked or () if name in names]
+    marked = {name.removesuffix(NO_EFFECT): name for name in names}
+    wanted = [marked[name] for name in asked or () if name in marked]
     return wanted + [name for name in names if name not in wanted]
 
 

@@ -13,7 +13,8 @@ from tabulate import tabulate
 from finetune_bench import stats
 from finetune_bench.report import Report
 from finetune_bench.reports import tables, words
-from finetune_bench.reports.data import Column, Data, Section, load
+from finetune_bench.reports.alive import Departure, departures, load
+from finetune_bench.reports.data import Column, Data, Section
 from finetune_bench.reports.plots import Plot, draw
 from finetune_bench.reports.tables import Difference, Ratio, Score
 from finetune_bench.reports.words import counted, interval, points
@@ -63,7 +64,7 @@ def render(data: Data, plots: Sequence[Plot] = ()) -> str:
         if several:
             blocks.append(f"## {plain(section.title)}")
         own = {plot.kind: plot for plot in plots if plot.section == number}
-        blocks += _section(section, "###" if several else "##", own)
+        blocks += _section(data, section, "###" if several else "##", own)
     blocks += ["## Data", *_data(data), "## Runs that need a look", *_warnings(data)]
     return "\n\n".join(blocks) + "\n"
 
@@ -156,7 +157,7 @@ def _runs_in_short(data: Data) -> str:
 # --- one section ------------------------------------------------------------------------------------------------------
 
 
-def _section(section: Section, level: str, plots: dict[str, Plot]) -> list[str]:
+def _section(data: Data, section: Section, level: str, plots: dict[str, Plot]) -> list[str]:
     def picture(kind: str) -> list[str]:
         return [f"![{plain(plots[kind].alt)}]({plots[kind].link})"] if kind in plots else []
 
@@ -168,11 +169,15 @@ def _section(section: Section, level: str, plots: dict[str, Plot]) -> list[str]:
             own = [one for one in controlled if one.reference == control]
             blocks.append(_difference_table(own))
             blocks += [bullets(notes)] if (notes := _unpaired(section, own)) else []
+    if split := tables.attributions(data, section):
+        blocks += [f"{level} Where the gain comes from", *_attributions(split), *picture("attribution")]
     if found := tables.collapsed(section):
         blocks += [f"{level} With and without collapsed runs", *_collapsed(section, found)]
     blocks += [f"{level} Cost", *_costs(section), *picture("memory"), *picture("time")]
     if any(len(section.parts(method)) > 1 for method in section.methods):
         blocks += [f"{level} Compatibility", *_synergies(section), *picture("synergy")]
+    if departed := departures(data, section):
+        blocks += [f"{level} Alive", *_alive(departed)]
     if "curves" in plots:
         blocks += [f"{level} Training", *picture("curves")]
     return blocks
@@ -328,6 +333,67 @@ def _rho(found: Sequence[Difference], column: Column, question: str) -> str:
 
 def _p(values: Sequence[float]) -> str:
     return "—" if not values else "<0.001" if values[0] < 0.001 else f"{values[0]:.3f}"
+
+
+def _attributions(found: Sequence[tables.Attribution]) -> list[str]:
+    columns = list(dict.fromkeys(one.column for one in found))
+    rows = []
+    for method in dict.fromkeys(one.method for one in found):
+        own = [one for one in found if one.method == method]
+        for effect, run, against in dict.fromkeys((one.effect, one.run, one.against) for one in own):
+            cells = {one.column: one.estimate for one in own if one.effect == effect}
+            texts = [f"{_bold_if_separated(cells[column])} n={cells[column].n}" for column in columns]
+            rows.append([code(method), plain(effect), f"{code(run)} − {code(against)}", *texts])
+    note = (
+        "Each row is the paired mean difference between a run with one more effect turned on and the run before it, so "
+        "that a method's rows add up to its total, its difference to vanilla, where all runs have the same seeds. "
+        "Brackets: t interval of the row's own differences, question (a), n seeds; bold: it excludes 0. Runs that "
+        "hardly differ have narrow intervals, so the residual variance of all methods is not used here."
+    )
+    header = ["method", "effect", "difference of", *(plain(column.title) for column in columns)]
+    return [table(header, rows), bullets([note])]
+
+
+def _alive(found: Sequence[Departure]) -> list[str]:
+    rows = []
+    for method, twin in dict.fromkeys((one.method, one.twin) for one in found):
+        own = [one for one in found if (one.method, one.twin) == (method, twin)]
+        never = sum(math.isnan(one.loss_step) and one.weights == 0 for one in own)
+        rows.append(
+            [
+                code(method),
+                code(twin),
+                _step([one.loss_step for one in own]),
+                f"{np.median([one.loss for one in own]):.2g}",
+                _step([one.weights_step for one in own]),
+                f"{np.median([one.weights for one in own]):.2g}",
+                str(len(own)),
+                f"{never}" if never else "",
+            ]
+        )
+    header = (
+        "method",
+        "vanilla twin",
+        "loss from step",
+        "Δ loss",
+        "weights from step",
+        "Δ weights",
+        "runs",
+        "never",
+    )
+    note = (
+        "How far and from which step each run departed from vanilla with the same dropout, head and examples: medians "
+        "over runs. Δ loss: mean over steps of the absolute difference. Δ weights: Euclidean distance of the weights "
+        "that were scored, estimated from sketches; they are recorded at ten steps. A departure says that a method "
+        "acts, not that it helps: rounding alone grows to one in time. “(no effect)” stands behind a method of which "
+        "no run departed."
+    )
+    return [table(header, rows), bullets([note])]
+
+
+def _step(steps: Sequence[float]) -> str:
+    known = [step for step in steps if not math.isnan(step)]
+    return f"{np.median(known):g}" if known else "never"
 
 
 def _collapsed(section: Section, found: Sequence[tables.Collapsed]) -> list[str]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from finetune_bench import stats
-from finetune_bench.reports.data import Column, Data, Row, Section, digest, is_vanilla
+from finetune_bench.reports.data import NO_EFFECT, Column, Data, Row, Section, digest, is_vanilla
 from finetune_bench.stats import Estimate
 
 SUITE = "mean over tasks"
@@ -364,6 +364,60 @@ def collapsed(section: Section) -> list[Collapsed]:
             )
         )
     return result
+
+
+# --- where a gain comes from ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Attribution:
+    """One effect of a method: the run that has it minus the run that has all before it; the total is against vanilla."""
+
+    section: str
+    column: Column
+    method: str
+    effect: str
+    run: str
+    against: str
+    estimate: Estimate
+    interval: str
+
+
+TOTAL = "total"
+
+
+def attributions(data: Data, section: Section) -> list[Attribution]:
+    """The effects of every method with two or more, all of whose runs are in the section, and their total."""
+    chains: Mapping[str, Sequence[Sequence[str]]] = data.study.get("effects") or {}
+    within = {label for chain in chains.values() for _, label in chain[:-1]}  # twins of others are no methods
+    shown = {label.removesuffix(NO_EFFECT): label for label in section.methods}
+    columns = [*section.columns, *([suite_column(section)] if len(section.tasks) > 1 else [])]
+    result = []
+    for method, chain in chains.items():
+        labels = [label for _, label in chain]
+        if section.baseline is None or method in within or len(chain) < 2 or not set(labels) <= set(shown):
+            continue
+        before = section.baseline
+        for effect, label in [*chain, (TOTAL, labels[-1])]:
+            run, against = shown[label], section.baseline if effect == TOTAL else before
+            for column in columns:
+                estimate, interval = _gap(section, column, run, against)
+                result.append(
+                    Attribution(section.title, column, shown[method], effect, run, against, estimate, interval)
+                )
+            before = run
+    return result
+
+
+def _gap(section: Section, column: Column, run: str, against: str) -> tuple[Estimate, str]:
+    """The paired difference of two runs, on their own spread: that of near twins is not that of other methods."""
+
+    def single(one: Column) -> tuple[Estimate, str]:
+        return contrast(section, one, {run: 1, against: -1}, section.baseline or against, None)
+
+    if column.task:
+        return single(column)
+    return stats.suite_mean([single(one)[0] for one in section.suite]), WELCH
 
 
 # --- cost -------------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from finetune_bench import stats
 from finetune_bench.reports import tables
-from finetune_bench.reports.data import STATUSES, Data, Row, Section, flat
+from finetune_bench.reports.data import NO_EFFECT, STATUSES, Data, Row, Section, flat
 from finetune_bench.reports.tables import Difference
 
 INTERVAL = "Brackets: 95 % t interval for new seeds on these tasks and these examples; n = seeds."
@@ -263,7 +263,7 @@ def no_effect(twins: Iterable[tables.Twin]) -> list[str]:
     for twin in twins:
         groups.setdefault((twin.method, twin.twin), {}).setdefault(twin.task, set()).add(twin.seed)
     return [
-        f"No effect: {method} equals {other} at every recorded step, in loss and weights, on "
+        f"No effect: {method.removesuffix(NO_EFFECT)} equals {other} at every recorded step, in loss and weights, on "
         + "; ".join(f"{task} ({_seeds(seeds)})" for task, seeds in sorted(tasks.items()))
         + "."
         for (method, other), tasks in groups.items()
