@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from finetune_bench import home, registry
 from finetune_bench.errors import FinetuneBenchError, UnknownName, Unsupported, UsageError
 from finetune_bench.method import Dropout, Method
-from finetune_bench.model import active_dropout
+from finetune_bench.model import active_dropout, checkpoint_activations
 from finetune_bench.study import Recipe
 from finetune_bench.task import Batch, Kind
 from finetune_bench.testing import ARCHITECTURES, CPU, toy_examples, toy_model, toy_task
@@ -216,7 +216,7 @@ def test_what_can_not_run_is_said_before_anything_changes() -> None:
     assert active_dropout(model) == active_dropout(bert())
     with pytest.raises(Unsupported, match="hype: noise of 1e-05 is lost in bf16"):
         home.attach("hype", bert(), total_steps=1, precision="bf16")
-    model.gradient_checkpointing_enable()
+    checkpoint_activations(model)
     with pytest.raises(Unsupported, match="mixout: gradient checkpointing"):
         home.attach("mixout", model, total_steps=1)
     with pytest.raises(UsageError, match="passes over the training data"):
