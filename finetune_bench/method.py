@@ -389,6 +389,18 @@ class Stack(Method):
                 return f"{method.name}: {reason}"
         return None
 
+    def lost_noise(self, facts: Facts) -> str | None:
+        """Which method's noise is below what the arithmetic resolves, as the end of "it is skipped: …"; else None."""
+        finest = torch.finfo(facts.dtype).eps / 2
+        for method in self.methods:
+            scale = method.noise_scale()
+            if scale and scale < finest:
+                return (
+                    f"{method.name}: noise of {scale:.1g} is lost in {facts.recipe.precision} arithmetic, which "
+                    f"resolves {finest:.1g} near 1; use --precision fp32 or stronger noise"
+                )
+        return None
+
     def _facts(self, facts: Facts) -> Iterator[tuple[Method, Facts]]:
         for index, method in enumerate(self.methods):
             outer, right = self.methods[:index], self.methods[index + 1 :]

@@ -448,12 +448,18 @@ def active_dropout(model: nn.Module) -> dict[str, float]:
     """Dropout that is above zero, by module; layer numbers are written as `*`. Heads that never run are left out."""
     active: dict[str, float] = {}
     for name, module in model.named_modules():
-        rates = {"": getattr(module, "p", 0.0) if "dropout" in type(module).__name__.lower() else 0.0}
-        rates |= {key: rate for key, rate in vars(module).items() if "dropout" in key and isinstance(rate, float)}
-        for key, rate in rates.items():
+        for key, rate in dropout_rates(module).items():
             if rate > 0:
-                active[re.sub(r"\.\d+(?=\.|$)", ".*", ".".join(filter(None, (name, key))))] = float(rate)
+                shown = filter(None, (name, "" if key == "p" else key))
+                active[re.sub(r"\.\d+(?=\.|$)", ".*", ".".join(shown))] = float(rate)
     return active
+
+
+def dropout_rates(module: nn.Module) -> dict[str, float]:
+    """A module's own dropout rates, by attribute."""
+    is_dropout = "dropout" in type(module).__name__.lower()
+    own = {key: rate for key, rate in vars(module).items() if "dropout" in key or (is_dropout and key == "p")}
+    return {key: rate for key, rate in own.items() if isinstance(rate, float | int) and not isinstance(rate, bool)}
 
 
 def undecayed(model: nn.Module) -> set[str]:

@@ -298,19 +298,12 @@ def _warnings(cells: Sequence[Cell], cannot: set[str]) -> list[str]:
 
 def why_impossible(cell: Cell) -> str | None:
     """Why a cell can't run: its method says so, its noise is below what the arithmetic resolves, or the model can't."""
-    import torch
-
     from finetune_bench.cell import facts_of
 
     stack = cell.stack
     facts = facts_of(cell, stack)
-    for method in stack.methods:
-        scale = method.noise_scale()
-        if scale and scale < torch.finfo(facts.dtype).eps / 2:
-            return (
-                f"{method.name}: noise of {scale:.1g} is lost in {cell.recipe.precision} arithmetic, which resolves "
-                f"{torch.finfo(facts.dtype).eps / 2:.1g} near 1; use --precision fp32 or stronger noise"
-            )
+    if lost := stack.lost_noise(facts):
+        return lost
     if cell.recipe.gradient_checkpointing and not _can_checkpoint(facts.skeleton):
         return f"{type(facts.skeleton).__name__} has no gradient checkpointing"
     try:

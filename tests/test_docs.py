@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import finetune_bench
 from finetune_bench import cli, grid, registry, runner, testing
@@ -313,6 +315,31 @@ def test_the_tutorials_package_is_found(tmp_path: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("NEFTune: noise on the token embeddings")
     assert "alpha" in shown.stdout
+
+
+# --- take it home -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("example", [0, 1], ids=["own-loop", "trainer"])
+def test_take_it_home_runs(
+    example: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
+    from transformers import AutoModelForSequenceClassification
+
+    code = blocks(ROOT / "docs" / "take-it-home.md", "python")[example]
+    assert code.count('"bert-base-uncased"') == 2
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*pin_memory.*")  # Trainer asks for it also without an accelerator
+        exec(code.replace("bert-base-uncased", str(tiny_checkpoint)), names := {})
+    expected = {name: tensor.cpu() for name, tensor in names["model"].state_dict().items()}
+    kept = AutoModelForSequenceClassification.from_pretrained(tmp_path / "tuned").state_dict()
+    start = AutoModelForSequenceClassification.from_pretrained(tiny_checkpoint).state_dict()
+    assert kept.keys() == expected.keys() == start.keys()
+    assert all(torch.equal(kept[name], expected[name]) for name in kept)
+    assert not all(torch.equal(kept[name], start[name]) for name in kept)
+    assert capfd.readouterr().out
 
 
 def test_the_readme_names_the_pinned_torch() -> None:
