@@ -118,7 +118,8 @@ def load_data(task_text: str, limit_train: int | None, data_root: Path | None) -
 
 
 @lru_cache(maxsize=4)
-def _encoded(cell_model: str, task_text: str, limit_train: int | None, data_root: Path | None, length: int) -> Any:
+def encoded(cell_model: str, task_text: str, limit_train: int | None, data_root: Path | None, length: int) -> Any:
+    """A task's training examples and evaluation splits by name, tokenised; kept for the next cell."""
     task, data = load_data(task_text, limit_train, data_root)
     tokenizer = model.tokenizer(cell_model)
     train = encode(data.train, tokenizer, length, task.kind)
@@ -127,7 +128,7 @@ def _encoded(cell_model: str, task_text: str, limit_train: int | None, data_root
 
 def forget() -> None:
     """Drop everything that was read from files, which may have changed since."""
-    for reader in (load_data, _encoded, _skeleton, model.config, model.tokenizer, model.hash_files):
+    for reader in (load_data, encoded, _skeleton, model.config, model.tokenizer, model.hash_files):
         reader.cache_clear()
 
 
@@ -155,7 +156,7 @@ def _train_and_score(
     task, data = load_data(cell.task, cell.limit_train, data_root)
     if data.fingerprint() != cell.data:
         raise DataError(f"the data of '{cell.task}' changed after the run was planned; start it again")
-    train, splits = _encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
+    train, splits = encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
     stack = cell.stack
 
     measured = devices.reset_peak(device)

@@ -19,6 +19,7 @@ from finetune_bench.study import OPTIONS
 
 if TYPE_CHECKING:
     from finetune_bench.method import Method
+    from finetune_bench.progress import Tally
     from finetune_bench.runner import Plan
     from finetune_bench.store import Store
 
@@ -28,7 +29,11 @@ _GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = _parser().parse_args(typed)
+    parser = _parser()
+    parsed, rest = parser.parse_known_args(typed)
+    if rest and parsed.command is not _dose:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.rest = rest
     try:
         code: int = parsed.command(parsed)
     except UsageError as error:
@@ -66,13 +71,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Stacks are written with '+', hyper-parameters in brackets: "
         "--methods 'hype(eps=1e-4,noise=uniform_symmetric)+rdrop(alpha=0.5)'.",
     )
-    groups = {name: run.add_argument_group(title) for name, title in _GROUPS.items()}
-    for option in OPTIONS:
-        if option.is_switch:
-            groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)
-        else:
-            groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))
+    _add_options(run)
     run.set_defaults(command=_run)
+
+    dose = commands.add_parser(
+        "dose",
+        allow_abbrev=False,  # --eps is a parameter, whatever options begin alike
+        help="score and disturbance against a method's strength",
+        description="Train a method at several strengths, and measure what each does to logits and gradients of a real "
+        "batch: dose hype --eps 1e-5,1e-3,1e-1. Of a stack, the parameter is written --hype.eps; so is one with "
+        "the name of an option below.",
+    )
+    dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
+    _add_options(dose, without=("methods", "attribution"))
+    dose.set_defaults(command=_dose)
 
     report = commands.add_parser(
         "report", help="write a run's report", description="Write a run's report; trains nothing."
@@ -99,7 +111,70 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
+    for option in OPTIONS:
+        if option.name in without:
+            continue
+        if option.is_switch:
+            groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)
+        else:
+            groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))
+
+
 def _run(parsed: argparse.Namespace) -> int:
+    flags: dict[str, Any] = {option.name: getattr(parsed, option.name) for option in OPTIONS}
+    plan, tally = _train(flags)
+    _summarise(plan.store, plan.store.root / "report", ["markdown", "csv"])
+    return 1 if tally.failed or tally.failed_before else 0
+
+
+def _dose(parsed: argparse.Namespace) -> int:
+    import re
+
+    words = [part for word in parsed.rest for part in word.split("=", 1)]
+    if len(words) != 2 or not re.fullmatch(r"--[a-z0-9_.-]+", words[0]):
+        got = " ".join(parsed.rest) or "nothing"
+        raise UsageError(
+            f"dose: expected one parameter of '{parsed.method}' and its values, as --eps 1e-5,1e-3; got {got}."
+        )
+    _load_plugins(parsed.plugin)
+
+    import torch
+
+    from finetune_bench.attribution import label_of
+    from finetune_bench.dose import default_dose, measure_doses, read_doses
+    from finetune_bench.reports.dose import DoseStudy, write_dose
+
+    option = words[0][2:].replace("-", "_")
+    doses = read_doses(parsed.method, option, words[1])
+    flags = {one.name: getattr(parsed, one.name, None) for one in OPTIONS} | {"methods": list(doses.values())}
+    plan, tally = _train(flags)
+    _say("Measuring what each dose does to a batch ...")
+    cell = plan.cells[0]
+    root = plan.study.data_root
+    torch.set_num_threads(max(1, cell.threads))
+    measured, dropout = measure_doses(cell, doses, root.resolve() if root else None, torch.device(plan.devices[0]))
+    study = DoseStudy(
+        method=parsed.method,
+        parameter=option,
+        labels={dose: label_of(full) for dose, full in doses.items()},
+        default=default_dose(parsed.method, option),
+        task=cell.task,
+        logits={dose: one.logits for dose, one in measured.items()},
+        gradients={dose: one.gradients for dose, one in measured.items()},
+        dropout=(dropout.logits, dropout.gradients),
+    )
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{parsed.method}-{option}").strip("-")
+    text, paths = write_dose(plan.store, study, plan.store.root / "dose" / name)
+    print(f"{text}\n")
+    for path in paths:
+        print(path)
+    return 1 if tally.failed or tally.failed_before else 0
+
+
+def _train(flags: dict[str, Any]) -> tuple[Plan, Tally]:
+    """Check a study and run what is missing of it."""
     from rich.console import Console
 
     from finetune_bench import registry
@@ -107,7 +182,6 @@ def _run(parsed: argparse.Namespace) -> int:
     from finetune_bench.runner import execute, make_plan
     from finetune_bench.study import make_study
 
-    flags: dict[str, Any] = {option.name: getattr(parsed, option.name) for option in OPTIONS}
     study = make_study(flags, registry.default_options)
     _say("Checking the study: methods, data, checkpoints ...")
     plan = make_plan(study)
@@ -122,8 +196,7 @@ def _run(parsed: argparse.Namespace) -> int:
         _say(f"Finished: {tally}.")
     else:
         execute(plan, reporter)
-    _summarise(plan.store, plan.store.root / "report", ["markdown", "csv"])
-    return 1 if tally.failed or tally.failed_before else 0
+    return plan, tally
 
 
 def _intention(plan: Plan) -> str:

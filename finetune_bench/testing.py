@@ -420,22 +420,34 @@ def pairs(owner: type[Method]) -> None:
 
 
 def check_pair(
-    left: type[Method], right: type[Method], architecture: str = "bert", kind: Kind = "classification"
+    left: type[Method],
+    right: type[Method],
+    architecture: str = "bert",
+    kind: Kind = "classification",
+    *,
+    thorough: bool = True,
 ) -> None:
-    """One ordered pair: trains twice to the same finite numbers with the declared passes, and leaves a plain model."""
+    """One ordered pair: trains to finite numbers with the declared passes, and leaves a plain model.
+
+    Args:
+        thorough: also trains a second time to the same numbers, and checks the gradient against the loss.
+    """
     label = f"{left.name}+{right.name} on {architecture}, {kind}"
     if unsupported([left(), right()], architecture, kind):
         return
-    first, trace, predictions = toy_train([left(), right()], architecture, kind, PAIR_RECIPE)
-    second, _, again = toy_train([left(), right()], architecture, kind, PAIR_RECIPE)
+    recipe = PAIR_RECIPE if thorough else dataclasses.replace(PAIR_RECIPE, steps=1)
+    first, trace, predictions = toy_train([left(), right()], architecture, kind, recipe)
     assert np.isfinite(trace.steps["loss"]).all(), f"{label}: the loss is not finite"
-    assert same(first, second), f"{label}: two equal runs differ"
-    assert np.array_equal(predictions, again), f"{label}: two equal runs predict differently"
+    assert np.isfinite(predictions).all(), f"{label}: the predictions are not finite"
+    if thorough:
+        second, _, again = toy_train([left(), right()], architecture, kind, recipe)
+        assert same(first, second), f"{label}: two equal runs differ"
+        assert np.array_equal(predictions, again), f"{label}: two equal runs predict differently"
+        check_gradient([left(), right()], [left(), right()], architecture, kind)
     declared = Stack([left(), right()]).passes(Passes())
     assert (trace.forwards_per_step, trace.backwards_per_step) == (declared.forwards, declared.backwards), (
         f"{label}: declared {declared}, counted {trace.forwards_per_step} + {trace.backwards_per_step}"
     )
-    check_gradient([left(), right()], [left(), right()], architecture, kind)
     plain, _ = toy_run([left(), right()], architecture, kind)
     assert _shape(first.model) == _shape(plain.model), f"{label}: teardown leaves something behind"
 

@@ -371,7 +371,7 @@ def collapsed(section: Section) -> list[Collapsed]:
 
 @dataclass(frozen=True)
 class Attribution:
-    """One effect of a method: the run that has it minus the run that has all before it; the total is against vanilla."""
+    """One effect of a method: the run that has it minus the run with all before it; the total is against vanilla."""
 
     section: str
     column: Column

@@ -60,11 +60,12 @@ def test_the_sample_covers_every_pairing_of_two_factors() -> None:
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("kind", testing.KINDS)
 @pytest.mark.parametrize("architecture", testing.ARCHITECTURES)
-@pytest.mark.parametrize("left", METHODS)
+@pytest.mark.parametrize("left", sorted({left for left, _ in ORDERED_PAIRS}))
 def test_every_pair_everywhere(left: str, architecture: str, kind: Kind) -> None:
     for one, right in ORDERED_PAIRS:
         if one == left:
-            check_pair(left, right, architecture, kind)
+            owners = registry.method_class(left), registry.method_class(right)
+            testing.check_pair(*owners, architecture, kind, thorough=False)
 
 
 @pytest.mark.parametrize("name", METHODS)

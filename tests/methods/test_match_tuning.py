@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_bench import evaluation, testing
+from finetune_bench.method import Dropout, View
+from finetune_bench.methods.match_tuning import MatchTuning, match_batch
+from finetune_bench.study import Recipe
+from tests.tiny_run import first_step, tiny_run
+
+
+def vectors(count: int = 4, dim: int = 6) -> torch.Tensor:
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(2))
+
+
+def test_the_mixture_by_hand() -> None:
+    z = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]])
+    # z zᵀ = [[1, 1], [1, 2]], τ = √4 = 2
+    e = float(np.exp(0.5))
+    torch.testing.assert_close(match_batch(z, 1.0), torch.tensor([[0.5, 0.5], [1 / (1 + e), e / (1 + e)]]))
+
+
+def test_rows_sum_to_one_and_one_example_is_itself() -> None:
+    torch.testing.assert_close(match_batch(vectors(), 0.7).sum(1), torch.ones(4))
+    assert match_batch(vectors(1), 1.0).item() == 1.0
+
+
+def test_temperature_from_identity_to_the_mean() -> None:
+    torch.testing.assert_close(match_batch(torch.eye(4), 1e-3), torch.eye(4))
+    torch.testing.assert_close(match_batch(vectors(), 1e6), torch.full((4, 4), 0.25), atol=1e-4, rtol=0)
+
+
+def test_reordering_the_batch_reorders_the_mixture() -> None:
+    z, order = vectors(), torch.tensor([2, 0, 3, 1])
+    torch.testing.assert_close((match_batch(z, 1.0) @ z)[order], match_batch(z[order], 1.0) @ z[order])
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.25])
+def test_the_head_sees_the_mixture(strength: float) -> None:
+    run = tiny_run(dropout=Dropout.ALL_OFF)
+    method = MatchTuning(strength=strength)
+    step = first_step(run, method)
+    method.setup(run)
+    pooled = run.model.bert(**step.batch.inputs).pooler_output  # type: ignore[operator, union-attr]
+    mixed = (1 - strength) * pooled + strength * (match_batch(pooled, 1.0) @ pooled)
+    torch.testing.assert_close(step.forward().logits, run.model.classifier(mixed))  # type: ignore[operator]
+    clean = step.forward(View(perturb=False)).logits
+    torch.testing.assert_close(clean, run.model.classifier(pooled))  # type: ignore[operator]
+    logged = float(step.objective().logs["self_match"])
+    assert logged == pytest.approx(float(match_batch(pooled, 1.0).diagonal().mean().detach()), rel=1e-5)
+
+
+def test_predictions_do_not_depend_on_batch_mates() -> None:
+    run, _, predictions = testing.toy_train(MatchTuning())
+    alone = [run.forward(run.examples.batch([i], testing.CPU), View(perturb=False)).logits for i in range(3)]
+    np.testing.assert_allclose(torch.cat(alone).detach().numpy(), predictions[:3], rtol=1e-4, atol=1e-5)
+    assert np.array_equal(evaluation.predict(run, run.examples), predictions)
+
+
+def test_a_cut_batch_is_refused() -> None:
+    recipe = Recipe(batch_size=8, epochs=1, accumulation=2)
+    assert "cuts the batch" in str(testing.unsupported(MatchTuning(), recipe=recipe))
