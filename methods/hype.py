@@ -89,6 +89,7 @@ class HyPe(Method):
     name = "hype"
     phase = Phase.WRAP
     stochastic = True
+    noises = "layer inputs"
     neutral: ClassVar = {"eps": 0.0}
 
     eps: float = parameter(1e-5, interval="[0, inf)", help="scale of the noise (official code: 1e-5)")
