@@ -91,10 +91,10 @@ def read_doses(text: str, option: str, values: str) -> dict[float, str]:
 
 def default_dose(text: str, option: str) -> float:
     """The parameter's default."""
-    name = option.rpartition(".")[2]
+    owner, _, name = option.rpartition(".")
     for method in registry.make_stack(text).methods:
         for field in dataclasses.fields(method):
-            if field.name == name and isinstance(field.default, int | float):
+            if field.name == name and owner in ("", method.name) and isinstance(field.default, int | float):
                 return float(field.default)
     return float("nan")
 

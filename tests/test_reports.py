@@ -489,7 +489,9 @@ def test_csv_files_hold_the_tables(tmp_path: Path):
     folder = tmp_path / "out"
     folder.mkdir()
     files = {path.name: pd.read_csv(path) for path in Csv().write(store, folder)}
-    assert set(files) == {f"{n}.csv" for n in ("comparison", "differences", "cost", "synergy", "collapsed", "rows")}
+    assert set(files) == {
+        f"{n}.csv" for n in ("comparison", "differences", "attribution", "cost", "synergy", "collapsed", "rows")
+    }
     assert len(files["rows.csv"]) == 30
     assert json.loads(files["rows.csv"]["methods"][0])[0]["name"]
     assert len(files["comparison.csv"]) == 5 * 3
