@@ -95,6 +95,10 @@ def make_plan(study: Study) -> Plan:
     study = with_defaults(study)
     _, added = grid.stacks(study)
     notes = [f"Added for comparison: {', '.join(added)} (--no-baseline leaves them out)."] if added else []
+    if study.attribution and (
+        several := [text for text in study.methods if len(registry.make_stack(text).methods) > 1]
+    ):
+        notes.append(f"--attribution splits single methods only; left as they are: {', '.join(several)}.")
     places = devices.choose(study.device)
     kind = places[0].type
     if study.recipe.precision == "fp16" and kind == "cpu":

@@ -170,7 +170,7 @@ def _section(data: Data, section: Section, level: str, plots: dict[str, Plot]) -
             blocks.append(_difference_table(own))
             blocks += [bullets(notes)] if (notes := _unpaired(section, own)) else []
     if split := tables.attributions(data, section):
-        blocks += [f"{level} Where the gain comes from", *_attributions(split), *picture("attribution")]
+        blocks += [f"{level} Where the gain comes from", *_attributions(split)]
     if found := tables.collapsed(section):
         blocks += [f"{level} With and without collapsed runs", *_collapsed(section, found)]
     blocks += [f"{level} Cost", *_costs(section), *picture("memory"), *picture("time")]
@@ -385,8 +385,9 @@ def _alive(found: Sequence[Departure]) -> list[str]:
         "How far and from which step each run departed from vanilla with the same dropout, head and examples: medians "
         "over runs. Δ loss: mean over steps of the absolute difference. Δ weights: Euclidean distance of the weights "
         "that were scored, estimated from sketches; they are recorded at ten steps. A departure says that a method "
-        "acts, not that it helps: rounding alone grows to one in time. “(no effect)” stands behind a method of which "
-        "no run departed."
+        "acts, not that it helps: rounding alone grows to one in time. An average of the weights departs in what is "
+        "scored only. “(no effect)” stands behind a method of which every run equals vanilla's, or that of a part of "
+        "its stack."
     )
     return [table(header, rows), bullets([note])]
 

@@ -35,6 +35,11 @@ METHODS = [
     "l2_sp(dropout=all_off)",
     "child_tuning_d(dropout=all_off)",
     "mixout(p=0.5)",
+    "sam(dropout=all_off)",
+    "freelb(dropout=all_off)",
+    "recadam(t0=0.3,dropout=all_off)",
+    "sage(cap=2,dropout=all_off)",
+    "lora(dropout=all_off)",
 ]
 
 
@@ -52,9 +57,12 @@ def inside(
     run = TrainingRun(model, task, encoded(kind), recipe, seed=3, device=CPU, keep_pretrained=stack.reads_pretrained)
     train(run, stack)
     with stack.evaluating(run):
-        scored = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        scored = {name: weight.detach().clone() for name, weight in run.params.items()}
     stack.teardown(run)
-    return run, scored
+    with torch.no_grad():
+        for name, weight in run.params.items():
+            weight.copy_(scored[name])
+    return run, dict(model.state_dict())
 
 
 def as_dict(batch: Batch) -> dict[str, Tensor]:
@@ -341,6 +349,8 @@ def trainer_of(
 @pytest.mark.parametrize("recipe", [RECIPE, ACCUMULATED], ids=["plain", "accumulated"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trainer_trains_as_the_benchmark_does(method: str, recipe: Recipe, tmp_path: Path) -> None:
+    if recipe.accumulation > 1 and method.startswith("sam"):
+        pytest.skip("SAM refuses accumulation")
     _, scored = inside(method, recipe)
     trainer = trainer_of(method, tmp_path, recipe)
     trainer.train()
