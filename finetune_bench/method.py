@@ -244,8 +244,11 @@ class Run(Protocol):
         """The plain task loss of a batch (0-dim, batch mean), the model in the mode it is in."""
         ...
 
-    def grad(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-        """Gradients of a loss, zero for weights that it doesn't depend on; counted, and `.grad` is left alone."""
+    def grad(self, loss: Tensor, weights: Sequence[Tensor], view: View = ...) -> list[Tensor]:
+        """Gradients of a loss, zero for weights that it doesn't depend on; counted, and `.grad` is left alone.
+
+        The loss's graph is freed; with the view that its passes were made from, what lies below its embeddings is not.
+        """
         ...
 
     def own_randomness(self, name: str) -> AbstractContextManager[None]:

@@ -250,10 +250,16 @@ class TrainingRun:
         """The plain task loss of a batch."""
         return self.task.loss(self.forward(batch, view), batch.labels)
 
-    def grad(self, loss: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+    def grad(self, loss: Tensor, weights: Sequence[Tensor], view: View | None = None) -> list[Tensor]:
         """Gradients of a loss; a counted backward pass."""
         self.counter.backwards += 1
-        return list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True))
+        retain = view is not None and has_graph(view.embeds)
+        return list(torch.autograd.grad(loss, weights, retain_graph=retain, allow_unused=True, materialize_grads=True))
+
+
+def has_graph(embeds: Tensor | None) -> bool:
+    """Whether gradients flow on below a view's embeddings."""
+    return embeds is not None and embeds.grad_fn is not None
 
 
 class TrainingStep:
@@ -305,7 +311,8 @@ class TrainingStep:
         loss = part * (view.weight * self._share)
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Embeddings that came from outside have a graph below them that later passes need, too.
+        loss.backward(retain_graph=has_graph(view.embeds))  # type: ignore[no-untyped-call]
         return part.detach()
 
     def task_objective(self, view: View) -> Objective:

@@ -20,7 +20,8 @@ second one while evaluating.
 
 **Interactions.** `swa` is refused: only one set of weights can be evaluated. `mixout`: W is averaged, not the mixed
 matrices nor the anchor. `child_tuning_d(strict=true)` is refused: it puts weights back after the step, and the average
-could see them before. `top_k`: frozen tensors are not averaged. Noise on the weights before training is in the start.
+could see them before. `lora` and `r4f` make the weights of their own for evaluation from the average, to the right of
+it only. `top_k`: frozen tensors are not averaged. Noise on the weights before training is in the start.
 
 **Deviations.** 1. The paper averages the iterates of a convex problem uniformly; the exponential form, and the warm-up,
 are the common practice. 2. Buffers are not averaged: these encoders have only constant ones. Tied tensors are averaged
@@ -67,6 +68,9 @@ class EMA(Method):
                 return "it and swa both decide which weights are evaluated"
             if getattr(partner, "strict", False):
                 return f"{partner.name}(strict=true) puts weights back after the step, which the average may not see"
+        for partner in facts.outer:
+            if type(partner).evaluating is not Method.evaluating:
+                return f"{partner.name} makes its weights for evaluation from those it finds; write ema+{partner.name}"
         return None
 
     def memory(self, inner: Memory) -> Memory:

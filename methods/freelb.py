@@ -123,8 +123,7 @@ class FreeLB(Method):
         before: Tensor | float = 0.0
         for number in range(self.steps):
             noise = noise.detach().requires_grad_()
-            # Looked up anew: the early backward pass has freed the graph of the last.
-            embeds = step.embeds(view) if number == 0 or view.embeds is None else view.embeds.detach()
+            embeds = step.embeds(view)  # looked up anew: the early backward pass has freed the graph of the last
             with step.replay(mark) if number else nullcontext():
                 found = inner(replace(share, embeds=embeds + noise))
             if number == self.steps - 1:

@@ -104,7 +104,7 @@ class SAM(Method):
         first = inner(view)
         present = view.weights or {}
         weights = {name: present.get(name, weight) for name, weight in self.run_.params.items() if weight.requires_grad}
-        gradients = self.run_.grad(first.loss, list(weights.values()))
+        gradients = self.run_.grad(first.loss, list(weights.values()), view)
         for index, name in enumerate(weights):
             if name in self.run_.trained:
                 gradients[index] = gradients[index] * self.run_.trained[name]

@@ -20,7 +20,8 @@ trains, and a second one while evaluating.
 
 **Interactions.** `ema` is refused: only one set of weights can be evaluated. `mixout`: W is averaged, not the mixed
 matrices nor the anchor. `child_tuning_d(strict=true)` is refused: it puts weights back after the step, and the mean
-could see them before. `top_k`: frozen tensors are not averaged.
+could see them before. `lora` and `r4f` make the weights of their own for evaluation from the mean, to the right of it
+only. `top_k`: frozen tensors are not averaged.
 
 **Deviations from the paper and its code.**
 1. The paper keeps a constant or cyclical, high learning rate while it averages. The recipe's schedule stays here, so
@@ -70,6 +71,9 @@ class SWA(Method):
                 return "it and ema both decide which weights are evaluated"
             if getattr(partner, "strict", False):
                 return f"{partner.name}(strict=true) puts weights back after the step, which the mean may not see"
+        for partner in facts.outer:
+            if type(partner).evaluating is not Method.evaluating:
+                return f"{partner.name} makes its weights for evaluation from those it finds; write swa+{partner.name}"
         return None
 
     def memory(self, inner: Memory) -> Memory:

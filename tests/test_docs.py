@@ -20,6 +20,7 @@ import torch
 
 import finetune_bench
 from finetune_bench import cli, grid, registry, runner, testing
+from finetune_bench.dose import read_doses
 from finetune_bench.errors import ParameterError
 from finetune_bench.spec import parse_call
 from finetune_bench.store import Store
@@ -116,9 +117,14 @@ def test_commands_parse(
             check_help(shlex.split(command)[1:])
             continue
         try:
-            parsed = cli._parser().parse_args(shlex.split(command)[1:])
+            parsed, rest = cli._parser().parse_known_args(shlex.split(command)[1:])
         except SystemExit:
             pytest.fail(f"can't be parsed: {command}")
+        if "dose" in command.split()[:2]:
+            option, values = rest
+            assert read_doses(parsed.method, option.removeprefix("--"), values), command
+            continue
+        assert rest == [], command
         if hasattr(parsed, "plugin") and parsed.plugin:
             assert Path(parsed.plugin).is_file(), command
         if hasattr(parsed, "methods"):
@@ -229,7 +235,7 @@ def test_the_tutorials_message_is_the_one_that_comes(load: Callable[[str, str], 
 def test_the_tutorial_lists_every_hook() -> None:
     from finetune_bench.method import Method
 
-    declared = {"passes", "noise_scale"}  # told to the core, not called while training
+    declared = {"passes", "memory", "noise_scale", "warning", "effects"}  # told to the core, not called while training
     hooks = {name for name in vars(Method) if not name.startswith("_") and callable(getattr(Method, name))} - declared
     for page in (TUTORIAL, ROOT / "docs" / "architecture.md"):
         told = re.findall(r"^\| `(\w+)\(", page.read_text("utf-8"), flags=re.MULTILINE)

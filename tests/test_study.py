@@ -52,11 +52,11 @@ def test_learning_rates_are_an_axis() -> None:
     assert study(tasks="rte", lr="1e-5,2e-5").lrs == (1e-5, 2e-5)
 
 
-def test_every_option_is_a_flag_named_in_the_issue() -> None:
+def test_every_option_is_a_flag() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "save-model no-baseline retry-failed config plugin"
+        "save-model no-baseline retry-failed config plugin attribution"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
 

@@ -84,3 +84,14 @@ def test_conflicts_are_refused() -> None:
     for method in (EMA(), SWA()):
         assert "after the step" in str(testing.unsupported([method, ChildTuningD(strict=True)]))
         assert testing.unsupported([method, ChildTuningD()]) is None
+
+
+@pytest.mark.parametrize("average", ["ema", "swa"])
+@pytest.mark.parametrize("other", ["lora", "r4f"])
+def test_weights_for_evaluation_are_made_from_the_average(average: str, other: str) -> None:
+    """Left of such a method the average is what it starts from; right of it, it would undo its work."""
+    left, right = registry.method_class(average), registry.method_class(other)
+    assert f"write {average}+{other}" in str(testing.unsupported([right(), left()]))
+    stacked, alone = testing.toy_train([left(), right()]), testing.toy_train([right()])
+    assert testing.same(stacked[0], alone[0])
+    assert not np.array_equal(stacked[2], alone[2])

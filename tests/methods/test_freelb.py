@@ -103,3 +103,19 @@ def test_what_is_refused_and_said() -> None:
     both = Stack([FreeLB(), registry.method_class("r3f")()])
     assert any("all put noise on the token embeddings" in text for text in both.warnings(testing.toy_facts(both)))
     assert Stack([FreeLB()]).warnings(testing.toy_facts(Stack([FreeLB()]))) == []
+
+
+@pytest.mark.parametrize("name", ["freelb", "sam"])
+def test_a_method_outside_may_pass_embeddings_in(name: str) -> None:
+    """NEFTune and its like hand over embeddings with a graph, which must outlive the early backward passes."""
+
+    class Scaled(Method):
+        name = "scaled"
+
+        def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+            return inner(replace(view, embeds=1.5 * step.embeds(view)))
+
+    def stack() -> list[Method]:
+        return [Scaled(), registry.method_class(name)()]
+
+    testing.check_gradient(stack(), stack())
