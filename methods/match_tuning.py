@@ -25,7 +25,7 @@ Fisher information with mixing. Refused: gradient accumulation, which would cut 
 
 **Deviations from the paper and its code.**
 1. The published code adds a dim × dim matrix before the mixture. Here the head's own dense layer is that matrix, so
-that    the saved model stays plain; DistilBERT, XLNet and ModernBERT have one as well.
+   that the saved model stays plain; DistilBERT, XLNet and ModernBERT have one as well.
 2. Whether the paper mixes at test time is not in the sources we have; here it doesn't.
 3. The last, smaller batch of an epoch mixes fewer examples.
 

@@ -101,7 +101,7 @@ class RecAdam(Method):
             return (
                 f"the body hardly trains before step t0={self.t0:g}, and there are {steps}; give t0 as a share, as 0.3"
             )
-        if facts.recipe.weight_decay >= STRONG_DECAY and self.gamma > 0:
+        if facts.recipe.weight_decay >= STRONG_DECAY and self.gamma > 0 and self.anneal != "none":
             return (
                 f"weight decay of {facts.recipe.weight_decay:g} pulls to zero while it pulls to the pre-trained weights"
             )

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_bench import evaluation, testing
-from finetune_bench.method import Dropout, View
+from finetune_bench import evaluation, registry, testing
+from finetune_bench.method import Dropout, Stack, View
 from finetune_bench.methods.match_tuning import MatchTuning, match_batch
 from finetune_bench.study import Recipe
 from tests.tiny_run import first_step, tiny_run
@@ -52,6 +52,37 @@ def test_the_head_sees_the_mixture(strength: float) -> None:
     assert logged == pytest.approx(float(match_batch(pooled, 1.0).diagonal().mean().detach()), rel=1e-5)
 
 
+def test_alone_an_example_is_its_own_mixture_and_a_reordered_batch_is_reordered() -> None:
+    run = tiny_run(dropout=Dropout.ALL_OFF)
+    method = MatchTuning()
+    first_step(run, method)
+    method.setup(run)
+    single = run.examples.batch([3], testing.CPU)
+    torch.testing.assert_close(run.forward(single).logits, run.forward(single, View(perturb=False)).logits)
+    ordered, reordered = (run.forward(run.examples.batch(i, testing.CPU)).logits for i in ([0, 1, 2, 3], [2, 0, 3, 1]))
+    torch.testing.assert_close(reordered, ordered[[2, 0, 3, 1]])
+    mates = run.forward(run.examples.batch([0, 4, 5, 6], testing.CPU)).logits
+    assert not torch.allclose(mates[0], ordered[0], atol=1e-4)  # in training the mates matter
+
+
+def test_the_two_passes_of_rdrop_mix_within_themselves() -> None:
+    run = tiny_run()
+    method = MatchTuning()
+    step = first_step(run, registry.method_class("rdrop")(), method)
+    method.setup(run)
+    seen: list[int] = []
+    run.model.classifier.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))  # type: ignore[union-attr]
+    assert 1 / 8 < float(step.objective().logs["self_match"]) < 1
+    assert seen == [8, 8]
+
+
+def test_the_record_of_a_run_says_how_much_is_mixed() -> None:
+    cold, hot = (testing.toy_train(MatchTuning(temperature=t))[1].steps["self_match"] for t in (1e-3, 1e6))
+    assert len(cold) == len(hot) == 6
+    assert (cold > hot).all()
+    assert "self_match" not in testing.toy_train(MatchTuning(strength=0.0))[1].steps
+
+
 def test_predictions_do_not_depend_on_batch_mates() -> None:
     run, _, predictions = testing.toy_train(MatchTuning())
     alone = [run.forward(run.examples.batch([i], testing.CPU), View(perturb=False)).logits for i in range(3)]
@@ -62,3 +93,11 @@ def test_predictions_do_not_depend_on_batch_mates() -> None:
 def test_a_cut_batch_is_refused() -> None:
     recipe = Recipe(batch_size=8, epochs=1, accumulation=2)
     assert "cuts the batch" in str(testing.unsupported(MatchTuning(), recipe=recipe))
+    assert testing.unsupported(MatchTuning()) is None
+
+
+def test_a_head_without_an_output_layer_is_refused() -> None:
+    method = MatchTuning()
+    facts = testing.toy_facts(Stack([method]))
+    facts.skeleton.classifier = torch.nn.Identity()
+    assert "ends in no linear layer" in str(method.unsupported(facts))

@@ -36,10 +36,26 @@ def test_a_gradient_of_zero_climbs_nowhere() -> None:
     assert torch.equal(step, torch.zeros(3))
 
 
-def test_the_gradient_is_that_at_moved_weights() -> None:
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_gradient_of_a_quadratic(adaptive: bool) -> None:
+    """With L = ½ θᵀHθ + bᵀθ the gradient up there is g + He."""
+    generator = torch.Generator().manual_seed(1)
+    factor, slope, weight = (torch.randn(shape, generator=generator) for shape in ((5, 5), (5,), (5,)))
+    hessian = factor @ factor.T
+    gradient = hessian @ weight + slope
+    (step,) = climb_weights([weight], [gradient], 0.2, adaptive=adaptive)
+    scale = weight.abs() if adaptive else torch.ones(5)
+    torch.testing.assert_close(step, 0.2 * scale**2 * gradient / (scale * gradient).norm())
+    above = (weight + step).requires_grad_()
+    (found,) = torch.autograd.grad(0.5 * above @ hessian @ above + slope @ above, above)
+    torch.testing.assert_close(found, gradient + hessian @ step, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_the_gradient_is_that_at_moved_weights(adaptive: bool) -> None:
     """Against weights that are really moved by e, without dropout."""
     run = tiny_run(dropout=Dropout.ALL_OFF)
-    sam = SAM(rho=0.3)
+    sam = SAM(rho=0.3, adaptive=adaptive)
     step = first_step(run, sam)
     sam.setup(run)
     before = {name: weight.detach().clone() for name, weight in run.params.items()}
@@ -48,10 +64,11 @@ def test_the_gradient_is_that_at_moved_weights() -> None:
     assert all(torch.equal(run.params[name], value) for name, value in before.items())  # they never moved
 
     gradients = run.grad(run.loss(step.batch, View(perturb=False)), weights)
-    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    scales = [weight.detach().abs() if adaptive else torch.ones_like(weight) for weight in weights]
+    norm = torch.cat([(scale * gradient).flatten() for scale, gradient in zip(scales, gradients, strict=True)]).norm()
     with torch.no_grad():
-        for weight, gradient in zip(weights, gradients, strict=True):
-            weight.add_(0.3 * gradient / norm)
+        for weight, scale, gradient in zip(weights, scales, gradients, strict=True):
+            weight.add_(0.3 * scale**2 * gradient / norm)
     expected = run.grad(run.loss(step.batch, View(perturb=False)), weights)
     for own, other in zip(found, expected, strict=True):
         torch.testing.assert_close(own, other, atol=1e-6, rtol=1e-4)
@@ -69,6 +86,24 @@ def test_both_evaluations_have_the_same_masks() -> None:
     assert not torch.equal(*different)
 
 
+def test_up_there_the_masks_are_those_below_and_the_loss_is_higher() -> None:
+    run = tiny_run()
+    sam = SAM(rho=0.05)
+    step = first_step(run, sam)
+    sam.setup(run)
+    masks: list[torch.Tensor] = []
+    drops = [module for module in run.model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
+    for module in drops:
+        module.register_forward_hook(lambda _module, _inputs, output: masks.append(output == 0))
+    assert float(step.objective().logs["sam_rise"]) > 0
+    half = len(masks) // 2
+    assert half > 1
+    assert any(mask.any() for mask in masks)
+    assert all(torch.equal(below, above) for below, above in zip(masks[:half], masks[half:], strict=True))
+    step.objective()
+    assert any(not torch.equal(old, new) for old, new in zip(masks, masks[2 * half :], strict=False))
+
+
 def test_what_does_not_train_does_not_climb(monkeypatch: pytest.MonkeyPatch) -> None:
     climbed: dict[str, torch.Tensor] = {}
     run, stack = testing.toy_run([SAM(), method("child_tuning_d"), method("top_k", k=1)])
@@ -84,13 +119,17 @@ def test_what_does_not_train_does_not_climb(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(run, "forward", spy)
     step.objective()
     assert "bert.embeddings.word_embeddings.weight" not in climbed  # frozen
-    masked = 0
+    masked = climbing = 0
     for name, weight in climbed.items():
         moved = weight != run.params[name]
+        climbing += int(moved.sum())
         if name in run.trained:
             assert not (moved & ~run.trained[name]).any()
             masked += int((~run.trained[name]).sum())
     assert masked > 0
+    assert climbing > 0
+    length = torch.cat([(weight - run.params[name]).flatten() for name, weight in climbed.items()]).norm()
+    assert float(length.detach()) == pytest.approx(0.05, rel=1e-3)  # the radius is used up by what trains
     stack.teardown(run)
 
 
@@ -101,7 +140,8 @@ def test_what_is_refused() -> None:
     assert "two sweeps" in reason(SAM(), accumulation=2)
     assert "weights below" in reason(SAM(), gradient_checkpointing=True)
     assert "loss scaling" in reason(SAM(), precision="fp16")
-    for stack in ((SAM(), method("freelb")), (method("freelb"), SAM())):
-        assert "parts are gone" in reason(*stack) or "ends passes early" in reason(*stack)
-    assert "own the update rule" in reason(SAM(), method("recadam"))
+    assert "freelb ends passes early" in reason(SAM(), method("freelb"))
+    assert "None" not in reason(method("freelb"), SAM())
+    for stack in ((SAM(), method("recadam")), (method("recadam"), SAM())):
+        assert "own the update rule" in reason(*stack)
     assert reason(SAM()) == "None"
