@@ -201,6 +201,12 @@ def _best(section: Section, columns: Sequence[Column]) -> str | None:
     return with_runs[int(mean.mean(axis=1).argmax())] if stats.best_is_separated(mean) else None
 
 
+def cell_ids(section: Section, methods: Iterable[str], column: Column) -> tuple[str, ...]:
+    """Ids of the finished runs behind a number: of these methods on the column's task, or on all tasks."""
+    task = column.task or None
+    return tuple(row["id"] for method in dict.fromkeys(methods) for row in section.rows(method, task, "done"))
+
+
 # --- differences ------------------------------------------------------------------------------------------------------
 
 

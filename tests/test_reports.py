@@ -19,7 +19,7 @@ from finetune_bench import stats
 from finetune_bench.reports import tables, words
 from finetune_bench.reports.csv import Csv
 from finetune_bench.reports.data import Section, load
-from finetune_bench.reports.markdown import Markdown, plain, render, summary_table
+from finetune_bench.reports.markdown import Markdown, _text, render, summary_table
 from finetune_bench.store import Store
 from tests.synthetic_store import CONTROL, FIVE, fail, make_row, make_store, make_trace, put
 
@@ -430,7 +430,7 @@ def test_subsets_are_named(tmp_path: Path):
 
 
 def test_markup_in_labels_and_reasons_is_shown_as_it_is(tmp_path: Path):
-    assert plain("a | b *c* _d_ e_f <g>\n`h`") == "a \\| b \\*c\\* \\_d\\_ e_f \\<g\\> \\`h\\`"
+    assert _text("a | b *c* _d_ e_f <g>\n`h`") == "a \\| b \\*c\\* \\_d\\_ e_f \\<g\\> \\`h\\`"
 
     def odd(row: dict[str, Any]) -> None:
         row["task"] = "rte"
