@@ -5,15 +5,16 @@ A section holds the runs of one model, learning rate and other setting; nothing 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from finetune_bench import derived
+from finetune_bench.derived import Trace
 from finetune_bench.store import Store
 
 Row = dict[str, Any]
@@ -124,31 +125,33 @@ class Section:
 
 @dataclass
 class Data:
-    """A store's rows as reports read them; traces are read once, when first asked for."""
+    """A store's rows as reports read them."""
 
     store: Store
     study: dict[str, Any]
     rows: list[Row]
     superseded: int
     sections: list[Section]
-    _traces: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    traces: Mapping[str, Trace]
 
     def trace(self, row: Row) -> dict[str, np.ndarray]:
         """The training trace of a run; empty where it has none."""
-        if row["id"] not in self._traces:
-            self._traces[row["id"]] = self.store.arrays(row["id"], "trace")
-        return self._traces[row["id"]]
+        return self.traces[row["id"]].arrays()
+
+    def digest(self, row: Row) -> str | None:
+        """A hash of the recorded losses and weight sketches: equal for runs that did the same."""
+        return self.traces[row["id"]].digest
 
     def examples(self, row: Row) -> dict[str, int]:
         """Evaluation examples by split."""
-        arrays = self.store.arrays(row["id"], "predictions")
-        return {key.removesuffix(".labels"): len(arrays[key]) for key in arrays if key.endswith(".labels")}
+        return self.traces[row["id"]].examples
 
 
 def load(store: Store) -> Data:
     """Read a store and sort its rows into sections."""
     study = store.study()
-    rows = store.rows()
+    found = derived.read(store)
+    rows = [row for row, _ in found]
     current = _current(rows)
     return Data(
         store=store,
@@ -156,6 +159,7 @@ def load(store: Store) -> Data:
         rows=current,
         superseded=len(rows) - len(current),
         sections=sort(current, study),
+        traces={row["id"]: trace for row, trace in found},
     )
 
 
@@ -199,15 +203,6 @@ def pairing(row: Row) -> tuple[str, str, str] | None:
 def is_vanilla(parts: list[dict[str, Any]]) -> bool:
     """Whether a stack is fine-tuning without any method."""
     return [part["name"] for part in parts] == ["vanilla"]
-
-
-def digest(trace: Mapping[str, np.ndarray]) -> str | None:
-    """A hash of the recorded losses and weight sketches; None where a trace holds not both."""
-    if "loss" not in trace or "sketch" not in trace:
-        return None
-    recorded = [key for key in ("loss", "sketch", "scored_sketch") if key in trace]
-    content = b"".join(np.ascontiguousarray(trace[key]).tobytes() for key in recorded)
-    return hashlib.sha256(content).hexdigest()
 
 
 def _current(rows: list[Row]) -> list[Row]:

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from finetune_bench import stats
-from finetune_bench.reports.data import NO_EFFECT, Column, Data, Row, Section, digest, is_vanilla
+from finetune_bench.reports.data import NO_EFFECT, Column, Data, Row, Section, is_vanilla
 from finetune_bench.stats import Estimate
 
 SUITE = "mean over tasks"
@@ -616,7 +616,7 @@ def twins(data: Data, section: Section) -> list[Twin]:
         digests: dict[str, str] = {}
         for method in section.methods:
             row = section.runs.get((method, task, seed))
-            if row is not None and row["status"] == "done" and (found := digest(data.trace(row))) is not None:
+            if row is not None and row["status"] == "done" and (found := data.digest(row)) is not None:
                 digests[method] = found
         for method, own in digests.items():
             for other in _effect_off(section, method):
