@@ -22,7 +22,7 @@ from finetune_bench.grid import Cell
 from finetune_bench.method import Facts, Stack
 from finetune_bench.seeds import derive
 from finetune_bench.store import SCHEMA, Store
-from finetune_bench.task import Task, TaskData, limit
+from finetune_bench.task import Task, TaskData, hold_out, limit
 from finetune_bench.training import TrainingRun, encode
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def row_of(cell: Cell, status: str, **found: Any) -> Row:
         "id": cell.id,
         "status": status,
         "reason": None,
-        "method": registry.describe(stack),
+        "method": cell.label,
         "methods": [
             {
                 "name": method.name,
@@ -94,6 +94,8 @@ def row_of(cell: Cell, status: str, **found: Any) -> Row:
         "model": model.label(cell.model),
         "seed": cell.seed,
         "limit_train": cell.limit_train,
+        "held_out": cell.held_out,
+        "stretch": cell.stretch,
         "recipe": dataclasses.asdict(cell.recipe),
         "device": cell.device,
         "threads": cell.threads,
@@ -102,8 +104,10 @@ def row_of(cell: Cell, status: str, **found: Any) -> Row:
 
 
 @lru_cache(maxsize=4)
-def load_data(task_text: str, limit_train: int | None, data_root: Path | None) -> tuple[Task, TaskData]:
-    """A task and its examples, the training ones limited; kept for the next cell.
+def load_data(
+    task_text: str, limit_train: int | None, data_root: Path | None, held_out: float = 0.0
+) -> tuple[Task, TaskData]:
+    """A task and its examples, the training ones limited, then a share of them held out; kept for the next cell.
 
     Raises:
         UsageError: the task is unknown or its data can't be had.
@@ -114,13 +118,21 @@ def load_data(task_text: str, limit_train: int | None, data_root: Path | None) -
         data = dataclasses.replace(data, train=limit(data.train, limit_train, task.name))
     if not len(data.train) or not all(len(split) for split in data.evaluation.values()):
         raise DataError(f"The task '{task.name}' has a split without examples.")
-    return task, data
+    return task, hold_out(data, held_out, task.name) if held_out else data
 
 
 @lru_cache(maxsize=4)
-def encoded(cell_model: str, task_text: str, limit_train: int | None, data_root: Path | None, length: int) -> Any:
+def encoded(
+    cell_model: str,
+    task_text: str,
+    limit_train: int | None,
+    data_root: Path | None,
+    length: int,
+    *,
+    held_out: float = 0.0,
+) -> Any:
     """A task's training examples and evaluation splits by name, tokenised; kept for the next cell."""
-    task, data = load_data(task_text, limit_train, data_root)
+    task, data = load_data(task_text, limit_train, data_root, held_out)
     tokenizer = model.tokenizer(cell_model)
     train = encode(data.train, tokenizer, length, task.kind)
     return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
@@ -153,10 +165,15 @@ def _skeleton(name: str, outputs: int, dropout: Any) -> torch.nn.Module:
 def _train_and_score(
     cell: Cell, device: torch.device, data_root: Path | None, save_to: Path | None
 ) -> tuple[Row, dict[str, dict[str, np.ndarray]]]:
-    task, data = load_data(cell.task, cell.limit_train, data_root)
+    task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
     if data.fingerprint() != cell.data:
         raise DataError(f"the data of '{cell.task}' changed after the run was planned; start it again")
-    train, splits = encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
+    recipe = cell.recipe
+    train, splits = encoded(
+        cell.model, cell.task, cell.limit_train, data_root, recipe.max_length, held_out=cell.held_out
+    )
+    if cell.stretch != 1:
+        recipe = dataclasses.replace(recipe, epochs=None, steps=round(cell.stretch * recipe.total_steps(len(train))))
     stack = cell.stack
 
     measured = devices.reset_peak(device)
@@ -171,7 +188,7 @@ def _train_and_score(
         classifier,
         task,
         train,
-        cell.recipe,
+        recipe,
         seed=cell.seed,
         device=device,
         keep_pretrained=stack.reads_pretrained,

@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
         "the name of an option below.",
     )
     dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
-    _add_options(dose, without=("methods", "attribution"))
+    _add_options(dose, without=("methods", "attribution", "search", "fair_cost"))
     dose.set_defaults(command=_dose)
 
     report = commands.add_parser(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_bench import registry
 from finetune_bench.attribution import effect_chain, label_of
 from finetune_bench.errors import UsageError
+from finetune_bench.search import HELD_OUT_SHARE, settings
 from finetune_bench.study import Recipe, Study
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Cell:
         device: "cpu" or "cuda", the class of device; another card of the class is no other cell.
         threads: torch threads on a CPU; 0 on another device, where they change nothing.
         libraries: versions that can change the numbers.
+        held_out: share of the training examples that a search chooses by; 0 for none.
+        stretch: factor on the number of steps.
     """
 
     method: str
@@ -52,12 +55,23 @@ class Cell:
     device: str
     threads: int
     libraries: tuple[str, ...]
+    held_out: float = 0.0
+    stretch: float = 1.0
 
     @property
     def id(self) -> str:
         """16 hexadecimal digits; the checkpoint's place is left out, its content counts."""
         identity = {key: value for key, value in dataclasses.asdict(self).items() if key != "model"}
+        for key, usual in (("held_out", 0.0), ("stretch", 1.0)):
+            if identity[key] == usual:
+                del identity[key]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def label(self) -> str:
+        """How reports call the method."""
+        steps = f" ×{self.stretch:g} steps" if self.stretch != 1 else ""
+        return registry.describe(self.stack) + steps
 
     @property
     def stack(self) -> Stack:
@@ -125,11 +139,10 @@ def cells(study: Study, data: dict[str, str], weights: dict[str, str], device: s
         device: class of device.
     """
     methods, _ = stacks(study)
-    versions = {method: tuple(m.version for m in registry.make_stack(method).methods) for method in methods}
     return [
         Cell(
             method=method,
-            versions=versions[method],
+            versions=tuple(m.version for m in registry.make_stack(method).methods),
             task=task,
             data=data[task],
             model=model,
@@ -140,10 +153,39 @@ def cells(study: Study, data: dict[str, str], weights: dict[str, str], device: s
             device=device,
             threads=study.threads if device == "cpu" else 0,
             libraries=libraries(),
+            held_out=held_out(study),
+            stretch=stretch,
         )
         for model in study.models
-        for lr in study.lrs or (study.recipe.lr,)
         for task in study.tasks
         for seed in study.seeds
-        for method in methods
+        for method, lr, stretch in _arms(study, methods)
     ]
+
+
+def held_out(study: Study) -> float:
+    """The share of the training examples that a study sets aside to choose by."""
+    return HELD_OUT_SHARE if study.search else 0.0
+
+
+def _arms(study: Study, methods: list[str]) -> list[tuple[str, float, float]]:
+    """What runs once per task and seed: method, learning rate and factor on the steps."""
+    lrs = study.lrs or (study.recipe.lr,)
+    if study.search:
+        return [(full, lr, 1.0) for method in methods for full, lr in settings(method, study.search, lrs[0])]
+    arms = [(method, lr, 1.0) for lr in lrs for method in methods]
+    if study.fair_cost:
+        vanilla = registry.describe(registry.make_stack(registry.BASELINE), full=True)
+        stretches = sorted({relative_passes(registry.make_stack(method)) for method in methods} - {1.0})
+        arms += [(vanilla, lr, stretch) for lr in lrs for stretch in stretches if stretch > 1]
+    return arms
+
+
+def relative_passes(stack: Stack) -> float:
+    """Passes of a step relative to vanilla's, a backward pass counted as two forward passes; two decimals."""
+    from finetune_bench.method import Passes
+
+    def cost(passes: Passes) -> float:
+        return passes.forwards + 2 * passes.backwards
+
+    return round(cost(stack.passes(Passes())) / cost(Passes()), 2)

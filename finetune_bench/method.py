@@ -25,7 +25,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from finetune_bench.parameters import parameter, validate
+from finetune_bench.parameters import Range, parameter, validate
 from finetune_bench.study import Recipe
 from finetune_bench.task import Batch, Output, Task
 
@@ -293,6 +293,7 @@ class Method:
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
         early_backward: whether it calls `step.backward`, so that the loss it returns is partly detached.
         noises: the place where it puts noise, as "token embeddings"; stacking two of one place is said before a run.
+        search_space: by parameter, the range or the choices that a search may try; the default need not be inside.
         neutral: parameters under which the method equals vanilla (with the same dropout) to the last bit; None where
             there is no such setting, and the card says why.
     """
@@ -304,6 +305,7 @@ class Method:
     reads_pretrained: ClassVar[bool] = False
     early_backward: ClassVar[bool] = False
     noises: ClassVar[str] = ""
+    search_space: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
 
     dropout: Dropout = parameter(Dropout.KEEP, help="what is asked of the model's dropout")

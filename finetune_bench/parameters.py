@@ -16,6 +16,15 @@ from typing import Any
 from finetune_bench.errors import ParameterError, UnknownName
 
 
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Numbers that a search may try, from `low` to `high`; uniform on the logarithm with `log`."""
+
+    low: float
+    high: float
+    log: bool = False
+
+
 def parameter(default: Any, *, interval: str = "", choices: tuple[str, ...] = (), help: str = "") -> Any:
     """A dataclass field with a range.
 

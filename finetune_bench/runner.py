@@ -22,6 +22,7 @@ from finetune_bench.errors import DataError, Unsupported, UsageError
 from finetune_bench.executors.local import Event, LocalExecutor
 from finetune_bench.grid import Cell
 from finetune_bench.progress import Reporter, Tally
+from finetune_bench.search import settings
 from finetune_bench.spec import parse_call
 from finetune_bench.store import Store
 from finetune_bench.study import Study, as_dict, read_options
@@ -153,7 +154,8 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
 
     store = plan.store
     effects = store.study().get("effects", {}) | _effects(plan.cells)  # other commands may have left other methods here
-    found = {"cells": [cell.id for cell in plan.cells], "notes": plan.notes, "effects": effects}
+    searched = store.study().get("searched", {}) | _searched(plan.study)
+    found = {"cells": [cell.id for cell in plan.cells], "notes": plan.notes, "effects": effects, "searched": searched}
     store.write_study(as_dict(plan.study) | found)
     tally = reporter.tally if reporter else Tally(len(plan.cells))
     tally.cached, tally.failed_before, tally.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
@@ -189,6 +191,14 @@ def _effects(cells: Sequence[Cell]) -> dict[str, list[list[str]]]:
     return found
 
 
+def _searched(study: Study) -> dict[str, list[list[Any]]]:
+    """By the label of its default, the labels and learning rates that a search tries of each method."""
+    if study.search is None:
+        return {}
+    tried = {method: settings(method, study.search, study.lrs[0]) for method in grid.stacks(study)[0]}
+    return {label_of(method): [[label_of(full), lr] for full, lr in found] for method, found in tried.items()}
+
+
 def _take(event: Event, plan: Plan, tally: Tally, reporter: Reporter | None) -> None:
     from finetune_bench.cell import row_of
 
@@ -206,9 +216,9 @@ def _take(event: Event, plan: Plan, tally: Tally, reporter: Reporter | None) -> 
 
 def cell_name(cell: Cell, study: Study) -> str:
     """A cell in a few words: its method, task and seed, and whatever else varies in the study."""
-    words = [registry.describe(cell.stack), cell.task, f"seed {cell.seed}"]
+    words = [cell.label, cell.task, f"seed {cell.seed}"]
     words += [cell.model] if len(study.models) > 1 else []
-    words += [f"lr {cell.recipe.lr:g}"] if len(study.lrs) > 1 else []
+    words += [f"lr {cell.recipe.lr:g}"] if len(study.lrs) > 1 or study.search else []
     return " · ".join(words)
 
 
@@ -234,6 +244,7 @@ def run_name(study: Study) -> str:
         "retry_failed",
         "plugins",
         "attribution",
+        "fair_cost",
     }
     rest = {key: value for key, value in as_dict(study).items() if key not in apart}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
@@ -262,7 +273,8 @@ def _checked_data(text: str, study: Study) -> TaskData:
             f"--data-root: expected a folder laid out like the hub, but there is none at '{study.data_root}'."
         )
     logging.getLogger("datasets").setLevel(logging.ERROR)
-    return load_data(text, study.limit_train, study.data_root.resolve() if study.data_root else None)[1]
+    root = study.data_root.resolve() if study.data_root else None
+    return load_data(text, study.limit_train, root, grid.held_out(study))[1]
 
 
 def _impossible(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
@@ -279,7 +291,7 @@ def _impossible(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
     found = [(cell, reason) for cell in cells if (reason := reasons[cell.method, cell.model, cell.task])]
     for method in {cell.method for cell, _ in found}:
         of_method = {reasons[key] for key in reasons if key[0] == method}
-        if None not in of_method:
+        if None not in of_method and not any(cell.held_out for cell in cells):  # of a search, other settings may do
             label = registry.describe(registry.make_stack(method))
             raise Unsupported(
                 f"'{label}' can't run in any cell of this study: {'; '.join(sorted(map(str, of_method)))}."

@@ -250,3 +250,52 @@ def holm(p_values: Sequence[float]) -> list[float]:
         running = max(running, min(1.0, (len(tested) - rank) * p_values[i]))
         adjusted[i] = running
     return adjusted
+
+
+def noise_floor(scores: ArrayLike) -> Estimate:
+    """How far apart the means of two fresh sets of seeds of one method lie: 0 with its 95 % interval.
+
+    Question (a), one task. n = finite values S, df = S − 1, standard error s·√(2/S): a method against itself.
+    """
+    finite = _finite(scores)
+    if len(finite) < 2:
+        return NOTHING
+    return _estimate(0.0, float(finite.std(ddof=1)) * math.sqrt(2 / len(finite)), len(finite), len(finite) - 1)
+
+
+def expected_maximum(scores: ArrayLike, budget: int) -> float:
+    """Expected best of `budget` settings drawn without replacement from those tried; unbiased for that many trials.
+
+    The mean over all subsets of that size of their largest score, from the order statistics: the i-th smallest of n is
+    the largest of C(i − 1, k − 1) of the C(n, k) subsets. NaN entries are no trials.
+
+    Raises:
+        ValueError: a budget below 1 or above the number of trials.
+    """
+    ordered = np.sort(_finite(scores))
+    n = len(ordered)
+    if not 1 <= budget <= n:
+        raise ValueError(f"Expected a budget from 1 to {n}, the number of trials; got {budget}.")
+    weights = [math.comb(i, budget - 1) / math.comb(n, budget) for i in range(n)]
+    return float(ordered @ np.array(weights))
+
+
+def interpolate_budget(budgets: Sequence[float], scores: ArrayLike, at: float) -> NDArray[np.float64]:
+    """Scores at a budget between measured ones, linear, seed by seed.
+
+    Args:
+        budgets: ascending.
+        scores: (budgets, seeds); NaN where there is none.
+        at: the budget asked for.
+
+    Returns:
+        (seeds,); NaN outside the measured budgets, and where a neighbouring score is NaN.
+    """
+    block: NDArray[np.float64] = np.asarray(scores, dtype=np.float64)
+    if not budgets[0] <= at <= budgets[-1]:
+        return np.full(block.shape[1], math.nan)
+    right = next(i for i, budget in enumerate(budgets) if budget >= at)
+    if budgets[right] == at:
+        return np.array(block[right])
+    share = (at - budgets[right - 1]) / (budgets[right] - budgets[right - 1])
+    return np.array((1 - share) * block[right - 1] + share * block[right])

@@ -88,6 +88,8 @@ class Study:
         baseline: add vanilla and its dropout-off control where they are missing.
         retry_failed: run failed cells again, also those that would fail the same way.
         attribution: add the twins of single methods that turn their effects on one after the other.
+        search: settings to try of every method, the first its default; None for the default alone.
+        fair_cost: add vanilla with as many more steps as each dearer method's step costs more passes.
         plugins: Python files with more methods, tasks or reports.
     """
 
@@ -107,6 +109,8 @@ class Study:
     baseline: bool = True
     retry_failed: bool = False
     attribution: bool = False
+    search: int | None = None
+    fair_cost: bool = False
     plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -118,6 +122,7 @@ class Study:
         readers: dict[str, Callable[[Any], Any]] = {
             **dict.fromkeys(("methods", "tasks", "models"), _names),
             **dict.fromkeys(("limit_train", "workers", "threads"), _at_least_one),
+            "search": _at_least_two,
             **dict.fromkeys(("data_root", "out"), _folder),
             "lrs": _numbers,
             "seeds": _seeds,
@@ -131,6 +136,10 @@ class Study:
                 object.__setattr__(self, name, read(value))
             except ValueError as error:
                 raise UsageError(f"Study: '{name}' must be {error}; got {value!r}.") from None
+        if self.search is not None:
+            axes = {"several learning rates": len(self.lrs) > 1, "--attribution": self.attribution}
+            if clash := [name for name, asked in {**axes, "--fair-cost": self.fair_cost}.items() if asked]:
+                raise UsageError(f"--search draws learning rates and settings itself; leave out {clash[0]}.")
 
 
 # --- reading values: each takes what a flag (text) or a TOML file (text, number, list, boolean) holds -----------------
@@ -192,6 +201,13 @@ def _at_least_one(value: Any) -> int:
     return number
 
 
+def _at_least_two(value: Any) -> int:
+    number: int = _number(int, "a whole number of at least 2")(value)
+    if number < 2:
+        raise ValueError("a whole number of at least 2")
+    return number
+
+
 def _betas(value: Any) -> tuple[float, float]:
     numbers = split(value, ",") if isinstance(value, str) else value
     if not isinstance(numbers, list | tuple) or len(numbers) != 2:
@@ -245,6 +261,8 @@ OPTIONS: tuple[Option, ...] = (
     Option("limit_train", _at_least_one, "N", "train on N examples, the same for every method and seed"),
     Option("no_baseline", _flag, "", "don't add vanilla and its dropout-off control"),
     Option("attribution", _flag, "", "add the runs that split each method's gain into its effects"),
+    Option("search", _at_least_two, "N", "try N settings of every method, the first its default"),
+    Option("fair_cost", _flag, "", "add vanilla with more steps, for comparisons at equal passes and seconds"),
     Option("config", _text, "FILE", "a TOML file with these options; flags win over it"),
     Option("plugin", _paths, "LIST", "Python files with more methods, tasks or reports"),
     Option("data_root", _folder, "FOLDER", "read data sets from a folder laid out like the hub", "where"),

@@ -6,6 +6,7 @@ and a stranger's are found in the same way: through the entry-point group `finet
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
@@ -21,6 +22,7 @@ from finetune_bench.errors import DataError
 if TYPE_CHECKING:
     from torch import Tensor
 
+HELD_OUT = "held_out"  # the evaluation split that a search chooses by; no table compares it
 Kind = Literal["classification", "regression"]
 
 
@@ -170,6 +172,27 @@ class Task(ABC):
 
         predicted = predictions.reshape(-1) if self.kind == "regression" else predictions.argmax(axis=1)
         return {name: compute(name, predicted, labels) for name in self.metrics}
+
+
+def hold_out(data: TaskData, share: float, name: str) -> TaskData:
+    """Data with a share of the training examples held out as one more evaluation split, the last.
+
+    Which examples these are depends on their place and the task's name only: the same for every method and seed.
+
+    Args:
+        share: of the training examples, rounded; at least one is held out and one is left.
+        name: the task's.
+
+    Raises:
+        DataError: fewer than two training examples.
+    """
+    total = len(data.train)
+    if total < 2:
+        raise DataError(f"'{name}' has {total} training examples; holding some out for a search needs two at least.")
+    drawn = sorted(range(total), key=lambda i: hashlib.sha256(f"{HELD_OUT}:{name}:{i}".encode()).digest())
+    count = min(max(1, round(share * total)), total - 1)
+    train, held_out = data.train.take(sorted(drawn[count:])), data.train.take(sorted(drawn[:count]))
+    return dataclasses.replace(data, train=train, evaluation=data.evaluation | {HELD_OUT: held_out})
 
 
 def limit(split: Split, count: int, name: str) -> Split:

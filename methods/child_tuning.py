@@ -53,7 +53,7 @@ from finetune_bench import model
 from finetune_bench.errors import FinetuneBenchError, ModelError
 from finetune_bench.functional import bernoulli_mask
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Run, Step, View
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Batch
 
 TIES_ALLOWED = 0.05  # kept beyond reserve_p before D refuses the mask
@@ -125,6 +125,7 @@ class ChildTuningF(Method):
     """Random gradient masks, fresh at every step."""
 
     name = "child_tuning_f"
+    search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 
     reserve_p: float = parameter(0.3, interval="[0.001, 1]", help="share of each gradient kept per step (script)")
@@ -140,6 +141,7 @@ class ChildTuningD(Method):
     """One gradient mask, from the Fisher information of the task."""
 
     name = "child_tuning_d"
+    search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 
     reserve_p: float = parameter(0.3, interval="(0, 1]", help="share of the encoder's weights that train (script)")

@@ -41,7 +41,7 @@ import torch
 from torch import Generator, Tensor
 
 from finetune_bench.method import Facts, Inner, Method, Objective, Passes, Run, Step, View
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def start_noise(mask: Tensor, dim: int, magnitude: float, generator: Generator) -> Tensor:
@@ -88,6 +88,7 @@ class FreeLB(Method):
     """Gradients averaged over a climb in the embeddings."""
 
     name = "freelb"
+    search_space = {"learning_rate": Range(0.01, 0.3, log=True), "max_norm": Range(0.1, 1, log=True)}
     early_backward = True
     noises = "token embeddings"
     neutral = {"steps": 1, "init_magnitude": 0.0}

@@ -50,7 +50,7 @@ from torch import Generator, Tensor
 from finetune_bench.errors import ModelError
 from finetune_bench.method import Dropout, Facts, Method, Phase, Run
 from finetune_bench.model import attention_blocks, attention_outputs_changed, layer_inputs_changed, layers
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 # Standard deviation of each noise at eps = 1.
 SPREAD = {"normal": 1.0, "uniform_onesided": 1 / math.sqrt(12), "uniform_symmetric": 1 / math.sqrt(3)}
@@ -87,6 +87,7 @@ class HyPe(Method):
     """Noise between layers, hidden dropout off."""
 
     name = "hype"
+    search_space = {"eps": Range(1e-6, 0.1, log=True), "noise": ("normal", "uniform_onesided")}
     phase = Phase.WRAP
     stochastic = True
     noises = "layer inputs"

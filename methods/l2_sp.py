@@ -45,7 +45,7 @@ from torch.optim import Optimizer
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Run, Step, View
 from finetune_bench.model import body
 from finetune_bench.optimizers import regroup
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def squared_distance(weights: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> Tensor:
@@ -58,6 +58,7 @@ class L2SP(Method):
     """A penalty on the distance to the pre-trained weights."""
 
     name = "l2_sp"
+    search_space = {"alpha": Range(1e-4, 0.1, log=True), "beta": Range(1e-4, 0.1, log=True)}
     reads_pretrained = True
     neutral = {"alpha": 0.0, "beta": 0.0}
 

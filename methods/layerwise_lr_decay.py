@@ -42,7 +42,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.method import Facts, Method, Run
 from finetune_bench.model import layers, places
 from finetune_bench.optimizers import regroup
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def scale_rate(decay: float, place: int, count: int) -> float:
@@ -60,6 +60,7 @@ class LayerwiseLRDecay(Method):
     """Smaller learning rates for lower layers."""
 
     name = "layerwise_lr_decay"
+    search_space = {"decay": Range(0.7, 0.99)}
     neutral = {"decay": 1.0}
 
     decay: float = parameter(0.95, interval="(0, 1]", help="ξ: factor from a layer to the one below (sample command)")

@@ -43,7 +43,7 @@ from torch import Generator, Tensor
 from finetune_bench.errors import ModelError
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
 from finetune_bench.model import is_sequence_first, layer_inputs_changed, layers
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 @torch.no_grad()
@@ -82,6 +82,7 @@ class LNSR(Method):
     """A penalty on what noise at one layer does to the states above."""
 
     name = "lnsr"
+    search_space = {"strength": Range(0.01, 1, log=True), "noise": Range(0.01, 0.2, log=True)}
     noises = "layer inputs"
     neutral = {"strength": 0.0}
 

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from finetune_bench.errors import ModelError
 from finetune_bench.method import Facts, Inner, Method, Objective, Phase, Run, Step, View
 from finetune_bench.model import output_layer
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def match_batch(vectors: Tensor, temperature: float) -> Tensor:
@@ -67,6 +67,7 @@ class MatchTuning(Method):
     """Representations mixed within the batch."""
 
     name = "match_tuning"
+    search_space = {"temperature": Range(0.3, 3, log=True), "strength": Range(0.2, 1)}
     phase = Phase.WRAP  # before anyone measures with it
     neutral = {"strength": 0.0}
 

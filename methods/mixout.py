@@ -52,7 +52,7 @@ from torch.optim import Optimizer
 from finetune_bench import model
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method import Dropout, Facts, Memory, Method, Phase, Run
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def mix_weights(weight: Tensor, anchor: Tensor, keep: Tensor, p: float, *, reference_gradient: bool = False) -> Tensor:
@@ -122,6 +122,7 @@ class Mixout(Method):
     """Weights mixed with their pre-trained values in every training forward."""
 
     name = "mixout"
+    search_space = {"p": Range(0.1, 0.95)}
     phase = Phase.WRAP
     stochastic = True
     reads_pretrained = True

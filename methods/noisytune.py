@@ -36,7 +36,7 @@ from torch import Generator, Tensor
 
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method import Method, Phase, Run
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def perturb_weight(weight: Tensor, intensity: float, generator: Generator) -> Tensor:
@@ -58,6 +58,7 @@ class NoisyTune(Method):
     """Uniform noise on the weights, once, before training."""
 
     name = "noisytune"
+    search_space = {"intensity": Range(0.05, 0.3)}
     phase = Phase.SURGERY
     neutral = {"intensity": 0.0}
 

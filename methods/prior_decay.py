@@ -43,7 +43,7 @@ from torch.optim import Optimizer
 from finetune_bench.method import Facts, Memory, Method, Run
 from finetune_bench.model import body
 from finetune_bench.optimizers import regroup
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 @torch.no_grad()
@@ -62,6 +62,7 @@ class PriorDecay(Method):
     """Weight decay toward the pre-trained weights."""
 
     name = "prior_decay"
+    search_space = {"decay": Range(0.01, 1, log=True)}
     reads_pretrained = True
     neutral = {"decay": 0.0}
 

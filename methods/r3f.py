@@ -56,7 +56,7 @@ from torch import Generator, Tensor, nn
 from finetune_bench.errors import ModelError
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
 from finetune_bench.model import output_layer, weights_replaced
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 NOTICEABLE = 1e-2  # noise below this changes predictions so little that its square, the divergence, is about 0
 ITERATIONS = 20  # of the power method, before training
@@ -103,6 +103,7 @@ class R3F(Method):
     """A penalty on the change of the prediction under embedding noise."""
 
     name = "r3f"
+    search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
     neutral: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0, "dropout": "all_off"}
 

@@ -41,7 +41,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Step, View
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def combine_passes(first: Tensor, second: Tensor, divergence: Tensor, alpha: float) -> Tensor:
@@ -57,6 +57,7 @@ class RDrop(Method):
     """Two passes, pulled together."""
 
     name = "rdrop"
+    search_space = {"alpha": Range(0.1, 10, log=True)}
     neutral: ClassVar = {"alpha": 0.0, "dropout": "all_off"}
 
     alpha: float = parameter(1.0, interval="[0, inf)", help="weight of the divergence (see the card for conversions)")

@@ -49,7 +49,7 @@ from torch.optim import Optimizer
 from finetune_bench.method import Facts, Memory, Method, Run
 from finetune_bench.model import body
 from finetune_bench.optimizers import regroup
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 SMALLEST = 1e-30  # of λ: the weight decay is divided by it
 STRONG_DECAY = 0.1
@@ -75,6 +75,7 @@ class RecAdam(Method):
     """A pull to the pre-trained weights that fades."""
 
     name = "recadam"
+    search_space = {"t0": Range(0.1, 0.6), "gamma": Range(50, 5000, log=True), "k": Range(0.01, 1, log=True)}
     reads_pretrained = True
     neutral = {"anneal": "none", "gamma": 0.0}
 

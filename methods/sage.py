@@ -46,7 +46,7 @@ from torch.optim import Optimizer
 from finetune_bench.errors import ModelError
 from finetune_bench.method import Facts, Memory, Method, Run
 from finetune_bench.model import layers
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def scale_by_sensitivity(sensitivity: Tensor, average: Tensor, e: float, cap: float | None) -> Tensor:
@@ -77,6 +77,7 @@ class SAGE(Method):
     """Learning rates by sensitivity."""
 
     name = "sage"
+    search_space = {"beta0": Range(0.5, 0.9)}
     neutral = None
 
     beta0: float = parameter(0.75, interval="[0, 1)", help="β₀: memory of the sensitivity's average (official code)")

@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 @torch.no_grad()
@@ -71,6 +71,7 @@ class SAM(Method):
     """The gradient from the highest point near by."""
 
     name = "sam"
+    search_space = {"rho": Range(0.01, 0.15, log=True)}
     neutral = {"rho": 0.0}
 
     rho: float = parameter(0.05, interval="[0, inf)", help="ρ: radius of the climb (paper and code)")

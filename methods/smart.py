@@ -48,7 +48,7 @@ import torch
 from torch import Tensor
 
 from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
 
 NOTICEABLE = 1e-3  # an entry-wise noise below this moves no prediction by an amount that its square would show
@@ -81,6 +81,7 @@ class SMART(Method):
     """Smooth predictions, and no sudden changes of them."""
 
     name = "smart"
+    search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
     neutral = {"strength": 0.0, "mu": 0.0}
 

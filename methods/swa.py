@@ -40,7 +40,7 @@ import torch
 
 from finetune_bench.method import Facts, Memory, Method, Run
 from finetune_bench.model import weights_replaced
-from finetune_bench.parameters import parameter
+from finetune_bench.parameters import Range, parameter
 
 
 def counts(step: int, total: int, share: float, every: int) -> bool:
@@ -60,6 +60,7 @@ class SWA(Method):
     """The mean of the last weights, for evaluation."""
 
     name = "swa"
+    search_space = {"share": Range(0.1, 0.75)}
     neutral = {"share": 0.0}
 
     share: float = parameter(0.25, interval="[0, 1]", help="s: last share of the steps that is averaged")

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from finetune_bench.reports import data as rows_of
 from finetune_bench.reports import tables
-from finetune_bench.reports.data import NO_EFFECT, Data, Row, Section
+from finetune_bench.reports.data import ANY_ORDER, NO_EFFECT, Data, Row, Section
 from finetune_bench.store import Store
 
 
@@ -40,8 +42,14 @@ class Departure:
 
 
 def load(store: Store) -> Data:
-    """A store's rows in sections; methods of which no run departed are called so in their label, in every table."""
+    """A store's rows in sections, with labels that say what a run did, in every table.
+
+    Stacks of the same methods in another order share a line where their runs are equal; methods of which no run
+    departed from its twin are marked.
+    """
     data = rows_of.load(store)
+    twice, any_order = _reordered(data)
+    data = _relabelled(data, any_order, ANY_ORDER, twice)
     inert: set[str] = set()
     for section in data.sections:
         equal = Counter(twin.method for twin in tables.twins(data, section))
@@ -49,10 +57,53 @@ def load(store: Store) -> Data:
             done = section.rows(method, status="done")
             if done and equal[method] == len(done):
                 inert |= {row["id"] for row in section.rows(method)}
-    if not inert:
+    return _relabelled(data, dict.fromkeys(inert, ""), NO_EFFECT, twice)
+
+
+def _relabelled(data: Data, labels: Mapping[str, str], mark: str, left_out: Collection[str]) -> Data:
+    """With a mark behind the labels of some runs (by id, their new label or ""), and without some runs in sections."""
+    if not labels:
         return data
-    rows = [row | {"method": row["method"] + NO_EFFECT} if row["id"] in inert else row for row in data.rows]
-    return dataclasses.replace(data, rows=rows, sections=rows_of.sort(rows, data.study))
+    rows = [
+        row | {"method": (labels[row["id"]] or row["method"]) + mark} if row["id"] in labels else row
+        for row in data.rows
+    ]
+    sections = rows_of.sort([row for row in rows if row["id"] not in left_out], data.study)
+    return dataclasses.replace(data, rows=rows, sections=sections)
+
+
+def _reordered(data: Data) -> tuple[set[str], dict[str, str]]:
+    """Runs that another order of the same stack has too, and by id the label that the orders share."""
+    twice: set[str] = set()
+    labels: dict[str, str] = {}
+    for section in data.sections:
+        groups: dict[str, list[str]] = {}
+        for method in section.methods:
+            if len(section.parts(method)) > 1:
+                parts = sorted(rows_of.canonical(part) for part in section.parts(method))
+                groups.setdefault(rows_of.canonical(parts), []).append(method)
+        for orders in groups.values():
+            if len(orders) > 1 and _same(data, section, orders):
+                for task, seed in itertools.product(section.tasks, section.seeds):
+                    found = [
+                        row["id"] for label in orders if (row := section.runs.get((label, task, seed))) is not None
+                    ]
+                    labels |= dict.fromkeys(found, orders[0])
+                    twice |= set(found[1:])
+    return twice, labels
+
+
+def _same(data: Data, section: Section, orders: Sequence[str]) -> bool:
+    """Whether all runs that the orders share are equal at every recorded step; False where they share none."""
+    shared = 0
+    for task, seed in itertools.product(section.tasks, section.seeds):
+        rows = [row for label in orders if (row := section.runs.get((label, task, seed))) is not None]
+        digests = {data.digest(row) for row in rows if row["status"] == "done"}
+        if len(rows) == len(orders) and {row["status"] for row in rows} == {"done"}:
+            shared += 1
+        if len(digests) > 1 or None in digests:
+            return False
+    return shared > 0
 
 
 def departures(data: Data, section: Section) -> list[Departure]:

@@ -12,6 +12,7 @@ from finetune_bench.reports import tables, words
 from finetune_bench.reports.alive import departures
 from finetune_bench.reports.data import Column, Data, Section
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Picture, Table, bold, bullets, code, table
+from finetune_bench.reports.fair import fair_differences
 from finetune_bench.reports.plots import Plot
 from finetune_bench.reports.tables import Difference, Ratio, Score
 from finetune_bench.reports.words import counted, interval
@@ -40,6 +41,7 @@ def blocks(data: Data, section: Section, level: int, plots: dict[str, Plot]) -> 
         *headed("Where the gain comes from", [*_attributions(data, section), *picture("attribution")]),
         *headed("With and without collapsed runs", _collapsed(section)),
         *headed("Cost", [*_costs(section), *picture("memory", "time", "footprint")]),
+        *headed("At equal cost", _at_equal_cost(section)),
         *headed("Compatibility", [*_synergies(section), *picture("compatibility", "synergy", "hype_pairs")]),
         *headed("Alive", _alive(data, section)),
         *headed("Training", picture("curves")),
@@ -149,6 +151,10 @@ def _difference_table(section: Section, found: Sequence[Difference]) -> Table:
         entries = [_difference_entry(section, cells.get((*key, method)), usual[key]) for key in columns]
         p_values = [one.p for one in found if one.method == method and not math.isnan(one.p)]
         rows.append([code(method), *entries, *([_p(p_values)] if with_p else [])])
+    floors = tables.noise_floors(section, reference)
+    if floors:
+        texts = [words.ends(floors[column]) if question == "a" else "—" for column, question in columns]
+        rows.append([f"{code(reference)} − itself, other seeds", *texts, *([""] if with_p else [])])
     for name, text in (("n, df", usual), ("rho", {key: _rho(found, *key) for key in columns})):
         rows.append([name, *(text[key] or "—" for key in columns), *([""] if with_p else [])])
     return table("differences", [*header, *(["p (Holm)"] if with_p else [])], rows)
@@ -165,6 +171,12 @@ def _difference_notes(section: Section, found: Sequence[Difference]) -> list[str
         "(method + seed), df = (M − 1)(S − 1), and assumes that they scatter equally; elsewhere it uses the "
         "method's own differences, and n and df stand in the cell.",
     ]
+    if seeds > 1:
+        notes.append(
+            "The noise floor, “itself, other seeds”: of two means of that many fresh seeds of the reference, the "
+            "difference lies within it 95 times in 100. A gain inside it is what changing the seeds alone can do; "
+            "pairing is what lets an interval above be narrower."
+        )
     if len(section.tasks) > 1:
         notes.append(
             "Mean over tasks: (a) these tasks, by Welch and Satterthwaite; (b) new tasks, from the spread of the "
@@ -366,6 +378,31 @@ def _costs(section: Section) -> list[Block]:
         "Passes: forwards + backwards, per step and for all of the set-up.",
     ]
     return [table("cost", header, rows), *bullets(notes)]
+
+
+def _at_equal_cost(section: Section) -> list[Block]:
+    found = fair_differences(section)
+    if not found:
+        return []
+    columns = list(dict.fromkeys(one.column for one in found))
+    rows: list[list[str | Entry]] = []
+    for method, basis, factor in dict.fromkeys((one.method, one.basis, one.factor) for one in found):
+        cells = {one.column: one.estimate for one in found if (one.method, one.basis) == (method, basis)}
+        entries = [
+            Entry(f"{_bold_if_separated(one)} n={one.n}", one.value) if one.n else Entry("—")
+            for one in (cells[column] for column in columns)
+        ]
+        rows.append([code(method), basis, "—" if math.isnan(factor) else f"×{factor:.2f}", *entries])
+    notes = [
+        "Each method minus vanilla that trained for so many times its steps: as many steps, as many passes (a backward "
+        "pass counts as two forward passes), or as many seconds. Brackets: t interval over seeds, question (a); bold: "
+        "it excludes 0. Runs of different length can't share the order of examples; head and data are shared.",
+        "At equal seconds, vanilla's score is interpolated between its runs, "
+        f"{words.listed([f'×{one:g}' for one in (1.0, *section.stretched)])} steps, at the method's measured time "
+        "ratio; beyond the longest run there is no number.",
+    ]
+    header = ["method", "compared at", "vanilla's steps", *(column.title for column in columns)]
+    return [table("equal cost", header, rows), *bullets(notes)]
 
 
 def _ratio(ratio: Ratio) -> Entry:

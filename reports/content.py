@@ -9,9 +9,10 @@ import numpy as np
 from finetune_bench import stats
 from finetune_bench.reports import comparison, tables, words
 from finetune_bench.reports.data import Data
-from finetune_bench.reports.document import Block, Heading, Paragraph, Table, bold, bullets, code, table
+from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Table, bold, bullets, code, table
 from finetune_bench.reports.plots import Plot
-from finetune_bench.reports.words import counted, points
+from finetune_bench.reports.selection import Search, searches
+from finetune_bench.reports.words import counted, interval, points
 
 
 def document(data: Data, plots: Sequence[Plot] = ()) -> list[Block]:
@@ -33,6 +34,7 @@ def document(data: Data, plots: Sequence[Plot] = ()) -> list[Block]:
         blocks += [Heading(2, section.title)] if several else []
         own = {plot.kind: plot for plot in plots if plot.section == number}
         blocks += comparison.blocks(data, section, 3 if several else 2, own)
+    blocks += _searches(data)
     return [*blocks, Heading(2, "Data"), *_data(data), Heading(2, "Runs that need a look"), *_warnings(data)]
 
 
@@ -89,6 +91,62 @@ def _runs_in_short(data: Data) -> str:
     text += f" (among them {words.listed(odd)})" if odd else ""
     text += f"; {words.listed(parts)}" if parts else ""
     return text + (". The last section lists what went wrong." if parts or odd else ", none failed or collapsed.")
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def _searches(data: Data) -> list[Block]:
+    blocks: list[Block] = []
+    for search in searches(data):
+        blocks += [Heading(2, f"Search: {search.section.title}")]
+        blocks += bullets(words.verdict(search.section, code))
+        blocks += _choices(search)
+        blocks += comparison.blocks(data, search.section, 3, {})
+    return blocks
+
+
+def _choices(search: Search) -> list[Block]:
+    rows: list[list[str | Entry]] = []
+    for one in search.choices:
+        settings = [f"{code(label)} at {rate:g}" for label, rate in (one.honest, one.optimistic)]
+        optimism = interval(one.optimism, sign=True) if one.honest != one.optimistic else "same setting"
+        rows.append(
+            [
+                code(one.method),
+                one.column.title,
+                settings[0],
+                Entry(interval(one.honest_score), one.honest_score.value, one.cells),
+                settings[1],
+                Entry(interval(one.optimistic_score), one.optimistic_score.value),
+                Entry(optimism, one.optimism.value),
+            ]
+        )
+    budget = max((one.budget for one in search.choices), default=0)
+    sizes = sorted({1, *(2**power for power in range(1, 12) if 2**power < budget), budget})
+    best = [
+        [code(one.method), one.column.title, *(points(one.best_of[size - 1]) for size in sizes)]
+        for one in search.choices
+    ]
+    mean = [one.optimism.value for one in search.choices]
+    notes = [
+        f"{budget} settings per method, the same number for all, the first its default; the learning rates are the "
+        "same for all methods. A setting is chosen per method and task by its mean over the seeds.",
+        "Honest: chosen on held-out training data, reported on the evaluation split. Optimistic: chosen on the "
+        "evaluation split it is reported on, as papers do. The difference is the optimism of that protocol, "
+        f"{points(float(np.mean(mean)), sign=True)} points on average here; every comparison here uses the honest one."
+        if mean
+        else "No method has a setting that ended well on every seed.",
+        *search.refused,
+    ]
+    under = "Under a tuning budget: the expected best mean score of k settings drawn from those tried, unbiased, chosen"
+    header = ("method", "score", "honest choice", "its score", "optimistic choice", "its score", "optimism")
+    return [
+        table("choices", header, rows, align="left"),
+        *bullets(notes),
+        Paragraph(f"{under} on the reported scores."),
+        table("budget", ("method", "score", *(f"k = {size}" for size in sizes)), best),
+    ]
 
 
 # --- data and warnings ------------------------------------------------------------------------------------------------

@@ -16,9 +16,11 @@ import numpy as np
 from finetune_bench import derived
 from finetune_bench.derived import Trace
 from finetune_bench.store import Store
+from finetune_bench.task import HELD_OUT
 
 Row = dict[str, Any]
 STATUSES = ("done", "failed", "skipped", "interrupted")
+ANY_ORDER = " (any order)"  # stands behind the label of a stack whose orders all did the same
 NO_EFFECT = " (no effect)"  # stands behind the label of a method of which no run departed from its twin
 SETTING = ("model", "recipe", "limit_train", "device", "threads")
 
@@ -52,6 +54,7 @@ class Section:
         baseline: label of vanilla with its default dropout, None where it wasn't run.
         columns: one per task and split.
         suite: one per task; its splits are averaged.
+        stretched: by factor, the labels of vanilla trained for more steps; they are in `runs`, not in `methods`.
     """
 
     title: str
@@ -63,6 +66,7 @@ class Section:
     baseline: str | None
     columns: tuple[Column, ...]
     suite: tuple[Column, ...]
+    stretched: Mapping[float, str]
 
     def rows(self, method: str, task: str | None = None, status: str | None = None) -> list[Row]:
         """A method's rows, by task and seed."""
@@ -164,16 +168,27 @@ def load(store: Store) -> Data:
 
 
 def sort(current: list[Row], study: dict[str, Any]) -> list[Section]:
-    """The sections of some rows, one per setting."""
+    """The sections of some rows, one per setting; the rows of a search are left to `selection`."""
+    current = [row for row in current if not row.get("held_out")]
     groups: dict[str, list[Row]] = {}
     for row in current:
         groups.setdefault(canonical({key: row.get(key) for key in SETTING}), []).append(row)
-    settings = {key: flat({name: group[0].get(name) for name in SETTING}) for key, group in groups.items()}
+    settings = {key: by_setting(group) for key, group in groups.items()}
     names = {name for setting in settings.values() for name in setting}
     differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings.values()}) > 1}
     models = _ordered(sorted({str(row.get("model")) for row in current}), study.get("models"))
     order = sorted(groups, key=lambda key: (models.index(str(settings[key].get("model"))), _sortable(settings[key])))
-    return [_section(groups[key], settings[key], differing, study) for key in order]
+
+    def title(setting: Mapping[str, Any]) -> str:
+        apart = [str(value) if key == "model" else f"{key} {value}" for key, value in setting.items()]
+        return ", ".join(text for key, text in zip(setting, apart, strict=True) if key in differing)
+
+    return [section_of(groups[key], settings[key], title(settings[key]), study) for key in order]
+
+
+def by_setting(rows: list[Row]) -> dict[str, Any]:
+    """What the first of some rows of one setting has of `SETTING`, flat."""
+    return flat({name: rows[0].get(name) for name in SETTING}) if rows else {}
 
 
 def canonical(value: Any) -> str:
@@ -198,6 +213,11 @@ def pairing(row: Row) -> tuple[str, str, str] | None:
     hashes = row.get("hashes") or {}
     found = tuple(hashes.get(name) for name in ("init", "order", "data"))
     return None if None in found else found  # type: ignore[return-value]
+
+
+def bare(label: str) -> str:
+    """A label as the run was called, without the marks that a report puts behind it."""
+    return label.removesuffix(NO_EFFECT).removesuffix(ANY_ORDER)
 
 
 def is_vanilla(parts: list[dict[str, Any]]) -> bool:
@@ -227,8 +247,10 @@ def _current(rows: list[Row]) -> list[Row]:
     return list(latest.values())
 
 
-def _section(rows: list[Row], setting: dict[str, Any], differing: set[str], study: Mapping[str, Any]) -> Section:
-    parts = {row["method"]: list(row.get("methods") or []) for row in rows}
+def section_of(rows: list[Row], setting: dict[str, Any], title: str, study: Mapping[str, Any]) -> Section:
+    """A section of rows of one setting."""
+    stretched = {float(row["stretch"]): str(row["method"]) for row in rows if row.get("stretch", 1) != 1}
+    parts = {row["method"]: list(row.get("methods") or []) for row in rows if row.get("stretch", 1) == 1}
     plain = [label for label in sorted(parts) if is_vanilla(parts[label]) and _keeps_dropout(parts[label])]
     baseline = plain[0] if plain else None
     methods = _ordered(sorted(parts, key=lambda label: (len(parts[label]), label)), study.get("methods"))
@@ -240,9 +262,8 @@ def _section(rows: list[Row], setting: dict[str, Any], differing: set[str], stud
         own = [column for column in columns if column.task == task]
         splits = tuple(split for column in own if column.metric == own[0].metric for split in column.splits)
         suite.append(Column(task, splits, own[0].metric, task))
-    apart = [str(value) if key == "model" else f"{key} {value}" for key, value in setting.items() if key in differing]
     return Section(
-        title=", ".join(apart),
+        title=title,
         setting=setting,
         methods=tuple(methods),
         tasks=tuple(tasks),
@@ -251,6 +272,7 @@ def _section(rows: list[Row], setting: dict[str, Any], differing: set[str], stud
         baseline=baseline,
         columns=tuple(columns),
         suite=tuple(suite),
+        stretched=dict(sorted(stretched.items())),
     )
 
 
@@ -261,7 +283,7 @@ def _columns(task: str, rows: list[Row]) -> Iterator[Column]:
             for row in rows
             if row["status"] == "done"
             for split, metrics in (row.get("metrics") or {}).items()
-            if row["metric"] in metrics
+            if row["metric"] in metrics and split != HELD_OUT
         }
     )
     if not found:
@@ -279,7 +301,7 @@ def _keeps_dropout(parts: list[dict[str, Any]]) -> bool:
 
 def _ordered(names: list[str], asked: Any) -> list[str]:
     """The names, those that were asked for first and in that order."""
-    marked = {name.removesuffix(NO_EFFECT): name for name in names}
+    marked = {bare(name): name for name in names}
     wanted = [marked[name] for name in asked or () if name in marked]
     return wanted + [name for name in names if name not in wanted]
 

@@ -14,7 +14,7 @@ from tabulate import tabulate
 
 from finetune_bench import stats
 from finetune_bench.reports.alive import load
-from finetune_bench.reports.data import NO_EFFECT, Section
+from finetune_bench.reports.data import NO_EFFECT, Section, bare
 from finetune_bench.reports.plots import COLOURS, GREY, STYLE
 from finetune_bench.reports.words import interval
 from finetune_bench.store import Store
@@ -75,7 +75,7 @@ def write_dose(store: Store, study: DoseStudy, folder: Path) -> tuple[str, list[
 def dose_frame(section: Section, study: DoseStudy) -> pd.DataFrame:
     """One line per dose: dose, mean, low, high, n, logits, gradients, and texts for a table."""
     column = next(column for column in section.columns if column.task == study.task)
-    shown = {label.removesuffix(NO_EFFECT): label for label in section.methods}
+    shown = {bare(label): label for label in section.methods}
     records = []
     for dose in sorted(study.labels):
         label = shown.get(study.labels[dose], "")

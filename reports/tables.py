@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from finetune_bench import stats
-from finetune_bench.reports.data import NO_EFFECT, Column, Data, Row, Section, is_vanilla
+from finetune_bench.reports.data import Column, Data, Row, Section, bare, is_vanilla
 from finetune_bench.stats import Estimate
 
 SUITE = "mean over tasks"
@@ -314,6 +314,17 @@ def _single(result: list[Difference], section: Section) -> list[Difference]:
     return _with_p_values(result) if len(section.columns) == 1 else result
 
 
+def noise_floors(section: Section, reference: str) -> dict[Column, Estimate]:
+    """Per column and over the suite: 0 and the interval of a difference between two means of the reference's seeds.
+
+    Question (a). Both means are of as many fresh seeds as the reference has; empty where it has one only.
+    """
+    floors = {column: stats.noise_floor(section.scores(reference, column)) for column in section.columns}
+    suite = stats.suite_mean([stats.noise_floor(section.scores(reference, column)) for column in section.suite])
+    floors[suite_column(section)] = suite
+    return {} if all(math.isnan(one.high) for one in floors.values()) else floors
+
+
 def refused(section: Section, method: str, reference: str, task: str) -> int:
     """Seeds at which both runs ended well but are no pair."""
     both = [
@@ -396,7 +407,7 @@ def attributions(data: Data, section: Section) -> list[Attribution]:
     """The effects of every method with two or more, all of whose runs are in the section, and their total."""
     chains: Mapping[str, Sequence[Sequence[str]]] = data.study.get("effects") or {}
     within = {label for chain in chains.values() for _, label in chain[:-1]}  # twins of others are no methods
-    shown = {label.removesuffix(NO_EFFECT): label for label in section.methods}
+    shown = {bare(label): label for label in section.methods}
     columns = [*section.columns, *([suite_column(section)] if len(section.tasks) > 1 else [])]
     result = []
     for method, chain in chains.items():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from finetune_bench import stats
 from finetune_bench.reports import tables
-from finetune_bench.reports.data import NO_EFFECT, STATUSES, Data, Row, Section, flat
+from finetune_bench.reports.data import STATUSES, Data, Row, Section, bare, flat
 from finetune_bench.reports.tables import Difference
 
 INTERVAL = "Brackets: 95 % t interval for new seeds on these tasks and these examples; n = seeds."
@@ -35,6 +35,13 @@ def interval(estimate: stats.Estimate, sign: bool = False) -> str:
     decimals = 2 if estimate.separated and nearest < 0.05 else 1
     low, high = points(estimate.low, sign, decimals), points(estimate.high, sign, decimals)
     return f"{points(estimate.value, sign)} [{low}, {high}]"
+
+
+def ends(estimate: stats.Estimate) -> str:
+    """`[−1.2, +1.2]`: an interval without its middle; a dash for none."""
+    if math.isnan(estimate.high):
+        return "—"
+    return f"[{points(estimate.low, sign=True)}, {points(estimate.high, sign=True)}]"
 
 
 def listed(items: Sequence[str]) -> str:
@@ -263,7 +270,7 @@ def no_effect(twins: Iterable[tables.Twin]) -> list[str]:
     for twin in twins:
         groups.setdefault((twin.method, twin.twin), {}).setdefault(twin.task, set()).add(twin.seed)
     return [
-        f"No effect: {method.removesuffix(NO_EFFECT)} equals {other} at every recorded step, in loss and weights, on "
+        f"No effect: {bare(method)} equals {other} at every recorded step, in loss and weights, on "
         + "; ".join(f"{task} ({_seeds(seeds)})" for task, seeds in sorted(tasks.items()))
         + "."
         for (method, other), tasks in groups.items()
