@@ -394,8 +394,8 @@ def _at_equal_cost(section: Section) -> list[Block]:
         ]
         rows.append([code(method), basis, "—" if math.isnan(factor) else f"×{factor:.2f}", *entries])
     notes = [
-        "Each method minus vanilla that trained for so many times its steps: as many steps, as many passes (a backward "
-        "pass counts as two forward passes), or as many seconds. Brackets: t interval over seeds, question (a); bold: "
+        "Each method minus vanilla that trained for so many times its steps: as many steps, as many passes over "
+        "a batch, or as many seconds. Brackets: t interval over seeds, question (a); bold: "
         "it excludes 0. Runs of different length can't share the order of examples; head and data are shared.",
         "At equal seconds, vanilla's score is interpolated between its runs, "
         f"{words.listed([f'×{one:g}' for one in (1.0, *section.stretched)])} steps, at the method's measured time "
