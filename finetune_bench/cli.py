@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_bench import __version__
 from finetune_bench.errors import FinetuneBenchError, UsageError
+from finetune_bench.report import DEFAULT, Options
 from finetune_bench.study import OPTIONS
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from finetune_bench.runner import Plan
     from finetune_bench.store import Store
 
+FORMATS = "markdown,csv"
 _GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the training recipe"}
 
 
@@ -90,18 +92,54 @@ def _parser() -> argparse.ArgumentParser:
         "report", help="write a run's report", description="Write a run's report; trains nothing."
     )
     report.add_argument("run", metavar="RUN", help="the run's folder")
-    report.add_argument("--format", default="markdown,csv", metavar="LIST", help="formats (default: markdown,csv)")
+    report.add_argument("--format", default=FORMATS, metavar="LIST", help=f"formats (default: {FORMATS})")
     report.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/report)")
+    report.add_argument("--baseline", metavar="METHOD", help="what differences are to (default: vanilla)")
+    report.add_argument("--margin", metavar="POINTS", type=float, help="test also for equality within this margin")
+    report.add_argument(
+        "--bootstrap", action="store_true", help="also resample seeds and examples together; reads every prediction"
+    )
+    report.add_argument(
+        "--check", action="store_true", help="write nothing; recompute the written report and fail on any difference"
+    )
     report.add_argument("--plugin", metavar="LIST", help="Python files with more report formats")
     report.set_defaults(command=_report)
+
+    compare = commands.add_parser(
+        "compare",
+        help="hold two runs against each other, cell by cell",
+        description="Hold two runs against each other: the same method, task, seed and setting in both.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs=2, help="the runs' folders")
+    compare.set_defaults(command=_compare)
+
+    merge = commands.add_parser(
+        "merge",
+        help="one run from several, as from several machines",
+        description="Copy the cells of several runs into one; equal cells are kept once.",
+    )
+    merge.add_argument("out", metavar="OUT", help="the folder to merge into; made where it isn't there")
+    merge.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders, left as they are")
+    merge.set_defaults(command=_merge)
+
+    power = commands.add_parser(
+        "power",
+        help="how many seeds for a difference",
+        description="From a pilot run: what each number of seeds would find, and how many a difference takes.",
+    )
+    power.add_argument("run", metavar="RUN", help="the folder of a run with two seeds or more")
+    power.add_argument("--difference", metavar="POINTS", type=float, default=1.0, help="to be found (default 1)")
+    power.add_argument("--power", metavar="SHARE", type=float, default=0.8, help="how surely (default 0.8)")
+    power.set_defaults(command=_power)
 
     listing = commands.add_parser("list", help="list methods, tasks or reports")
     listing.add_argument("group", choices=("methods", "tasks", "reports"))
     listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     listing.set_defaults(command=_list)
 
-    show = commands.add_parser("show", help="show a method's card, or a task")
-    show.add_argument("name", metavar="NAME")
+    show = commands.add_parser("show", help="show a method's card, a task, or a cell of a run")
+    show.add_argument("name", metavar="NAME|CELL", help="a method, a task, a cell's id (or its first digits) or folder")
+    show.add_argument("--run", metavar="RUN", help="where the cell is looked for (default: every folder in runs/)")
     show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     show.set_defaults(command=_show)
 
@@ -125,7 +163,7 @@ def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ())
 def _run(parsed: argparse.Namespace) -> int:
     flags: dict[str, Any] = {option.name: getattr(parsed, option.name) for option in OPTIONS}
     plan, tally = _train(flags)
-    _summarise(plan.store, plan.store.root / "report", ["markdown", "csv"])
+    _summarise(plan.store, plan.store.root / "report", FORMATS.split(","), DEFAULT)
     return 1 if tally.failed or tally.failed_before else 0
 
 
@@ -213,13 +251,13 @@ def _intention(plan: Plan) -> str:
     )
 
 
-def _summarise(store: Store, folder: Path, formats: list[str]) -> None:
+def _summarise(store: Store, folder: Path, formats: list[str], options: Options) -> None:
     from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
 
     folder.mkdir(parents=True, exist_ok=True)
-    written = {name: registry.report_class(name)().write(store, folder) for name in formats}
-    print(summary_table(store))
+    written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
+    print(summary_table(store, options))
     print()
     for name, paths in written.items():
         print(f"{name}: {paths[0]}")
@@ -236,8 +274,89 @@ def _report(parsed: argparse.Namespace) -> int:
         raise UsageError("--format: expected one format or more, separated by commas; got none.")
     for name in formats:
         registry.report_class(name)  # an unknown format is told before any is written
+    if parsed.margin is not None and not parsed.margin > 0:
+        raise UsageError(f"--margin: expected a number of points above 0; got {parsed.margin:g}.")
+    options = Options(baseline=parsed.baseline, margin=parsed.margin, bootstrap=parsed.bootstrap)
     store = Store.open(parsed.run)
-    _summarise(store, Path(parsed.out) if parsed.out else store.root / "report", formats)
+    folder = Path(parsed.out) if parsed.out else store.root / "report"
+    if parsed.check:
+        return _check_report(store, folder, formats, options)
+    _summarise(store, folder, formats, options)
+    return 0
+
+
+def _check_report(store: Store, folder: Path, formats: list[str], options: Options) -> int:
+    """Whether a written report is what its store gives now; says which files aren't, and where they first differ."""
+    from tempfile import TemporaryDirectory
+
+    from finetune_bench import registry
+
+    if not folder.is_dir():
+        raise UsageError(f"--check: expected a written report in '{folder}', but there is no such folder.")
+    differing = checked = 0
+    with TemporaryDirectory(prefix="finetune-bench-") as name:
+        for path in [
+            path for one in formats for path in registry.report_class(one)().write(store, Path(name), options)
+        ]:
+            checked += 1
+            inside = path.relative_to(name)
+            reason = _difference(path, folder / inside)
+            if reason:
+                differing += 1
+                print(f"{folder / inside}: {reason}")
+    print(f"{checked} files recomputed, {differing} differ.")
+    return 1 if differing else 0
+
+
+def _difference(fresh: Path, written: Path) -> str:
+    """Where a written file first differs from a fresh one; "" where it doesn't."""
+    if not written.is_file():
+        return "missing"
+    new, old = fresh.read_bytes(), written.read_bytes()
+    if new == old:
+        return ""
+    if fresh.suffix in (".png", ".parquet"):
+        return "differs"
+    pairs = enumerate(zip(new.decode().splitlines(), old.decode("utf-8", "replace").splitlines(), strict=False), 1)
+    for number, (own, other) in pairs:
+        if own != other:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other))
+            )
+            around = slice(max(0, at - 40), at + 40)
+            return f"line {number}: '{other[around]}' is written, '{own[around]}' is computed"
+    return "differs in length"
+
+
+def _compare(parsed: argparse.Namespace) -> int:
+    from finetune_bench.reports.runs import as_text, compare
+    from finetune_bench.store import Store
+
+    first, second = map(Store.open, parsed.runs)
+    print(as_text(*compare(first, second)))
+    return 0
+
+
+def _merge(parsed: argparse.Namespace) -> int:
+    from finetune_bench.merge import merge
+
+    merged = merge(Path(parsed.out), [Path(run) for run in parsed.runs])
+    for conflict in merged.conflicts:
+        _say(conflict)
+    print(f"{merged.copied} cells copied to '{parsed.out}', {merged.present} were there already.")
+    return 1 if merged.conflicts else 0
+
+
+def _power(parsed: argparse.Namespace) -> int:
+    from finetune_bench.reports.power import as_text, power_lines
+    from finetune_bench.store import Store
+
+    if not parsed.difference > 0:
+        raise UsageError(f"--difference: expected a number of points above 0; got {parsed.difference:g}.")
+    if not 0.05 < parsed.power < 1:
+        raise UsageError(f"--power: expected a share between 0.05 and 1; got {parsed.power:g}.")
+    lines = power_lines(Store.open(parsed.run), parsed.difference, parsed.power)
+    print(as_text(lines, parsed.difference, parsed.power))
     return 0
 
 
@@ -296,8 +415,15 @@ def _show(parsed: argparse.Namespace) -> int:
         if task.labels:
             print(f"classes, from id 0: {', '.join(task.labels)}")
         return 0
+    from finetune_bench.reports.card import card, find_cell
+
+    found = find_cell(parsed.name, [Path(parsed.run)] if parsed.run else sorted(Path("runs").glob("*")))
+    if found is not None:
+        print(card(*found))
+        return 0
     known = [*registry.names("methods"), *registry.names("tasks")]
-    raise UnknownName("method or task", parsed.name, known, "'finetune-bench list methods' shows the methods.")
+    hint = "'finetune-bench list methods' shows the methods; a cell's run is given by --run."
+    raise UnknownName("method, task or cell", parsed.name, known, hint)
 
 
 def _costs(method: Method) -> str:

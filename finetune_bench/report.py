@@ -7,10 +7,29 @@ found in the same way: through the entry-point group `finetune_bench.reports`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
 from finetune_bench.store import Store
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reader may ask of a report.
+
+    Attributes:
+        baseline: label of the method that differences are to; None for vanilla.
+        margin: points within which methods count as equal for practical purposes; None for no such test.
+        bootstrap: also resample seeds and examples together, which reads every prediction.
+    """
+
+    baseline: str | None = None
+    margin: float | None = None
+    bootstrap: bool = False
+
+
+DEFAULT = Options()
 
 
 class Report(ABC):
@@ -23,8 +42,8 @@ class Report(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def write(self, store: Store, folder: Path) -> list[Path]:
-        """Write the report of a store's rows into `folder` (which exists).
+    def write(self, store: Store, folder: Path, options: Options) -> list[Path]:
+        """Write the report of a store's rows into `folder` (which exists); equal rows make equal files.
 
         Returns:
             The files written; the first is the one to open.

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune_bench.errors import UnknownName
+from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports import data as rows_of
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import ANY_ORDER, NO_EFFECT, Data, Row, Section
@@ -41,11 +43,14 @@ class Departure:
     weights: float
 
 
-def load(store: Store) -> Data:
+def load(store: Store, options: Options = DEFAULT) -> Data:
     """A store's rows in sections, with labels that say what a run did, in every table.
 
     Stacks of the same methods in another order share a line where their runs are equal; methods of which no run
     departed from its twin are marked.
+
+    Raises:
+        UsageError: the baseline asked for is no method of this store.
     """
     data = rows_of.load(store)
     twice, any_order = _reordered(data)
@@ -57,7 +62,21 @@ def load(store: Store) -> Data:
             done = section.rows(method, status="done")
             if done and equal[method] == len(done):
                 inert |= {row["id"] for row in section.rows(method)}
-    return _relabelled(data, dict.fromkeys(inert, ""), NO_EFFECT, twice)
+    data = _relabelled(data, dict.fromkeys(inert, ""), NO_EFFECT, twice)
+    if options.baseline is None:
+        return dataclasses.replace(data, options=options)
+    found = [_referring(section, options.baseline) for section in data.sections]
+    if not any(section.reference for section in found):
+        known = dict.fromkeys(rows_of.bare(method) for section in found for method in section.methods)
+        raise UnknownName("baseline of this report", options.baseline, known)
+    return dataclasses.replace(data, options=options, sections=found)
+
+
+def _referring(section: Section, baseline: str) -> Section:
+    """The section with another reference, first among its methods."""
+    label = next((method for method in section.methods if rows_of.bare(method) == baseline), None)
+    methods = tuple(sorted(section.methods, key=lambda method: method != label))
+    return dataclasses.replace(section, reference=label, methods=methods)
 
 
 def _relabelled(data: Data, labels: Mapping[str, str], mark: str, left_out: Collection[str]) -> Data:

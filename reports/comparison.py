@@ -116,7 +116,7 @@ _CONTROL = (
 
 
 def _differences(section: Section) -> list[Block]:
-    found = tables.differences(section, section.baseline) if section.baseline else []
+    found = tables.differences(section, section.reference) if section.reference else []
     if not found:
         return [Paragraph(words.no_differences(section))]
     return [
@@ -369,9 +369,9 @@ def _costs(section: Section) -> list[Block]:
     on_cpu = str(section.setting.get("device")).startswith("cpu")
     clock = "the process's own seconds" if on_cpu else "wall-clock seconds"
     notes = [
-        f"×: geometric mean over (task, seed) pairs of the ratio to {code(section.baseline or 'vanilla')}, in "
+        f"×: geometric mean over (task, seed) pairs of the ratio to {code(section.reference or 'vanilla')}, in "
         "brackets the smallest and largest ratio of a pair, which is no interval; n pairs."
-        if section.baseline
+        if section.reference
         else "No ratios: vanilla with its default dropout is not in this run.",
         f"Absolute figures are medians over a method's runs, whatever their task. Time is {clock} of training, without "
         "evaluation; on a machine shared with others, trust the ratios of counts rather than of seconds.",

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from finetune_bench.report import Report
+from finetune_bench import derived
+from finetune_bench.report import Options, Report
 from finetune_bench.reports import tables
 from finetune_bench.reports.alive import Departure, departures, load
 from finetune_bench.store import Store
@@ -18,8 +19,8 @@ class Csv(Report):
 
     name = "csv"
 
-    def write(self, store: Store, folder: Path) -> list[Path]:
-        data = load(store)
+    def write(self, store: Store, folder: Path, options: Options) -> list[Path]:
+        data = load(store, options)
         sections = data.sections
         departed = [one for section in sections for one in departures(data, section)]
         split = [one for section in sections for one in tables.attributions(data, section)]
@@ -27,7 +28,7 @@ class Csv(Report):
             one
             for section in sections
             for one in [
-                *(tables.differences(section, section.baseline) if section.baseline else []),
+                *(tables.differences(section, section.reference) if section.reference else []),
                 *tables.control_differences(section),
             ]
         ]
@@ -38,7 +39,7 @@ class Csv(Report):
             "synergy": tables.as_frame(tables.Synergy, [one for s in sections for one in tables.synergies(s)]),
             "collapsed": tables.as_frame(tables.Collapsed, [one for s in sections for one in tables.collapsed(s)]),
             "attribution": tables.as_frame(tables.Attribution, split),
-            "rows": _flat(_with_departures(store.frame(), departed)),
+            "rows": _flat(_with_departures(pd.json_normalize([row for row, _ in derived.read(store)]), departed)),
         }
         paths = []
         for name, frame in frames.items():

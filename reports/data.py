@@ -15,6 +15,7 @@ import numpy as np
 
 from finetune_bench import derived
 from finetune_bench.derived import Trace
+from finetune_bench.report import DEFAULT, Options
 from finetune_bench.store import Store
 from finetune_bench.task import HELD_OUT
 
@@ -52,6 +53,7 @@ class Section:
         methods: labels, the baseline first.
         runs: by (method, task, seed), of every status.
         baseline: label of vanilla with its default dropout, None where it wasn't run.
+        reference: what differences are to: the baseline, or the method that the reader chose.
         columns: one per task and split.
         suite: one per task; its splits are averaged.
         stretched: by factor, the labels of vanilla trained for more steps; they are in `runs`, not in `methods`.
@@ -64,6 +66,7 @@ class Section:
     seeds: tuple[int, ...]
     runs: Mapping[tuple[str, str, int], Row]
     baseline: str | None
+    reference: str | None
     columns: tuple[Column, ...]
     suite: tuple[Column, ...]
     stretched: Mapping[float, str]
@@ -137,6 +140,7 @@ class Data:
     superseded: int
     sections: list[Section]
     traces: Mapping[str, Trace]
+    options: Options = DEFAULT
 
     def trace(self, row: Row) -> dict[str, np.ndarray]:
         """The training trace of a run; empty where it has none."""
@@ -270,6 +274,7 @@ def section_of(rows: list[Row], setting: dict[str, Any], title: str, study: Mapp
         seeds=tuple(sorted({row["seed"] for row in rows})),
         runs={(row["method"], row["task"], row["seed"]): row for row in rows},
         baseline=baseline,
+        reference=baseline,
         columns=tuple(columns),
         suite=tuple(suite),
         stretched=dict(sorted(stretched.items())),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from finetune_bench.report import Report
+from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports import tables, words
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.comparison import by_column, score_text
@@ -24,17 +24,17 @@ class Markdown(Report):
 
     name = "markdown"
 
-    def write(self, store: Store, folder: Path) -> list[Path]:
-        data = load(store)
+    def write(self, store: Store, folder: Path, options: Options) -> list[Path]:
+        data = load(store, options)
         plots = draw(data, folder / "plots")
         path = folder / "report.md"
         path.write_text(render(data, plots), "utf-8")
         return [path, *(file for plot in plots for file in plot.files)]
 
 
-def summary_table(store: Store) -> str:
+def summary_table(store: Store, options: Options = DEFAULT) -> str:
     """The comparison as plain text for the terminal; a table for each model and learning rate."""
-    data = load(store)
+    data = load(store, options)
     if not data.rows:
         return "No cell has been run."
     parts = []

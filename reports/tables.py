@@ -191,7 +191,7 @@ def _score(section: Section, column: Column, method: str, estimate: Estimate, *,
 
 def _best(section: Section, columns: Sequence[Column]) -> str | None:
     """The best method, if no other is within the noise; None also where any method lacks a run or collapsed."""
-    anchor = section.baseline or section.methods[0]
+    anchor = section.reference or section.methods[0]
     blocks = [block(section, column, anchor) for column in columns]
     with_runs = [m for m in section.methods if any(section.rows(m, column.task, "done") for column in columns)]
     complete = [one for one in blocks if one is not None and list(one.methods) == with_runs]
@@ -356,7 +356,7 @@ def control_differences(section: Section) -> list[Difference]:
 def collapsed(section: Section) -> list[Collapsed]:
     """Where a method or the baseline has collapsed runs: its score and difference with and without them."""
     result = []
-    reference = section.baseline
+    reference = section.reference
     for column, method in itertools.product(section.columns, section.methods):
         own = section.collapsed(method, column.task)
         others = section.collapsed(reference, column.task) if reference else np.zeros_like(own)
@@ -494,12 +494,12 @@ def _median(values: Sequence[float]) -> float:
 
 
 def _ratio(section: Section, method: str, cost: Callable[[Row], float]) -> Ratio:
-    if section.baseline is None:
+    if section.reference is None:
         return Ratio(math.nan, math.nan, math.nan, 0)
     pairs = [
-        (cost(section.runs[method, task, seed]), cost(section.runs[section.baseline, task, seed]))
+        (cost(section.runs[method, task, seed]), cost(section.runs[section.reference, task, seed]))
         for task, seed in itertools.product(section.tasks, section.seeds)
-        if section.paired(method, section.baseline, task, seed)
+        if section.paired(method, section.reference, task, seed)
     ]
     pairs = [pair for pair in pairs if pair[0] > 0 and pair[1] > 0]
     if not pairs:

@@ -69,7 +69,7 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
     Args:
         name: how the format writes a method's label.
     """
-    differences = tables.differences(section, section.baseline) if section.baseline else []
+    differences = tables.differences(section, section.reference) if section.reference else []
 
     if not any(row["status"] == "done" for row in section.runs.values()):
         return ["No run ended well, so there is nothing to compare."]
@@ -158,7 +158,7 @@ def seeds_sentence(seeds: int) -> str:
 
 def no_differences(section: Section) -> str:
     """Why a section has no differences."""
-    if section.baseline is None:
+    if section.reference is None:
         return (
             "No difference can be given: vanilla with its default dropout is not in this run. Run it in the same "
             "folder; finished cells are kept."

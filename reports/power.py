@@ -1,0 +1,110 @@
+"""How many seeds: from a pilot run, the difference that each number of seeds finds, and the seeds that one takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from tabulate import tabulate
+
+from finetune_bench import stats
+from finetune_bench.errors import UsageError
+from finetune_bench.reports import tables
+from finetune_bench.reports.alive import load
+from finetune_bench.reports.data import Column, Section
+from finetune_bench.store import Store
+
+SEEDS = (3, 5, 10, 20)
+
+
+@dataclass(frozen=True)
+class Power:
+    """What seeds would find of one method's difference to the baseline.
+
+    Attributes:
+        sd: standard deviation of the paired differences over the pilot's seeds, in points; over the suite, of the
+            mean over tasks per seed.
+        n: pairs in the pilot.
+        detectable: by number of seeds, the true difference that is found with the power asked for, in points.
+        seeds: that the difference asked for takes.
+    """
+
+    section: str
+    column: Column
+    method: str
+    sd: float
+    n: int
+    detectable: dict[int, float]
+    seeds: int
+
+
+def power_lines(store: Store, difference: float, power: float) -> list[Power]:
+    """One line per method and score, and over the suite.
+
+    Raises:
+        UsageError: no method has two pairs with the baseline.
+    """
+    lines = []
+    for section in load(store).sections:
+        if section.reference is None:
+            continue
+        columns = [*section.columns, *([tables.suite_column(section)] if len(section.tasks) > 1 else [])]
+        for column in columns:
+            for method in section.methods:
+                if method != section.reference:
+                    pairs = _differences(section, method, column)
+                    lines += _line(
+                        section, method, column, pairs[np.isfinite(pairs)], difference=difference, power=power
+                    )
+    if not lines:
+        raise UsageError(
+            f"'{store.root}': no method has two seeds that are paired with vanilla, so the noise can't be estimated; "
+            "run two seeds or more."
+        )
+    return lines
+
+
+def _differences(section: Section, method: str, column: Column) -> np.ndarray:
+    columns = [column] if column.task else list(section.suite)
+    reference = str(section.reference)
+    pairs = [
+        section.paired_scores(method, reference, one) - section.paired_scores(reference, reference, one)
+        for one in columns
+    ]
+    return np.asarray(np.mean(pairs, axis=0))
+
+
+def _line(
+    section: Section, method: str, column: Column, pairs: np.ndarray, *, difference: float, power: float
+) -> list[Power]:
+    sd = float(pairs.std(ddof=1)) if len(pairs) > 1 else math.nan
+    if not sd > 0:
+        return []
+    detectable = {seeds: stats.detectable_with(seeds, sd, power) for seeds in SEEDS}
+    seeds = stats.seeds_for(difference, sd, power)
+    return [Power(section.title, column, method, sd, len(pairs), detectable, seeds)]
+
+
+def as_text(lines: list[Power], difference: float, power: float) -> str:
+    """As the terminal shows it."""
+    several = len({one.section for one in lines}) > 1
+    rows = [
+        [
+            *([one.section] if several else []),
+            one.method,
+            one.column.title,
+            f"{one.sd:.2f}",
+            one.n,
+            *(f"{value:.1f}" for value in one.detectable.values()),
+            one.seeds,
+        ]
+        for one in lines
+    ]
+    header = ["method", "score", "sd of differences", "pairs", *(f"{n} seeds find" for n in SEEDS)]
+    header = [*(["setting"] if several else []), *header, f"seeds for {difference:g}"]
+    told = (
+        f"Points (score × 100); two-sided paired t test at 5 %, power {power:g}. A standard deviation from few pairs "
+        "is rough: from three, the true one may be half or six times as large."
+    )
+    return f"{tabulate(rows, header, tablefmt='simple', disable_numparse=True)}\n\n{told}"
