@@ -120,7 +120,8 @@ class SavedActivations:
                 self._bytes += storage.nbytes()
                 self.peak_bytes = max(self.peak_bytes, self._bytes)
             self._holders[key] = self._holders.get(key, 0) + 1
-            return _Saved(tensor, self._release)
+            # Detached: a graph that holds an output of its own, by a hook, is a cycle that no collector sees.
+            return _Saved(tensor.detach(), self._release)
 
         def give(saved: _Saved | Tensor) -> Tensor:
             return saved.tensor if isinstance(saved, _Saved) else saved

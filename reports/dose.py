@@ -137,6 +137,8 @@ def draw_dose(section: Section, study: DoseStudy, frame: pd.DataFrame) -> Figure
     below.set_xlabel(study.parameter + (f" (0 stands at {smallest / 10:g})" if (frame["dose"] == 0).any() else ""))
     below.set_xscale("log")
     below.set_yscale("log")
+    for axis in (below.xaxis, below.yaxis):
+        axis.set_major_formatter(lambda value, _: f"{value:g}")  # the usual one writes powers as formulas
     for axes in (above, below):
         if study.default > 0:
             axes.axvline(study.default, color=GREY, lw=6, alpha=0.18, label=f"default {study.default:g}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -249,6 +250,18 @@ def test_saved_bytes_of_a_known_graph() -> None:
         (x @ w).sin().sum().backward()
         (x @ w).sin().sum().backward()  # one after the other: the peak stays that of one
     assert meter.peak_bytes == (5 * 3 + 5 * 4) * 4
+
+
+def test_a_counted_graph_is_let_go_without_a_backward_pass() -> None:
+    """tanh saves its output: a hook that keeps it as it is makes a cycle, and a worker grows with every cell."""
+    meter = measure.SavedActivations([])
+    x = torch.randn(31, 37, requires_grad=True)
+    with meter.counting():
+        y = x.tanh()
+    assert meter._bytes == 31 * 37 * 4
+    del y
+    gc.collect()
+    assert meter._bytes == 0
 
 
 def test_saved_bytes_of_methods() -> None:
