@@ -252,6 +252,64 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
+    """P-values adjusted so that of those below 5 %, one in twenty is expected to be false; NaN entries stay NaN."""
+    tested = [i for i, p in enumerate(p_values) if not math.isnan(p)]
+    adjusted = [math.nan] * len(p_values)
+    if tested:
+        found = stats.false_discovery_control([p_values[i] for i in tested])
+        for i, p in zip(tested, found, strict=True):
+            adjusted[i] = float(p)
+    return adjusted
+
+
+SEEDS_FOR_SIGN_FLIP = 6  # the smallest p of S pairs is 2/2^S
+
+
+def sign_flip(differences: ArrayLike) -> float:
+    """Exact two-sided p of paired differences, by flipping their signs: no assumption but symmetry around 0.
+
+    Question (a). The mean is compared with that of all 2^S sign patterns, from 6 pairs; above 16 pairs with 100,000
+    seeded draws. NaN below 6 pairs.
+    """
+    finite = _finite(differences)
+    if len(finite) < SEEDS_FOR_SIGN_FLIP:
+        return math.nan
+    found = stats.permutation_test(
+        (finite,),
+        lambda sample, axis: np.mean(sample, axis=axis),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=2 ** len(finite) if len(finite) <= 16 else 100_000,
+        rng=np.random.default_rng(0),
+    )
+    return float(found.pvalue)
+
+
+def equivalence(estimate: Estimate, margin: float) -> float:
+    """P of the two one-sided t tests that the true difference lies outside ±margin; small means equal in practice.
+
+    Question (a), with the estimate's own df. NaN where it has no spread or the margin isn't above 0.
+    """
+    if not (estimate.standard_error > 0 and margin > 0):
+        return math.nan
+    distances = (margin - estimate.value, margin + estimate.value)
+    return max(float(stats.t.sf(distance / estimate.standard_error, estimate.df)) for distance in distances)
+
+
+def mcnemar(own: ArrayLike, reference: ArrayLike) -> float:
+    """Exact two-sided p that two methods fail equally often, from pairs of runs; NaN where no pair disagrees.
+
+    Args:
+        own, reference: (pairs,) whether each run failed.
+    """
+    a, b = np.asarray(own, dtype=bool), np.asarray(reference, dtype=bool)
+    only_own, only_other = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_own + only_other == 0:
+        return math.nan
+    return float(stats.binomtest(only_own, only_own + only_other).pvalue)
+
+
 def noise_floor(scores: ArrayLike) -> Estimate:
     """How far apart the means of two fresh sets of seeds of one method lie: 0 with its 95 % interval.
 
