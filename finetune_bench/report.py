@@ -42,7 +42,7 @@ class Report(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def write(self, store: Store, folder: Path, options: Options) -> list[Path]:
+    def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
         """Write the report of a store's rows into `folder` (which exists); equal rows make equal files.
 
         Returns:

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from finetune_bench import stats
+from finetune_bench import robust, stats
 from finetune_bench.reports import tables, words
+from finetune_bench.reports.aggregates import bootstraps, exploratory, ranking, suite_tests
 from finetune_bench.reports.alive import departures
 from finetune_bench.reports.data import Column, Data, Section
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Picture, Table, bold, bullets, code, table
@@ -37,6 +38,8 @@ def blocks(data: Data, section: Section, level: int, plots: dict[str, Plot]) -> 
     return [
         *headed("Scores", [*_scores(section), *picture("scores")]),
         *headed("Differences to the baseline", [*_differences(section), *picture("differences")]),
+        *headed("Tests", _tests(data, section)),
+        *headed("Over all tasks", [*_ranking(section), *picture("ranks", "profile")]),
         *headed("Differences to vanilla with the same dropout", _control_differences(section)),
         *headed("Where the gain comes from", [*_attributions(data, section), *picture("attribution")]),
         *headed("With and without collapsed runs", _collapsed(section)),
@@ -169,7 +172,8 @@ def _difference_notes(section: Section, found: Sequence[Difference]) -> list[str
         "excludes 0.",
         "Where methods share all seeds and none collapsed, the interval uses the residual variance of all of them "
         "(method + seed), df = (M − 1)(S − 1), and assumes that they scatter equally; elsewhere it uses the "
-        "method's own differences, and n and df stand in the cell.",
+        "method's own differences, and n and df stand in the cell. Runs that did nearly the same as another method's, "
+        f"their difference varying by less than {tables.NEAR_TWIN:.0%} of the spread over seeds, count once.",
     ]
     if seeds > 1:
         notes.append(
@@ -223,7 +227,109 @@ def _rho(found: Sequence[Difference], column: Column, question: str) -> str:
 
 
 def _p(values: Sequence[float]) -> str:
-    return "—" if not values else "<0.001" if values[0] < 0.001 else f"{values[0]:.3f}"
+    return _p_text(values[0]) if values else "—"
+
+
+def _tests(data: Data, section: Section) -> list[Block]:
+    margin = data.options.margin
+    found = suite_tests(section, margin)
+    result: list[Block] = []
+    if found:
+        reference = code(str(section.reference))
+        columns = ["P(A > B)", "sign-flip p", "McNemar p", *([f"equal within {margin:g}, p"] if margin else [])]
+        rows = [
+            [
+                code(one.method),
+                "—" if math.isnan(one.better) else f"{one.better:.2f}",
+                *(_p_text(p) for p in (one.sign_flip, one.collapses, *([one.equivalence] if margin else []))),
+            ]
+            for one in found
+        ]
+        notes = [
+            f"P(A > B): the chance that a run beats one of {reference} on the same task, ties counting half.",
+            "Sign-flip: exact, on the seeds' differences (mean over tasks), from six seeds; not adjusted.",
+            "McNemar: exact, whether runs collapse as often as the reference's, from runs paired by task and seed.",
+        ]
+        if margin:
+            notes.append(
+                f"Equal within {margin:g} points: the larger p of two one-sided t tests; below 0.05 the method is the "
+                "reference's equal for that purpose. A difference that isn't separated is not thereby equal."
+            )
+        result += [table("tests", [f"A, against {reference}", *columns], rows), *bullets(notes)]
+    if explored := exploratory(section):
+        columns_of = [column for column in section.columns if any(key[1] == column for key in explored)]
+        rows = [
+            [code(method), *(_p_text(explored.get((method, column), math.nan)) for column in columns_of)]
+            for method in dict.fromkeys(key[0] for key in explored)
+        ]
+        note = (
+            f"Exploratory: p of every method on every score, adjusted together by Benjamini and Hochberg over the "
+            f"{len(explored)} of them. Of those below 0.05, one in twenty is expected to be false."
+        )
+        result += [table("exploratory", ["score by score", *(one.title for one in columns_of)], rows), *bullets([note])]
+    if data.options.bootstrap and (resampled := bootstraps(data, section)):
+        columns_of = [column for column in section.columns if any(key[1] == column for key in resampled)]
+        differences: list[list[str | Entry]] = [
+            [code(method), *(_resampled(resampled.get((method, column), stats.NOTHING)) for column in columns_of)]
+            for method in dict.fromkeys(key[0] for key in resampled)
+        ]
+        note = (
+            "Multi-bootstrap: seeds and examples resampled together, paired, 1,000 times, seed 0; questions (a) and "
+            "(c) at once. Percentile intervals, from five seeds on."
+        )
+        result += [
+            table("bootstrap", ["difference", *(one.title for one in columns_of)], differences),
+            *bullets([note]),
+        ]
+    return result
+
+
+def _resampled(estimate: stats.Estimate) -> Entry:
+    return Entry(_bold_if_separated(estimate), estimate.value) if estimate.n else Entry("—")
+
+
+def _p_text(value: float) -> str:
+    return "—" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _ranking(section: Section) -> list[Block]:
+    found = ranking(section)
+    if found is None:
+        return []
+    rows = []
+    for place, method in enumerate(found.methods):
+        normalised = found.normalised.get(method)
+        rows.append(
+            [
+                code(method),
+                f"{found.ranks.mean[place]:.2f}" if found.ranks else "—",
+                f"{robust.interquartile_mean(normalised):.3f}" if normalised is not None else "—",
+                f"{np.nanmean(normalised):.3f}" if normalised is not None else "—",
+            ]
+        )
+    notes = []
+    if found.ranks:
+        notes.append(
+            f"Mean rank over {found.ranks.n} tasks, 1 is the best; question (b). Friedman's test that all are alike: "
+            f"p {_with_sign(found.ranks.p)}. Mean ranks less than {found.ranks.critical_difference:.2f} apart are not "
+            "separated (Nemenyi, 95 % for all pairs). Ranks depend on who else is in the pool."
+        )
+    notes.append(
+        "Normalised: 0 is the constant prediction's score, 1 the best method's mean, per task. The interquartile mean "
+        "leaves out the lowest and the highest quarter of all runs."
+    )
+    if found.left_out:
+        notes.append(f"Without a score on every task, so not here: {words.listed([code(m) for m in found.left_out])}.")
+    if found.unscaled:
+        notes.append(
+            f"No method beats the constant prediction on {words.listed(found.unscaled)}; no normalised score has it."
+        )
+    header = ["method", "mean rank", "interquartile mean", "mean, normalised"]
+    return [table("ranks", header, rows), *bullets(notes)]
+
+
+def _with_sign(p: float) -> str:
+    return "undefined, every task ties" if math.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.3f}"
 
 
 def _attributions(data: Data, section: Section) -> list[Block]:

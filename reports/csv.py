@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from finetune_bench import derived
-from finetune_bench.report import Options, Report
+from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports import tables
 from finetune_bench.reports.alive import Departure, departures, load
 from finetune_bench.store import Store
@@ -19,7 +19,7 @@ class Csv(Report):
 
     name = "csv"
 
-    def write(self, store: Store, folder: Path, options: Options) -> list[Path]:
+    def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
         data = load(store, options)
         sections = data.sections
         departed = [one for section in sections for one in departures(data, section)]

@@ -24,7 +24,7 @@ class Markdown(Report):
 
     name = "markdown"
 
-    def write(self, store: Store, folder: Path, options: Options) -> list[Path]:
+    def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
         data = load(store, options)
         plots = draw(data, folder / "plots")
         path = folder / "report.md"

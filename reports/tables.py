@@ -23,6 +23,7 @@ from finetune_bench.stats import Estimate
 
 SUITE = "mean over tasks"
 TWO_WAY, PAIRED, WELCH, OVER_TASKS = "two-way", "paired t", "Welch–Satterthwaite", "t over tasks"
+NEAR_TWIN = 0.05  # of the spread over seeds: a difference that varies less is between runs that did nearly the same
 _CLOSED_TO_SHARES = ("accuracy", "f1")  # metrics that are shares, of which a logit can be taken
 
 
@@ -221,7 +222,8 @@ class Block:
 def block(section: Section, column: Column, anchor: str) -> Block | None:
     """The complete block around `anchor`; None where fewer than two methods or seeds are left, or the anchor collapsed.
 
-    A method with a hole or a collapsed run stays outside, so that its scatter doesn't widen everyone's interval.
+    A method with a hole or a collapsed run stays outside, so that its scatter doesn't widen everyone's interval; so
+    does a near twin of one that is inside, whose lack of scatter against it would narrow everyone's.
     """
     seeds = np.isfinite(section.paired_scores(anchor, anchor, column))
     if seeds.sum() < 2 or section.collapsed(anchor, column.task)[seeds].any():
@@ -229,9 +231,16 @@ def block(section: Section, column: Column, anchor: str) -> Block | None:
     inside: dict[str, np.ndarray] = {}
     for method in section.methods:
         values = section.paired_scores(method, anchor, column)[seeds]
-        if np.isfinite(values).all() and not section.collapsed(method, column.task)[seeds].any():
+        broken = not np.isfinite(values).all() or section.collapsed(method, column.task)[seeds].any()
+        if not broken and not any(_near_twins(values, other) for other in inside.values()):
             inside[method] = values
     return Block(tuple(inside), np.stack(list(inside.values()))) if len(inside) > 1 else None
+
+
+def _near_twins(scores: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two methods' difference hardly varies over seeds, compared with the scores themselves."""
+    spread = math.sqrt((scores.var(ddof=1) + other.var(ddof=1)) / 2)
+    return bool((scores - other).std(ddof=1) <= NEAR_TWIN * spread)
 
 
 def contrast(
