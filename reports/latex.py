@@ -1,0 +1,102 @@
+"""The tables as LaTeX for a paper: booktabs, one file per table, and a document that holds them all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from finetune_bench.report import DEFAULT, Options, Report
+from finetune_bench.reports.alive import load
+from finetune_bench.reports.content import document
+from finetune_bench.reports.document import Heading, Table, spans
+from finetune_bench.store import Store
+
+_NAMES = {
+    "scores",
+    "differences",
+    "attribution",
+    "cost",
+    "synergy",
+    "ranks",
+    "tests",
+    "equal cost",
+    "choices",
+    "budget",
+}
+# Characters that LaTeX reads as commands, and those of a report that a plain font lacks.
+_ESCAPES = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "|": r"\textbar{}", '"': r"\textquotedbl{}", "'": r"\textquotesingle{}", "`": r"\textasciigrave{}", "-": "{-}",
+    "−": "$-$", "×": r"$\times$", "—": "---", "–": "--", "₀": "$_0$", "Δ": r"$\Delta$", "±": r"$\pm$", "≥": r"$\geq$",
+    "·": r"$\cdot$", "“": "``", "”": "''", "…": r"\ldots{}", "²": "$^2$",
+}  # fmt: skip
+
+
+class Latex(Report):
+    """tables.tex and latex/: each table as a booktabs tabular, to be put into a paper with \\input."""
+
+    name = "latex"
+
+    def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
+        blocks = document(load(store, options))
+        place = folder / "latex"
+        place.mkdir(exist_ok=True)
+        parts: list[str] = []
+        paths: list[Path] = []
+        heading = ""
+        for block in blocks:
+            if isinstance(block, Heading):
+                heading = block.text
+            if isinstance(block, Table) and block.name in _NAMES:
+                name = f"{block.name.replace(' ', '-')}-{len(paths) + 1}.tex"
+                paths.append(place / name)
+                paths[-1].write_text(tabular(block), "utf-8")
+                parts.append(_shown(heading, name))
+        document_path = folder / "tables.tex"
+        document_path.write_text(_document(parts), "utf-8")
+        return [document_path, *paths]
+
+
+def tabular(block: Table) -> str:
+    """A table as a tabular of booktabs; texts are escaped."""
+    columns = "l" + ("l" if block.align == "left" else "r") * (len(block.header) - 1)
+    lines = [" & ".join(map(_text, row)) + r" \\" for row in [block.header]]
+    rows = [" & ".join(_text(entry.text) for entry in row) + r" \\" for row in block.rows]
+    return "\n".join(
+        [
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            *lines,
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def _shown(heading: str, name: str) -> str:
+    fitted = r"\noindent\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
+    return "\n".join([rf"\section*{{{_text(heading)}}}", fitted, rf"\input{{latex/{name}}}}}", ""])
+
+
+def _document(parts: list[str]) -> str:
+    packages = ["[T1]{fontenc}", "[utf8]{inputenc}", "{textcomp}", "{booktabs}", "{graphicx}"]
+    head = [r"\documentclass[10pt]{article}", *(rf"\usepackage{package}" for package in packages)]
+    head += [r"\usepackage[a4paper,landscape,margin=15mm]{geometry}", r"\begin{document}"]
+    return "\n".join([*head, *(parts or ["No table."]), r"\end{document}", ""])
+
+
+def _text(text: str) -> str:
+    styles = {"code": r"\texttt{%s}", "bold": r"\textbf{%s}", "": "%s"}
+    return "".join(styles[style] % _escaped(piece) for piece, style in spans(text))
+
+
+def _escaped(text: str) -> str:
+    """Any text as it is; a character outside Latin is shown by its number, since no font here may have it."""
+    return "".join(_ESCAPES.get(one) or _character(one) for one in text)
+
+
+def _character(one: str) -> str:
+    return one if ord(one) < 256 and one.isprintable() else f"[U+{ord(one):04X}]"
