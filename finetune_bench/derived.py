@@ -22,7 +22,13 @@ import pandas as pd
 from finetune_bench.store import Store
 
 VERSION = 1  # of the table's columns; a table of another version is made anew
-_ARRAYS = ("loss", "task_loss", "sketch", "sketch_steps", "scored_sketch")
+_ARRAYS = {
+    "loss": np.float64,
+    "task_loss": np.float64,
+    "sketch": np.float64,
+    "sketch_steps": np.int64,
+    "scored_sketch": np.float64,
+}
 _COLUMNS = ["id", "changed", "size", "row", "examples", "digest", *_ARRAYS]
 _SHARED = ("recipe", "environment", "methods", "majority", "dropout")  # of a row: the same in many
 
@@ -42,8 +48,7 @@ class Trace:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """`loss`, `task_loss` (steps,), `sketch` (points, 64), `sketch_steps` (points,), `scored_sketch` (64,)."""
-        kinds = {"sketch_steps": np.int64}
-        found = {name: np.frombuffer(content, kinds.get(name, np.float64)) for name, content in self._arrays.items()}
+        found = {name: np.frombuffer(content, _ARRAYS[name]) for name, content in self._arrays.items()}
         if "sketch" in found:
             found["sketch"] = found["sketch"].reshape(len(found["sketch_steps"]), -1)
         return found
@@ -96,7 +101,7 @@ def _line(store: Store, cell: str, stamp: list[int]) -> dict[str, Any] | None:
     trace = store.arrays(cell, "trace")
     predictions = store.arrays(cell, "predictions")
     examples = {key.removesuffix(".labels"): len(value) for key, value in predictions.items() if "labels" in key}
-    content = {name: np.ascontiguousarray(trace[name]).tobytes() for name in _ARRAYS if name in trace}
+    content = {name: trace[name].astype(kind).tobytes() for name, kind in _ARRAYS.items() if name in trace}
     return {
         "id": cell,
         "changed": stamp[0],

@@ -9,9 +9,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from finetune_bench.store import Store
+if TYPE_CHECKING:  # the command line reads this module before it knows whether a store is needed
+    from finetune_bench.store import Store
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,8 @@ class LNSR(Method):
         return replace(inner, forwards=inner.forwards + 1)
 
     def memory(self, inner: Memory) -> Memory:
-        return inner.plus(saved={"F": 1, "H_all": 1, "H": -self.layer})
+        # The states above the noised layer; the last one costs nothing, for the second pass's head is let go.
+        return inner.plus(saved={"F": 1, "H_all": 1, "H": -self.layer - 1})
 
     def setup(self, run: Run) -> None:
         self.run_ = run

@@ -32,10 +32,11 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
 
 
 def on_disk() -> set[str]:
-    """Every module of the four folders, by its place in the wheel; py.typed too."""
+    """Every module of the four folders, by its place in the wheel; py.typed and the page's two files too."""
     found = {"finetune_bench/py.typed"}
     for room, target in ROOMS.items():
-        found |= {f"{target}/{path.relative_to(ROOT / room).as_posix()}" for path in (ROOT / room).rglob("*.py")}
+        paths = [path for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".css", ".js")]
+        found |= {f"{target}/{path.relative_to(ROOT / room).as_posix()}" for path in paths}
     return found
 
 
