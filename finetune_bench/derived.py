@@ -67,31 +67,32 @@ def read(store: Store) -> list[tuple[dict[str, Any], Trace]]:
     return found
 
 
-def up_to_date(store: Store) -> pd.DataFrame:
-    """The table, with a line for every row that is in the store now; written again where a line had to change."""
-    path = store.root / "derived.parquet"
-    stamps = dict(_stamps(store))
-    old = _read(path)
-    stored = zip(old["id"], old["changed"], old["size"], strict=True)
-    current = np.array([stamps.get(cell) == [changed, size] for cell, changed, size in stored], dtype=bool)
-    kept = old[current]
-    missing = sorted(set(stamps) - set(kept["id"]))
-    lines = [line for cell in missing if (line := _line(store, cell, stamps[cell])) is not None]
-    if len(kept) == len(old) and not lines:
-        return kept
-    table = pd.DataFrame([*kept.to_dict("records"), *lines], columns=_COLUMNS).sort_values("id", ignore_index=True)
-    _write(table, path)
-    return table
-
-
-def _stamps(store: Store) -> Iterator[tuple[str, list[int]]]:
+def stamps(store: Store) -> Iterator[tuple[str, int, int]]:
+    """Of every row in the store: its id, when its file changed (ns), and the file's size in bytes."""
     if not store.cells.is_dir():
         return
     for folder in os.scandir(store.cells):
         if not folder.name.startswith("."):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                 found = (Path(folder.path) / "row.json").stat()
-                yield folder.name, [found.st_mtime_ns, found.st_size]
+                yield folder.name, found.st_mtime_ns, found.st_size
+
+
+def up_to_date(store: Store) -> pd.DataFrame:
+    """The table, with a line for every row that is in the store now; written again where a line had to change."""
+    path = store.root / "derived.parquet"
+    current_stamps = {cell: [changed, size] for cell, changed, size in stamps(store)}
+    old = _read(path)
+    stored = zip(old["id"], old["changed"], old["size"], strict=True)
+    current = np.array([current_stamps.get(cell) == [changed, size] for cell, changed, size in stored], dtype=bool)
+    kept = old[current]
+    missing = sorted(set(current_stamps) - set(kept["id"]))
+    lines = [line for cell in missing if (line := _line(store, cell, current_stamps[cell])) is not None]
+    if len(kept) == len(old) and not lines:
+        return kept
+    table = pd.DataFrame([*kept.to_dict("records"), *lines], columns=_COLUMNS).sort_values("id", ignore_index=True)
+    _write(table, path)
+    return table
 
 
 def _line(store: Store, cell: str, stamp: list[int]) -> dict[str, Any] | None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
+import json
 import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
+from finetune_bench import derived
 from finetune_bench.errors import UnknownName
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports import data as rows_of
@@ -49,10 +53,17 @@ def load(store: Store, options: Options = DEFAULT) -> Data:
     Stacks of the same methods in another order share a line where their runs are equal; methods of which no run
     departed from its twin are marked.
 
+    Formats that are written one after the other share one reading, as long as the store is the same.
+
     Raises:
         UsageError: the baseline asked for is no method of this store.
     """
-    data = rows_of.load(store)
+    return _load(store.root, options, tuple(sorted(derived.stamps(store))), json.dumps(store.study()))
+
+
+@functools.lru_cache(maxsize=1)
+def _load(root: Path, options: Options, stamps: tuple[tuple[str, int, int], ...], study: str) -> Data:
+    data = rows_of.load(Store(root))
     twice, any_order = _reordered(data)
     data = _relabelled(data, any_order, ANY_ORDER, twice)
     inert: set[str] = set()

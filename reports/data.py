@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from finetune_bench import derived
 from finetune_bench.derived import Trace
 from finetune_bench.report import DEFAULT, Options
+from finetune_bench.reports.once import once
 from finetune_bench.store import Store
 from finetune_bench.task import HELD_OUT
 
@@ -71,6 +73,7 @@ class Section:
     suite: tuple[Column, ...]
     stretched: Mapping[float, str]
 
+    @once
     def rows(self, method: str, task: str | None = None, status: str | None = None) -> list[Row]:
         """A method's rows, by task and seed."""
         return [
@@ -88,14 +91,16 @@ class Section:
         values = [(row.get("metrics") or {}).get(split, {}).get(column.metric) for split in column.splits]
         return math.nan if None in values else 100 * float(np.mean(values))
 
+    @once
     def scores(self, method: str, column: Column) -> np.ndarray:
         """(seeds,) scores in points, NaN where there is none."""
-        return np.array([self.score(method, column, seed) for seed in self.seeds])
+        return _shared([self.score(method, column, seed) for seed in self.seeds])
 
+    @once
     def collapsed(self, method: str, task: str) -> np.ndarray:
         """(seeds,) whether the run is done and counts as collapsed."""
         found = [self.runs.get((method, task, seed)) for seed in self.seeds]
-        return np.array([row is not None and row["status"] == "done" and bool(row.get("collapsed")) for row in found])
+        return _shared([row is not None and row["status"] == "done" and bool(row.get("collapsed")) for row in found])
 
     def paired(self, method: str, other: str, task: str, seed: int) -> bool:
         """Whether both runs are done and started from the same head, on the same examples in the same order."""
@@ -103,31 +108,43 @@ class Section:
         proofs = [pairing(row) for row in rows if row is not None and row["status"] == "done"]
         return len(proofs) == 2 and proofs[0] is not None and proofs[0] == proofs[1]
 
+    @once
     def paired_scores(self, method: str, reference: str, column: Column) -> np.ndarray:
         """(seeds,) scores of the runs that are paired with the reference's, NaN elsewhere."""
         proven = [self.paired(method, reference, column.task, seed) for seed in self.seeds]
-        return np.where(proven, self.scores(method, column), np.nan)
+        return _shared(np.where(proven, self.scores(method, column), np.nan))
 
+    @once
     def parts(self, method: str) -> list[dict[str, Any]]:
         """The stack that a label stands for, outermost first."""
         return list(self.rows(method)[0].get("methods") or [])
 
+    @once
     def dropout(self, method: str) -> str:
         """The realised dropout as comparable text; "" where it isn't known or runs differ."""
         realised = [row.get("dropout") for row in self.rows(method, status="done")]
         found = {canonical(dropout) for dropout in realised if dropout is not None}
         return found.pop() if len(found) == 1 else ""
 
+    @once
     def controls(self) -> list[str]:
         """Vanilla with other than its default dropout."""
         return [label for label in self.methods if label != self.baseline and is_vanilla(self.parts(label))]
 
+    @once
     def control(self, method: str) -> str | None:
         """The vanilla control whose realised dropout is this method's, where that isn't the baseline's."""
         own = self.dropout(method)
         if not own or (self.baseline is not None and own == self.dropout(self.baseline)):
             return None
         return next((label for label in self.controls() if label != method and self.dropout(label) == own), None)
+
+
+def _shared(values: ArrayLike) -> np.ndarray:
+    """An array that nobody can change."""
+    array = np.array(values)
+    array.flags.writeable = False
+    return array
 
 
 @dataclass

@@ -15,7 +15,7 @@ from tabulate import tabulate
 from finetune_bench import stats
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.data import NO_EFFECT, Section, bare
-from finetune_bench.reports.plots import COLOURS, GREY, STYLE
+from finetune_bench.reports.looks import COLOURS, GREY, STYLE
 from finetune_bench.reports.words import interval
 from finetune_bench.store import Store
 

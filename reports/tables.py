@@ -19,6 +19,7 @@ import pandas as pd
 
 from finetune_bench import stats
 from finetune_bench.reports.data import Column, Data, Row, Section, bare, is_vanilla
+from finetune_bench.reports.once import once
 from finetune_bench.stats import Estimate
 
 SUITE = "mean over tasks"
@@ -152,6 +153,7 @@ def suite_column(section: Section) -> Column:
     return Column("", (), SUITE, f"mean over {len(section.tasks)} tasks")
 
 
+@once
 def scores(section: Section) -> list[Score]:
     """Every method on every column, and over the suite where there are several tasks."""
     result = []
@@ -219,6 +221,7 @@ class Block:
     scores: np.ndarray
 
 
+@once
 def block(section: Section, column: Column, anchor: str) -> Block | None:
     """The complete block around `anchor`; None where fewer than two methods or seeds are left, or the anchor collapsed.
 
@@ -232,15 +235,15 @@ def block(section: Section, column: Column, anchor: str) -> Block | None:
     for method in section.methods:
         values = section.paired_scores(method, anchor, column)[seeds]
         broken = not np.isfinite(values).all() or section.collapsed(method, column.task)[seeds].any()
-        if not broken and not any(_near_twins(values, other) for other in inside.values()):
+        if not broken and not (inside and _near_twins(values, np.stack(list(inside.values()))).any()):
             inside[method] = values
     return Block(tuple(inside), np.stack(list(inside.values()))) if len(inside) > 1 else None
 
 
-def _near_twins(scores: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two methods' difference hardly varies over seeds, compared with the scores themselves."""
-    spread = math.sqrt((scores.var(ddof=1) + other.var(ddof=1)) / 2)
-    return bool((scores - other).std(ddof=1) <= NEAR_TWIN * spread)
+def _near_twins(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(methods,) whether the difference to each of the others, (methods, seeds), hardly varies over seeds."""
+    spread = np.sqrt((scores.var(ddof=1) + others.var(axis=1, ddof=1)) / 2)
+    return np.asarray((scores - others).std(axis=1, ddof=1) <= NEAR_TWIN * spread)
 
 
 def contrast(
@@ -273,7 +276,8 @@ def contrast(
     return stats.t_interval(total), PAIRED
 
 
-def differences(section: Section, reference: str, methods: Iterable[str] | None = None) -> list[Difference]:
+@once
+def differences(section: Section, reference: str, methods: tuple[str, ...] | None = None) -> list[Difference]:
     """Every method minus `reference`: per column, over the suite (question a), and over tasks as units (question b)."""
     compared = [method for method in methods or section.methods if method != reference]
     blocks = {column: block(section, column, reference) for column in {*section.columns, *section.suite}}
@@ -347,6 +351,7 @@ def refused(section: Section, method: str, reference: str, task: str) -> int:
     return sum(not section.paired(method, reference, task, seed) for seed in both)
 
 
+@once
 def control_differences(section: Section) -> list[Difference]:
     """Every method minus the vanilla control that has its dropout, where that isn't the baseline itself."""
     by_control: dict[str, list[str]] = {}
@@ -358,7 +363,7 @@ def control_differences(section: Section) -> list[Difference]:
     return [
         dataclasses.replace(one, p=math.nan)
         for control, methods in by_control.items()
-        for one in differences(section, control, methods)
+        for one in differences(section, control, tuple(methods))
     ]
 
 
@@ -449,6 +454,7 @@ def _gap(section: Section, column: Column, run: str, against: str) -> tuple[Esti
 # --- cost -------------------------------------------------------------------------------------------------------------
 
 
+@once
 def costs(section: Section) -> list[Cost]:
     """What every method costs."""
     return [_cost(section, method) for method in section.methods]
@@ -518,6 +524,49 @@ def _ratio(section: Section, method: str, cost: Callable[[Row], float]) -> Ratio
     return Ratio(value, min(ratios), max(ratios), len(pairs))
 
 
+def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+    """Positions of the points that no cheaper or equally cheap one reaches, cheapest first."""
+    front: list[int] = []
+    for i in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
+        if not front or scores[i] > scores[front[-1]]:
+            front.append(i)
+    return front
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Bytes of a training step, medians over a method's runs; weights are fp32, the optimiser is AdamW.
+
+    Attributes:
+        activations: what autograd saves for the backward pass.
+        peak: as measured; NaN where it can't be.
+    """
+
+    section: str
+    method: str
+    weights: float
+    gradients: float
+    optimiser: float
+    activations: float
+    peak: float
+
+
+def footprints(section: Section) -> list[Footprint]:
+    """Of every method with a run."""
+    found = []
+    for method in section.methods:
+        rows = section.rows(method, status="done")
+        sizes = {
+            name: _median([number(row, name) for row in rows])
+            for name in ("parameters", "trainable_parameters", "saved_activation_bytes", "peak_memory_bytes")
+        }
+        weights, gradients = 4 * sizes["parameters"], 4 * sizes["trainable_parameters"]
+        if math.isfinite(weights + gradients + sizes["saved_activation_bytes"]):
+            activations, peak = sizes["saved_activation_bytes"], sizes["peak_memory_bytes"]
+            found.append(Footprint(section.title, method, weights, gradients, 2 * gradients, activations, peak))
+    return found
+
+
 # --- compatibility ----------------------------------------------------------------------------------------------------
 
 
@@ -532,6 +581,7 @@ class Combination:
     note: str
 
 
+@once
 def combinations(section: Section) -> tuple[list[Combination], list[str]]:
     """The stacks of two whose parts were run alone, and a sentence for each stack without a synergy.
 
@@ -586,6 +636,7 @@ def _ground(section: Section, method: str, first: str, second: str, baseline: st
     return baseline, ""
 
 
+@once
 def synergies(section: Section) -> list[Synergy]:
     """Of every stack of two with its parts: y_AB − y_A − y_B + y_0 per column, and over the suite."""
     result = []
@@ -646,6 +697,7 @@ def twins(data: Data, section: Section) -> list[Twin]:
     return result
 
 
+@once
 def _effect_off(section: Section, method: str) -> list[str]:
     """Runs that a method should differ from: vanilla with each dropout, and the parts of a stack."""
     parts = section.parts(method)

@@ -1,0 +1,147 @@
+"""Plots of cost: the Pareto fronts of score against memory and time, and what a method's memory is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from finetune_bench.reports import tables
+from finetune_bench.reports.data import Data, Row, Section
+from finetune_bench.reports.looks import (
+    COLOURS,
+    GREY,
+    caption,
+    crowd,
+    drawn,
+    grid,
+    legend,
+    legend_handle,
+    look,
+    panels_across,
+    shown,
+)
+from finetune_bench.reports.tables import Cost, Ratio
+from finetune_bench.stats import Estimate
+
+
+def draw_memory(data: Data, section: Section) -> Figure | None:
+    """Peak memory against score, a panel per score, and over the suite relative to the reference."""
+    return _draw(section, lambda row: tables.number(row, "peak_memory_bytes") / 2**20, _memory, "peak memory (MiB)")
+
+
+def draw_time(data: Data, section: Section) -> Figure | None:
+    """Training time against score, a panel per score, and over the suite relative to the reference."""
+    return _draw(section, tables.seconds, _time, "training time (s)")
+
+
+def _memory(cost: Cost) -> Ratio:
+    return cost.memory
+
+
+def _time(cost: Cost) -> Ratio:
+    return cost.time
+
+
+Point = tuple[str, float, float, float, Estimate]  # method, its cost with the range of its runs, its score
+
+
+def _draw(section: Section, cost: Callable[[Row], float], ratio: Callable[[Cost], Ratio], label: str) -> Figure | None:
+    estimates = {(score.column, score.method): score.estimate for score in tables.scores(section)}
+    panels = []
+    for column in drawn(section):
+        points = []
+        for method in shown(section):
+            costs = [value for row in section.rows(method, column.task, "done") if math.isfinite(value := cost(row))]
+            if costs and estimates[column, method].n:
+                points.append((method, float(np.median(costs)), min(costs), max(costs), estimates[column, method]))
+        panels.append((column.title, label, points))
+    if len(section.tasks) > 1:
+        suite = tables.suite_column(section)
+        ratios = {one.method: ratio(one) for one in tables.costs(section)}
+        points = [
+            (method, ratios[method].value, ratios[method].low, ratios[method].high, estimates[suite, method])
+            for method in shown(section)
+            if ratios[method].n and estimates[suite, method].n
+        ]
+        panels.append((suite.title, f"{label.partition(' (')[0]} (× {section.reference})", points))
+    panels = [panel for panel in panels if panel[2]]
+    if not panels:
+        return None
+    across = panels_across(len(panels))
+    figure, places = grid(len(panels), across, 3.1, 2.9)
+    for place, (axes, (title, axis, points)) in enumerate(zip(places, panels, strict=True)):
+        _draw_points(axes, section, points)
+        axes.set_title(title)
+        axes.set_xlabel(axis)
+        if place % across == 0:
+            axes.set_ylabel("score (× 100)")
+    handles = [legend_handle(section, method, line=False) for method in shown(section)]
+    handles.append(Line2D([], [], color=GREY, lw=0.9, label="across: range of the runs' costs; up: 95 % t interval"))
+    handles.append(Line2D([], [], color=GREY, lw=1.1, ls=":", label="Pareto front of the means"))
+    legend(figure, handles)
+    caption(figure, crowd(section))
+    return figure
+
+
+def _draw_points(axes: Axes, section: Section, points: list[Point]) -> None:
+    values = np.array([estimate.value for *_, estimate in points])
+    room = max(2 * float(np.ptp(values)), 1.0)  # few seeds make intervals that would flatten everything
+    low, high = float(values.min()) - room, float(values.max()) + room
+    for method, middle, least, most, estimate in points:
+        colour, marker, _ = look(section, method)
+        if math.isfinite(estimate.low):
+            ends = [max(estimate.low, low), min(estimate.high, high)]
+            axes.plot([middle, middle], ends, "-", lw=0.9, color=colour, alpha=0.45)
+            for end, inside, arrow in ((ends[0], estimate.low >= low, "v"), (ends[1], estimate.high <= high, "^")):
+                if not inside:
+                    axes.plot([middle], [end], arrow, ms=4, mew=0, color=colour, alpha=0.6)
+        axes.plot([least, most], [estimate.value] * 2, "-", lw=0.9, color=colour, alpha=0.45)
+        size = 10 if marker == "*" else 6.5
+        axes.plot([middle], [estimate.value], marker, ms=size, color=colour, mec="white", mew=0.6, zorder=3)
+    front = tables.pareto_front([middle for _, middle, *_ in points], list(values))
+    axes.step(
+        [points[i][1] for i in front], [values[i] for i in front], where="post", color=GREY, lw=1.1, ls=":", zorder=1
+    )
+    axes.margins(0.08)
+    axes.xaxis.set_major_locator(MaxNLocator(4))
+
+
+# --- what memory is made of -------------------------------------------------------------------------------------------
+
+
+def draw_footprint(data: Data, section: Section) -> Figure | None:
+    """Stacked bars: weights, gradients, optimiser and saved activations; a mark at the measured peak."""
+    found = {one.method: one for one in tables.footprints(section)}
+    methods = [method for method in shown(section) if method in found]
+    if not methods:
+        return None
+    parts = ("weights", "gradients", "optimiser", "activations")
+    names = max(map(len, methods))
+    figure = Figure(figsize=(0.075 * names + 6.2, 0.27 * len(methods) + 1.3), layout="constrained")
+    axes = figure.add_subplot()
+    left = np.zeros(len(methods))
+    for place, part in enumerate(parts):
+        sizes = np.array([getattr(found[method], part) / 2**20 for method in methods])
+        axes.barh(range(len(methods)), sizes, left=left, height=0.62, color=COLOURS[place], label=part)
+        left += sizes
+    peaks = [found[method].peak / 2**20 for method in methods]
+    axes.plot(peaks, range(len(methods)), "D", ms=4.5, color="black", mec="white", ls="", label="measured peak")
+    axes.set_yticks(range(len(methods)), methods)
+    axes.set_ylim(len(methods) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlabel("memory (MiB)")
+    handles, labels = axes.get_legend_handles_labels()
+    order = [*labels[1:], labels[0]] if labels[0] == "measured peak" else labels
+    figure.legend([handles[labels.index(name)] for name in order], order, loc="outside upper left", ncols=5, fontsize=8)
+    process = "a CPU's peak is the whole process, its libraries too"
+    on_cpu = str(section.setting.get("device")).startswith("cpu")
+    caption(figure, "medians over runs", process if on_cpu else "", crowd(section))
+    return figure
