@@ -11,6 +11,7 @@ from finetune_bench import robust, stats
 from finetune_bench.bootstrap import METRICS, multi_bootstrap
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Row, Section
+from finetune_bench.reports.once import once
 from finetune_bench.reports.tables import Difference
 from finetune_bench.stats import Estimate
 
@@ -35,6 +36,7 @@ class SuiteTest:
     collapses: float
 
 
+@once
 def suite_tests(section: Section, margin: float | None) -> list[SuiteTest]:
     """One per method; empty without a reference."""
     if section.reference is None:
@@ -67,6 +69,7 @@ def _suite_test(section: Section, one: Difference, margin: float | None) -> Suit
     )
 
 
+@once
 def exploratory(section: Section) -> dict[tuple[str, Column], float]:
     """P-values of every method on every score, adjusted together by Benjamini and Hochberg; from five seeds."""
     if section.reference is None or len(section.columns) < 2:
@@ -95,6 +98,7 @@ class Ranking:
     unscaled: tuple[str, ...]
 
 
+@once
 def ranking(section: Section) -> Ranking | None:
     """Ranks and normalised scores; None with one task or one method."""
     means = {

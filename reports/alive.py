@@ -20,6 +20,7 @@ from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports import data as rows_of
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import ANY_ORDER, NO_EFFECT, Data, Row, Section
+from finetune_bench.reports.once import once
 from finetune_bench.store import Store
 
 
@@ -136,6 +137,7 @@ def _same(data: Data, section: Section, orders: Sequence[str]) -> bool:
     return shared > 0
 
 
+@once
 def departures(data: Data, section: Section) -> list[Departure]:
     """Every run that has a vanilla twin, of all methods but the baseline."""
     found = []

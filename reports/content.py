@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -10,12 +10,14 @@ from finetune_bench import stats
 from finetune_bench.reports import comparison, tables, words
 from finetune_bench.reports.data import Data
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Table, bold, bullets, code, table
+from finetune_bench.reports.once import once
 from finetune_bench.reports.plots import Plot
 from finetune_bench.reports.selection import Search, searches
 from finetune_bench.reports.words import counted, interval, points
 
 
-def document(data: Data, plots: Sequence[Plot] = ()) -> list[Block]:
+@once
+def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     """The whole report.
 
     Args:
@@ -213,6 +215,6 @@ def _warnings(data: Data) -> list[Block]:
         where = f" ({section.title})" if section.title else ""
         items += [f"{text}{where}" for text in words.no_effect(tables.twins(data, section))]
     items += words.mixed_versions(data)
-    if data.superseded:
-        items.append(f"{counted(data.superseded, 'older row')} of the same runs left out: a newer one is in the store.")
+    if superseded := len(data.stored) - len(data.rows):
+        items.append(f"{counted(superseded, 'older row')} of the same runs left out: a newer one is in the store.")
     return [*blocks, *bullets(items)] or [Paragraph("None.")]

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from finetune_bench import derived
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports import tables
 from finetune_bench.reports.alive import Departure, departures, load
@@ -39,7 +38,7 @@ class Csv(Report):
             "synergy": tables.as_frame(tables.Synergy, [one for s in sections for one in tables.synergies(s)]),
             "collapsed": tables.as_frame(tables.Collapsed, [one for s in sections for one in tables.collapsed(s)]),
             "attribution": tables.as_frame(tables.Attribution, split),
-            "rows": _flat(_with_departures(pd.json_normalize([row for row, _ in derived.read(store)]), departed)),
+            "rows": _flat(_with_departures(pd.json_normalize(data.stored), departed)),
         }
         paths = []
         for name, frame in frames.items():

@@ -45,7 +45,7 @@ class Column:
     title: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # a section is itself: answers are kept by it
 class Section:
     """The runs of one setting.
 
@@ -104,9 +104,13 @@ class Section:
 
     def paired(self, method: str, other: str, task: str, seed: int) -> bool:
         """Whether both runs are done and started from the same head, on the same examples in the same order."""
-        rows = [self.runs.get((label, task, seed)) for label in (method, other)]
-        proofs = [pairing(row) for row in rows if row is not None and row["status"] == "done"]
-        return len(proofs) == 2 and proofs[0] is not None and proofs[0] == proofs[1]
+        proof = self._proof(method, task, seed)
+        return proof is not None and proof == self._proof(other, task, seed)
+
+    @once
+    def _proof(self, method: str, task: str, seed: int) -> tuple[str, str, str] | None:
+        row = self.runs.get((method, task, seed))
+        return None if row is None or row["status"] != "done" else pairing(row)
 
     @once
     def paired_scores(self, method: str, reference: str, column: Column) -> np.ndarray:
@@ -149,12 +153,17 @@ def _shared(values: ArrayLike) -> np.ndarray:
 
 @dataclass
 class Data:
-    """A store's rows as reports read them."""
+    """A store's rows as reports read them.
+
+    Attributes:
+        stored: all rows, as they are in the store.
+        rows: those that count, the newest of each run, with the labels that tables show.
+    """
 
     store: Store
     study: dict[str, Any]
+    stored: list[Row]
     rows: list[Row]
-    superseded: int
     sections: list[Section]
     traces: Mapping[str, Trace]
     options: Options = DEFAULT
@@ -181,8 +190,8 @@ def load(store: Store) -> Data:
     return Data(
         store=store,
         study=study,
+        stored=rows,
         rows=current,
-        superseded=len(rows) - len(current),
         sections=sort(current, study),
         traces={row["id"]: trace for row, trace in found},
     )

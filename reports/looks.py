@@ -133,15 +133,30 @@ def limits(values: np.ndarray, estimates: Sequence[Estimate], longest: float) ->
     return (low, high) if high > low else (low - room, high + room)
 
 
-def draw_interval(axes: Axes, estimate: Estimate, height: int, colour: str, limits: tuple[float, float]) -> None:
-    """A diamond at the mean, a bar for the interval; an arrow where it goes on beyond the axis."""
+def draw_intervals(axes: Axes, found: Sequence[tuple[float, Estimate, str]], limits: tuple[float, float]) -> None:
+    """Diamonds at the means, bars for the intervals, arrows where one goes on beyond the axis.
+
+    Args:
+        found: height, estimate with a value, and colour of each.
+    """
     low, high = limits
-    if not math.isnan(estimate.low):
-        start, end = max(estimate.low, low), min(estimate.high, high)
-        axes.plot([start, end], [height] * 2, "-", lw=1.6, color=colour)
-        for at, inside, arrow in ((start, estimate.low >= low, "<"), (end, estimate.high <= high, ">")):
-            axes.plot([at], [height], "|" if inside else arrow, ms=5.5, mew=1.3 if inside else 0, color=colour)
-    axes.plot([estimate.value], [height], "D", ms=4.8, color=colour, mec="white", mew=0.7)
+    heights, values, colours = [at for at, _, _ in found], [one.value for _, one, _ in found], [c for *_, c in found]
+    ranged = [(at, one, colour) for at, one, colour in found if not math.isnan(one.low)]
+    ends: dict[str, list[tuple[float, float, str]]] = {"|": [], "<": [], ">": []}
+    for at, one, colour in ranged:
+        ends["|" if one.low >= low else "<"].append((max(one.low, low), at, colour))
+        ends["|" if one.high <= high else ">"].append((min(one.high, high), at, colour))
+    starts, stops = ([min(max(end, low), high) for end in found] for found in _ends([one for _, one, _ in ranged]))
+    axes.hlines([at for at, *_ in ranged], starts, stops, colors=[c for *_, c in ranged], lw=1.6)
+    for marker, marks in ends.items():
+        if marks:
+            x, y, c = zip(*marks, strict=True)
+            axes.scatter(x, y, s=30, marker=marker, c=c, linewidths=1.3 if marker == "|" else 0)
+    axes.scatter(values, heights, s=23, marker="D", c=colours, edgecolors="white", linewidths=0.7, zorder=3)
+
+
+def _ends(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
+    return [one.low for one in estimates], [one.high for one in estimates]
 
 
 def caption(figure: Figure, *texts: str) -> None:
@@ -154,6 +169,18 @@ def caption(figure: Figure, *texts: str) -> None:
         else:
             lines.append(text)
     figure.supxlabel("\n".join(lines), fontsize=8, color="#444444")
+
+
+def name_lines(axes: Axes, names: Sequence[str], *, here: bool) -> None:
+    """The names of the lines of a panel, or their ticks alone where the panel on the left has the names."""
+    axes.set_yticks(range(len(names)))
+    if here:
+        axes.set_yticklabels(names)
+    axes.tick_params(axis="y", length=0, labelleft=here)
+
+
+def _sign(estimate: Estimate) -> str:
+    return GREY if not estimate.separated else COLOURS[0] if estimate.value > 0 else COLOURS[1]
 
 
 Line = tuple[str, Estimate]  # a label and its estimate
@@ -181,15 +208,12 @@ def forest(panels: Sequence[tuple[str, Sequence[Line], float]], label: str, *tex
         low, high = min(low, -0.1 * (high - low)), max(high, 0.1 * (high - low))
         if math.isfinite(band):
             axes.axvspan(max(-band, low), min(band, high), color="#E8E8E8", lw=0, zorder=0)
-        for height, (_, one) in enumerate(lines):
-            if one.n:
-                colour = GREY if not one.separated else COLOURS[0] if one.value > 0 else COLOURS[1]
-                draw_interval(axes, one, height, colour, (low, high))
+        known = [(float(height), one, _sign(one)) for height, (_, one) in enumerate(lines) if one.n]
+        draw_intervals(axes, known, (low, high))
         axes.set_title(title)
         axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
         axes.set_ylim(len(names) - 0.4, -0.6)
-        axes.set_yticks(range(len(names)), names if place % across == 0 else [""] * len(names))
-        axes.tick_params(axis="y", length=0)
+        name_lines(axes, names, here=place % across == 0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
     colours = "blue: above 0, orange: below, grey: not separated from 0"
     caption(figure, f"{label}, 95 % t interval (arrow: goes on)", colours, *texts)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from tabulate import tabulate
@@ -47,7 +46,7 @@ def summary_table(store: Store, options: Options = DEFAULT) -> str:
     return "\n\n".join([*parts, f"Mean score ×100. {words.INTERVAL}"])
 
 
-def render(data: Data, plots: Sequence[Plot] = ()) -> str:
+def render(data: Data, plots: tuple[Plot, ...] = ()) -> str:
     """The whole report as markdown."""
     return "\n\n".join(_block(block) for block in document(data, plots)) + "\n"
 

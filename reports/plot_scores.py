@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator, Mapping
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -17,7 +16,7 @@ from finetune_bench.reports.looks import (
     GREY,
     caption,
     crowd,
-    draw_interval,
+    draw_intervals,
     drawn,
     forest,
     grid,
@@ -25,6 +24,7 @@ from finetune_bench.reports.looks import (
     legend_handle,
     limits,
     look,
+    name_lines,
     panels_across,
     shown,
 )
@@ -45,34 +45,35 @@ def draw_scores(data: Data, section: Section) -> Figure | None:
         figsize=(0.075 * names + 2.6 * across + 0.4, (0.27 * len(methods) + 0.95) * down + 0.3),
         layout="constrained",
     )
-    first: list[Axes] = []
     for place, column in enumerate(columns):
         axes = figure.add_subplot(down, across, place + 1)
-        first.append(axes)
         low, high = limits(*_kept(section, column, found), longest=0.75)
+        dots: list[tuple[float, float]] = []
+        colours: list[str] = []
         for height, method in enumerate(methods):
             colour, _, _ = look(section, method)
             scores = section.scores(method, column)
             broken = section.collapsed(method, column.task) & np.isfinite(scores)
             fine = scores[np.isfinite(scores) & ~broken]
             # Seeds a little below the line, so that they don't hide the interval.
-            axes.plot(fine, np.full(len(fine), height + 0.2), "o", ms=3.4, mew=0, color=colour, alpha=0.6)
+            dots += [(value, height + 0.2) for value in fine]
+            colours += [colour] * len(fine)
             for value in scores[broken]:
                 axes.plot([min(max(value, low), high)], [height + 0.2], "x", ms=4.5, mew=1.2, color=colour)
                 if not low <= value <= high:
                     at, side = (low, "left") if value < low else (high, "right")
                     axes.text(at, height + 0.22, f"   {value:.1f}   ", ha=side, va="center", fontsize=7, color=colour)
-            estimate = found[column, method]
-            if estimate.n:
-                draw_interval(axes, estimate, height, colour, (low, high))
-            else:
+            if not found[column, method].n:
                 axes.text(low, height, " no score", va="center", fontsize=7.5, color=GREY)
+        if dots:
+            x, y = zip(*dots, strict=True)
+            axes.scatter(x, y, s=11, c=colours, linewidths=0, alpha=0.6)
+        known = [(h, found[column, m], look(section, m)[0]) for h, m in enumerate(methods) if found[column, m].n]
+        draw_intervals(axes, known, (low, high))
         axes.set_title(column.title)
         axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
         axes.set_ylim(len(methods) - 0.4, -0.6)
-        labels = methods if place % across == 0 else [""] * len(methods)
-        axes.set_yticks(range(len(methods)), labels)
-        axes.tick_params(axis="y", length=0)
+        name_lines(axes, methods, here=place % across == 0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if section.baseline and found[column, section.baseline].n:
             axes.axvline(found[column, section.baseline].value, color="black", lw=0.8, ls=":", zorder=1)

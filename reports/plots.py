@@ -43,7 +43,7 @@ Drawing = Callable[[Data, Section], Figure | None]
 
 
 @once
-def draw(data: Data, folder: Path) -> list[Plot]:
+def draw(data: Data, folder: Path) -> tuple[Plot, ...]:
     """Draw whatever the rows allow, into `folder`."""
     kinds: dict[str, tuple[Drawing, str]] = {
         "scores": (draw_scores, "Scores: every seed as a dot, the mean and its interval"),
@@ -70,7 +70,7 @@ def draw(data: Data, folder: Path) -> list[Plot]:
                 alt = f"{text}, {section.title}" if section.title else text
                 files = _save(figure, folder, name)
                 plots.append(Plot(kind, number, files, f"{folder.name}/{name}.png", alt))
-    return plots
+    return tuple(plots)
 
 
 def _save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
