@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from finetune_bench.runner import Plan
     from finetune_bench.store import Store
 
-FORMATS = "markdown,html,csv,latex"
+FORMATS = "markdown,html,csv"
 _GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the training recipe"}
 
 

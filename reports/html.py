@@ -168,7 +168,7 @@ def _ranges(numbers: Iterable[int]) -> str:
 
 
 def _picture(block: Picture) -> str:
-    drawing = base64.b64encode(block.plot.files[1].read_bytes()).decode()
+    drawing = base64.b64encode(block.plot.file.read_bytes()).decode()
     return (
         f'<figure><img alt="{_plain(block.plot.alt)}" decoding="async" '
         f'src="data:image/svg+xml;base64,{drawing}"></figure>'

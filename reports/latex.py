@@ -1,4 +1,4 @@
-"""The tables as LaTeX for a paper: booktabs, one file per table, and a document that holds them all."""
+"""The tables as LaTeX for a paper: booktabs, one file per table, plots as PDF, and a document that holds them all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.content import document
-from finetune_bench.reports.document import Heading, Table, spans
+from finetune_bench.reports.document import Heading, Picture, Table, spans
+from finetune_bench.reports.plots import draw
 from finetune_bench.store import Store
 
 _NAMES = {
@@ -33,20 +34,26 @@ _ESCAPES = {
 
 
 class Latex(Report):
-    """tables.tex and latex/: each table as a booktabs tabular, to be put into a paper with \\input."""
+    """tables.tex and latex/: tables for \\input, plots as PDF for \\includegraphics."""
 
     name = "latex"
 
     def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
-        blocks = document(load(store, options))
+        data = load(store, options)
         place = folder / "latex"
-        place.mkdir(exist_ok=True)
+        blocks = document(data, draw(data, place, "pdf"))
         parts: list[str] = []
         paths: list[Path] = []
         heading = ""
         for block in blocks:
             if isinstance(block, Heading):
                 heading = block.text
+            if isinstance(block, Picture):
+                paths.append(block.plot.file)
+                parts.append(
+                    rf"\noindent\includegraphics[width=\linewidth,height=0.85\textheight,keepaspectratio]{{{block.plot.link}}}"
+                    + "\n"
+                )
             if isinstance(block, Table) and block.name in _NAMES:
                 name = f"{block.name.replace(' ', '-')}-{len(paths) + 1}.tex"
                 paths.append(place / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,9 @@ from finetune_bench.reports.once import once
 from finetune_bench.stats import Estimate
 
 MOST = 20  # methods in one plot; the tables have them all
+_MOST_PANELS = (
+    6  # scores beside the mean over tasks; plots of costs and stacks show only that mean where there are more
+)
 # Okabe and Ito's palette without its yellow, which is too pale for lines on white; black is the baseline's.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -39,7 +42,7 @@ STYLE: Any = {  # of settings that matplotlib types one by one
     "legend.frameon": False,
     "xtick.color": "#444444",
     "ytick.color": "#222222",
-    "savefig.dpi": 130,
+    "pdf.fonttype": 42,
     "text.parse_math": False,
 }
 
@@ -100,6 +103,13 @@ def crowd(section: Section) -> str:
     if len(methods) == len(section.methods):
         return ""
     return f"{len(methods)} of {len(section.methods)} methods: vanilla and those of the highest mean; tables have all"
+
+
+def few(columns: Iterable[Column]) -> list[Column]:
+    """The columns that a plot of costs or stacks shows: all, or of many only the mean over tasks."""
+    found = list(dict.fromkeys(columns))
+    means = [column for column in found if not column.task]
+    return means if means and len(found) > _MOST_PANELS + 1 else found
 
 
 @once

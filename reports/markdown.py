@@ -19,7 +19,7 @@ from finetune_bench.store import Store
 
 
 class Markdown(Report):
-    """report.md and plots/, each plot as PNG and SVG."""
+    """report.md and plots/*.svg."""
 
     name = "markdown"
 
@@ -28,7 +28,7 @@ class Markdown(Report):
         plots = draw(data, folder / "plots")
         path = folder / "report.md"
         path.write_text(render(data, plots), "utf-8")
-        return [path, *(file for plot in plots for file in plot.files)]
+        return [path, *(plot.file for plot in plots)]
 
 
 def summary_table(store: Store, options: Options = DEFAULT) -> str:

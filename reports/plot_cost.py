@@ -18,7 +18,7 @@ from finetune_bench.reports.looks import (
     GREY,
     caption,
     crowd,
-    drawn,
+    few,
     grid,
     legend,
     legend_handle,
@@ -53,23 +53,19 @@ Point = tuple[str, float, float, float, Estimate]  # method, its cost with the r
 
 def _draw(section: Section, cost: Callable[[Row], float], ratio: Callable[[Cost], Ratio], label: str) -> Figure | None:
     estimates = {(score.column, score.method): score.estimate for score in tables.scores(section)}
+    ratios = {one.method: ratio(one) for one in tables.costs(section)}
     panels = []
-    for column in drawn(section):
-        points = []
+    for column in few(column for column, _ in estimates):
+        points: list[Point] = []
         for method in shown(section):
-            costs = [value for row in section.rows(method, column.task, "done") if math.isfinite(value := cost(row))]
-            if costs and estimates[column, method].n:
-                points.append((method, float(np.median(costs)), min(costs), max(costs), estimates[column, method]))
-        panels.append((column.title, label, points))
-    if len(section.tasks) > 1:
-        suite = tables.suite_column(section)
-        ratios = {one.method: ratio(one) for one in tables.costs(section)}
-        points = [
-            (method, ratios[method].value, ratios[method].low, ratios[method].high, estimates[suite, method])
-            for method in shown(section)
-            if ratios[method].n and estimates[suite, method].n
-        ]
-        panels.append((suite.title, f"{label.partition(' (')[0]} (× {section.reference})", points))
+            if column.task:
+                found = _range([cost(row) for row in section.rows(method, column.task, "done")])
+            else:
+                found = (ratios[method].value, ratios[method].low, ratios[method].high)
+            if math.isfinite(found[0]) and estimates[column, method].n:
+                points.append((method, *found, estimates[column, method]))
+        axis = label if column.task else f"{label.partition(' (')[0]} (× {section.reference})"
+        panels.append((column.title, axis, points))
     panels = [panel for panel in panels if panel[2]]
     if not panels:
         return None
@@ -87,6 +83,12 @@ def _draw(section: Section, cost: Callable[[Row], float], ratio: Callable[[Cost]
     legend(figure, handles)
     caption(figure, crowd(section))
     return figure
+
+
+def _range(costs: list[float]) -> tuple[float, float, float]:
+    """Median, smallest and largest."""
+    finite = [value for value in costs if math.isfinite(value)]
+    return (float(np.median(finite)), min(finite), max(finite)) if finite else (math.nan, math.nan, math.nan)
 
 
 def _draw_points(axes: Axes, section: Section, points: list[Point]) -> None:

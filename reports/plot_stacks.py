@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Section, bare
-from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, forest, name_lines, panels_across
+from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, name_lines, panels_across
 from finetune_bench.stats import Estimate
 
 _SCALE = LinearSegmentedColormap.from_list("synergy", [COLOURS[1], "#FFFFFF", COLOURS[0]])
@@ -31,7 +31,7 @@ def draw_synergies(data: Data, section: Section) -> Figure | None:
     estimates = {(one.column, one.method): one.estimate for one in found}
     panels = [
         (column.title, [(stack, estimates.get((column, stack), stats.NOTHING)) for stack in stacks], math.nan)
-        for column in dict.fromkeys(one.column for one in found)
+        for column in few(one.column for one in found)
     ]
     every = len({one.method for one in found})
     crowded = f"{len(stacks)} of {every} stacks, those furthest from 0 for their error" if every > len(stacks) else ""
@@ -51,7 +51,7 @@ def draw_compatibility(data: Data, section: Section) -> Figure | None:
         return None
     rows = [label for label in section.methods if any(one.first == label for one in found)]
     columns = [label for label in section.methods if any(one.second == label for one in found)]
-    panels = list(dict.fromkeys(one.column for one in found))
+    panels = few(one.column for one in found)
     across = panels_across(len(panels), 4 if len(columns) <= 5 else 2)
     down = math.ceil(len(panels) / across)
     cell, names = 0.62, 0.075 * max(len(label) for label in rows + columns)
@@ -103,7 +103,7 @@ def draw_hype_pairs(data: Data, section: Section) -> Figure | None:
     if not shown or section.baseline is None:
         return None
     found = {(score.column, score.method): score.estimate for score in tables.scores(section)}
-    columns = [column for column in dict.fromkeys(column for column, _ in found) if _any(found, column, shown)]
+    columns = [column for column in few(column for column, _ in found) if _any(found, column, shown)]
     if not columns:
         return None
     across = panels_across(len(columns))

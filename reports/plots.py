@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -23,28 +24,36 @@ from finetune_bench.reports.plot_stacks import draw_attribution, draw_compatibil
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of one section, as PNG and SVG.
+    """One plot of one section.
 
     Attributes:
         kind: scores, differences, memory, ...: what `comparison` puts in its place.
         section: the section's position.
-        link: the PNG, relative to the report's folder.
+        file: where it is.
+        link: the same, relative to the report's folder.
         alt: what it shows, for who can't see it.
     """
 
     kind: str
     section: int
-    files: tuple[Path, Path]
+    file: Path
     link: str
     alt: str
 
 
+_NO_DATE: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 Drawing = Callable[[Data, Section], Figure | None]
 
 
 @once
-def draw(data: Data, folder: Path) -> tuple[Plot, ...]:
-    """Draw whatever the rows allow, into `folder`."""
+def draw(data: Data, folder: Path, ending: str = "svg") -> tuple[Plot, ...]:
+    """Draw whatever the rows allow.
+
+    Args:
+        folder: made where it is missing.
+        ending: svg, or pdf for LaTeX.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     kinds: dict[str, tuple[Drawing, str]] = {
         "scores": (draw_scores, "Scores: every seed as a dot, the mean and its interval"),
         "differences": (draw_differences, "Forest plot of the paired differences with intervals, on the noise floor"),
@@ -68,15 +77,7 @@ def draw(data: Data, folder: Path) -> tuple[Plot, ...]:
                     continue
                 name = kind if len(data.sections) == 1 else f"{kind}-{number + 1}"
                 alt = f"{text}, {section.title}" if section.title else text
-                files = _save(figure, folder, name)
-                plots.append(Plot(kind, number, files, f"{folder.name}/{name}.png", alt))
+                file = folder / f"{name}.{ending}"
+                figure.savefig(file, metadata=_NO_DATE[ending])
+                plots.append(Plot(kind, number, file, f"{folder.name}/{file.name}", alt))
     return tuple(plots)
-
-
-def _save(figure: Figure, folder: Path, name: str) -> tuple[Path, Path]:
-    folder.mkdir(parents=True, exist_ok=True)
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    figure.savefig(png, metadata={"Software": None})
-    figure.set_layout_engine("none")  # everything has its place now; finding it again is slow
-    figure.savefig(svg, metadata={"Date": None})
-    return png, svg
