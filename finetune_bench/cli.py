@@ -7,6 +7,7 @@ Nothing heavy is imported before it is needed: `--help` is instant.
 from __future__ import annotations
 
 import argparse
+import gc
 import shlex
 import sys
 from collections.abc import Sequence
@@ -256,6 +257,7 @@ def _summarise(store: Store, folder: Path, formats: list[str], options: Options)
     from finetune_bench.reports.markdown import summary_table
 
     folder.mkdir(parents=True, exist_ok=True)
+    gc.disable()  # every collection would walk all rows, and a report of ten thousand needs no memory back
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
     print(summary_table(store, options))
     print()

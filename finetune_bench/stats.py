@@ -173,7 +173,7 @@ def pairing_correlation(scores: ArrayLike, reference: ArrayLike) -> float:
     both = both[:, np.isfinite(both).all(axis=0)]
     if both.shape[1] < 3 or (np.ptp(both, axis=1) <= 1e-12).any():
         return math.nan
-    return float(stats.pearsonr(both[0], both[1]).statistic)
+    return float(np.asarray(np.corrcoef(both))[0, 1])
 
 
 def pairing_threshold(seeds: int) -> float:

@@ -89,7 +89,7 @@ class Section:
         if row is None or row["status"] != "done" or row["metric"] != column.metric or not column.splits:
             return math.nan
         values = [(row.get("metrics") or {}).get(split, {}).get(column.metric) for split in column.splits]
-        return math.nan if None in values else 100 * float(np.mean(values))
+        return math.nan if None in values else 100 * (sum(values) / len(values))
 
     @once
     def scores(self, method: str, column: Column) -> np.ndarray:
@@ -104,18 +104,19 @@ class Section:
 
     def paired(self, method: str, other: str, task: str, seed: int) -> bool:
         """Whether both runs are done and started from the same head, on the same examples in the same order."""
-        proof = self._proof(method, task, seed)
-        return proof is not None and proof == self._proof(other, task, seed)
+        proof = self._proofs(method, task)[seed]
+        return proof is not None and proof == self._proofs(other, task)[seed]
 
     @once
-    def _proof(self, method: str, task: str, seed: int) -> tuple[str, str, str] | None:
-        row = self.runs.get((method, task, seed))
-        return None if row is None or row["status"] != "done" else pairing(row)
+    def _proofs(self, method: str, task: str) -> dict[int, tuple[str, str, str] | None]:
+        found = {seed: self.runs.get((method, task, seed)) for seed in self.seeds}
+        return {seed: pairing(row) if row and row["status"] == "done" else None for seed, row in found.items()}
 
     @once
     def paired_scores(self, method: str, reference: str, column: Column) -> np.ndarray:
         """(seeds,) scores of the runs that are paired with the reference's, NaN elsewhere."""
-        proven = [self.paired(method, reference, column.task, seed) for seed in self.seeds]
+        own, other = self._proofs(method, column.task), self._proofs(reference, column.task)
+        proven = [own[seed] is not None and own[seed] == other[seed] for seed in self.seeds]
         return _shared(np.where(proven, self.scores(method, column), np.nan))
 
     @once
@@ -264,13 +265,14 @@ def _current(rows: list[Row]) -> list[Row]:
     def versions(row: Row) -> list[int]:
         return [part.get("version") or 0 for part in row.get("methods") or []]
 
+    labels = [label(row) for row in rows]
     newest: dict[str, list[int]] = {}
-    for row in rows:
-        newest[label(row)] = max(newest.get(label(row), []), versions(row))
-    latest: dict[str, Row] = {}
-    for row in rows:
-        key = canonical([label(row), row["task"], row["seed"]])
-        if versions(row) == newest[label(row)]:
+    for name, row in zip(labels, rows, strict=True):
+        newest[name] = max(newest.get(name, []), versions(row))
+    latest: dict[tuple[str, str, int], Row] = {}
+    for name, row in zip(labels, rows, strict=True):
+        key = (name, row["task"], row["seed"])
+        if versions(row) == newest[name]:
             other = latest.get(key)
             if other is None or str(row.get("finished") or "") >= str(other.get("finished") or ""):
                 latest[key] = row

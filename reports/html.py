@@ -92,16 +92,19 @@ def _packed(runs: Sequence[Mapping[str, Any]]) -> str:
     """All runs, compressed; what many have in common stands once."""
     shared: dict[str, list[Any]] = {name: [] for name in _SHARED}
     known: dict[tuple[str, str], int] = {}
+    met: dict[tuple[str, int], int] = {}  # by identity, so that few of them have to be turned into text
     slim = []
     for run in runs:
         row = dict(run)
         for name in _SHARED:
             if name in row:
-                key = (name, json.dumps(row[name], sort_keys=True))
-                if key not in known:
-                    known[key] = len(shared[name])
-                    shared[name].append(row[name])
-                row[name] = known[key]
+                if (name, id(row[name])) not in met:
+                    key = (name, json.dumps(row[name], sort_keys=True))
+                    if key not in known:
+                        known[key] = len(shared[name])
+                        shared[name].append(row[name])
+                    met[name, id(row[name])] = known[key]
+                row[name] = met[name, id(row[name])]
         slim.append(row)
     content = json.dumps({"shared": shared, "runs": slim}, separators=(",", ":")).encode()
     return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()

@@ -32,6 +32,7 @@ STYLE: Any = {  # of settings that matplotlib types one by one
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
+    "axes.titley": 1.0,  # found by itself, it costs a fifth of the time
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GREY,
@@ -182,11 +183,11 @@ def caption(figure: Figure, *texts: str) -> None:
 
 
 def name_lines(axes: Axes, names: Sequence[str], *, here: bool) -> None:
-    """The names of the lines of a panel, or their ticks alone where the panel on the left has the names."""
-    axes.set_yticks(range(len(names)))
-    if here:
-        axes.set_yticklabels(names)
-    axes.tick_params(axis="y", length=0, labelleft=here)
+    """The names of the lines of a panel, unless the panel on its left has them; call it when the limits are set."""
+    axes.set_yticks(range(len(names)) if here else [], names if here else [])  # a tick costs more than all else
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
+    axes.hlines(range(len(names)), *axes.get_xlim(), colors=STYLE["grid.color"], lw=STYLE["grid.linewidth"], zorder=0)
 
 
 def _sign(estimate: Estimate) -> str:

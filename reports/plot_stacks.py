@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Section, bare
-from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, name_lines, panels_across
+from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, panels_across
 from finetune_bench.stats import Estimate
 
 _SCALE = LinearSegmentedColormap.from_list("synergy", [COLOURS[1], "#FFFFFF", COLOURS[0]])
@@ -79,12 +79,13 @@ def draw_compatibility(data: Data, section: Section) -> Figure | None:
         image = axes.imshow(block, cmap=_SCALE, vmin=-largest, vmax=largest, aspect="auto")
         axes.grid(visible=False)
         axes.set_title(panel.title)
-        name_lines(axes, rows, here=place % across == 0)
+        here = place % across == 0
+        axes.set_yticks(range(len(rows)), rows if here else [""] * len(rows))
         below = place + across >= len(panels)
         axes.set_xticks(range(len(columns)))
         if below:
             axes.set_xticklabels(columns, rotation=40, ha="right")
-        axes.tick_params(axis="x", length=0, labelbottom=below)
+        axes.tick_params(length=0, labelbottom=below)
     if image is not None:
         figure.colorbar(image, ax=figure.axes, shrink=0.6, pad=0.02, label="synergy (points)")
     caption(figure, "down: the outer method, across: the inner", "grey: the 95 % t interval covers 0", "blank: not run")

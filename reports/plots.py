@@ -78,6 +78,15 @@ def draw(data: Data, folder: Path, ending: str = "svg") -> tuple[Plot, ...]:
                 name = kind if len(data.sections) == 1 else f"{kind}-{number + 1}"
                 alt = f"{text}, {section.title}" if section.title else text
                 file = folder / f"{name}.{ending}"
+                _settle(figure)
                 figure.savefig(file, metadata=_NO_DATE[ending])
                 plots.append(Plot(kind, number, file, f"{folder.name}/{file.name}", alt))
     return tuple(plots)
+
+
+def _settle(figure: Figure) -> None:
+    """Give everything its place now: `savefig` would draw the whole figure once more to find it."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)

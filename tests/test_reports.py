@@ -51,8 +51,19 @@ def test_files_are_all_there_and_the_first_is_the_report(tmp_path: Path):
     folder.mkdir()
     files = Markdown().write(store, folder)
     assert files[0] == folder / "report.md"
-    kinds = ("curves", "memory", "scores", "synergy", "time")
-    assert {path.name for path in files[1:]} == {f"{kind}.{ending}" for kind in kinds for ending in ("png", "svg")}
+    kinds = (
+        "curves",
+        "differences",
+        "footprint",
+        "hype_pairs",
+        "memory",
+        "profile",
+        "ranks",
+        "scores",
+        "synergy",
+        "time",
+    )
+    assert sorted(path.name for path in files[1:]) == [f"{kind}.svg" for kind in kinds]
     assert all(path.stat().st_size > 1000 for path in files)
     for link in [line.split("](")[1][:-1] for line in files[0].read_text("utf-8").splitlines() if line[:2] == "!["]:
         assert (folder / link).is_file()
@@ -418,7 +429,7 @@ def test_learning_rates_and_models_are_sections(tmp_path: Path):
     folder = tmp_path / "out"
     folder.mkdir()
     names = {path.name for path in Markdown().write(store, folder)}
-    assert {"scores-1.png", "scores-3.svg"} <= names
+    assert {"scores-1.svg", "scores-3.svg"} <= names
     assert summary_table(store).count("vanilla(dropout=hidden_off)") == 3
 
 
