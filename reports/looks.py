@@ -44,6 +44,7 @@ STYLE: Any = {  # of settings that matplotlib types one by one
     "xtick.color": "#444444",
     "ytick.color": "#222222",
     "pdf.fonttype": 42,
+    "figure.dpi": 72,  # that of SVG and PDF, so that texts keep the sizes that the layout was found with
     "text.parse_math": False,
 }
 
@@ -72,13 +73,24 @@ def panels_across(panels: int, most: int = 4) -> int:
     return math.ceil(panels / math.ceil(panels / most))
 
 
-def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """A legend below all panels; the figure grows by its height."""
+def legend(figure: Figure, handles: Sequence[Line2D], *texts: str) -> None:
+    """A legend below all panels, headed by what the marks mean; the figure grows by its height."""
     width, height = figure.get_size_inches()
     longest = max(len(str(handle.get_label())) for handle in handles)
     across = max(1, min(len(handles), int(width / (0.062 * longest + 0.6))))
-    figure.set_size_inches(width, height + 0.25 + 0.18 * math.ceil(len(handles) / across))
-    figure.legend(handles=list(handles), loc="outside lower center", ncols=across, fontsize=8, handlelength=2.6)
+    title = _lines(texts, width)
+    lines = math.ceil(len(handles) / across) + title.count("\n") + bool(title)
+    figure.set_size_inches(width, height + 0.25 + 0.18 * lines)
+    found = figure.legend(
+        handles=list(handles),
+        loc="outside lower center",
+        ncols=across,
+        fontsize=8,
+        handlelength=2.6,
+        title=title or None,
+        title_fontsize=8,
+    )
+    found.get_title().set_color("#444444")
 
 
 @once
@@ -171,15 +183,19 @@ def _ends(estimates: Sequence[Estimate]) -> tuple[list[float], list[float]]:
 
 
 def caption(figure: Figure, *texts: str) -> None:
-    """What the marks mean, below all panels; a figure that is too narrow breaks between the texts."""
-    width = figure.get_size_inches()[0]
+    """What the marks mean, below all panels of a figure without a `legend`."""
+    figure.supxlabel(_lines(texts, figure.get_size_inches()[0]), fontsize=8, color="#444444")
+
+
+def _lines(texts: Sequence[str], width: float) -> str:
+    """The texts that aren't empty; a figure that is too narrow breaks between them."""
     lines: list[str] = []
     for text in filter(None, texts):
         if lines and 0.062 * len(f"{lines[-1]}   ·   {text}") < width:
             lines[-1] += f"   ·   {text}"
         else:
             lines.append(text)
-    figure.supxlabel("\n".join(lines), fontsize=8, color="#444444")
+    return "\n".join(lines)
 
 
 def name_lines(axes: Axes, names: Sequence[str], *, here: bool) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Callable
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from finetune_bench.reports import tables
@@ -78,10 +77,8 @@ def _draw(section: Section, cost: Callable[[Row], float], ratio: Callable[[Cost]
         if place % across == 0:
             axes.set_ylabel("score (× 100)")
     handles = [legend_handle(section, method, line=False) for method in shown(section)]
-    handles.append(Line2D([], [], color=GREY, lw=0.9, label="across: range of the runs' costs; up: 95 % t interval"))
-    handles.append(Line2D([], [], color=GREY, lw=1.1, ls=":", label="Pareto front of the means"))
-    legend(figure, handles)
-    caption(figure, crowd(section))
+    lines = "up: 95 % t interval over seeds (arrow: goes on), across: range of the runs' costs"
+    legend(figure, handles, lines, "dotted: Pareto front of the means", crowd(section))
     return figure
 
 

@@ -82,6 +82,5 @@ def draw_profile(data: Data, section: Section) -> Figure | None:
     axes.set_xlabel("normalised score: 0 the constant prediction, 1 the best mean of a task")
     axes.set_ylabel("share of runs above it")
     axes.set_ylim(-0.02, 1.02)
-    legend(figure, [legend_handle(section, method, line=True) for method in methods])
-    caption(figure, crowd(section))
+    legend(figure, [legend_handle(section, method, line=True) for method in methods], crowd(section))
     return figure

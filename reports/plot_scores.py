@@ -157,8 +157,7 @@ def draw_curves(data: Data, section: Section) -> Figure | None:
         axes.set_xlim(left=0)
     for axes in panels[::across]:
         axes.set_ylabel("training loss of the task")
-    legend(figure, [legend_handle(section, method, line=True) for method in methods])
-    caption(figure, crowd(section))
+    legend(figure, [legend_handle(section, method, line=True) for method in methods], crowd(section))
     return figure
 
 
