@@ -30,7 +30,7 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     blocks.append(Heading(2, "In short"))
     for section in data.sections:
         blocks += [Paragraph(bold(section.title))] if several else []
-        blocks += bullets(words.verdict(section, code))
+        blocks += bullets(words.verdict(section, code), findings=True)
     blocks += [Paragraph(_runs_in_short(data)), _head(data), Heading(2, "How to read this"), *bullets(_HOW)]
     for number, section in enumerate(data.sections):
         blocks += [Heading(2, section.title)] if several else []
@@ -102,7 +102,7 @@ def _searches(data: Data) -> list[Block]:
     blocks: list[Block] = []
     for search in searches(data):
         blocks += [Heading(2, f"Search: {search.section.title}")]
-        blocks += bullets(words.verdict(search.section, code))
+        blocks += bullets(words.verdict(search.section, code), findings=True)
         blocks += _choices(search)
         blocks += comparison.blocks(data, search.section, 3, {})
     return blocks
@@ -205,7 +205,8 @@ def _warnings(data: Data) -> list[Block]:
     for status in ("failed", "skipped", "interrupted"):
         if groups := words.by_reason([row for row in data.rows if row["status"] == status], "reason"):
             blocks.append(Paragraph(bold(status.capitalize())))
-            blocks += bullets(f"{counted(count, 'cell')}: {reason} — {where}" for reason, where, count in groups)
+            cells = [f"{counted(count, 'cell')}: {reason} — {where}" for reason, where, count in groups]
+            blocks += bullets(cells, findings=True)
     items = [
         f"Collapsed: {reason} — {where}" for reason, where, _ in words.by_reason(words.collapsed(data), "collapsed")
     ]
@@ -217,4 +218,4 @@ def _warnings(data: Data) -> list[Block]:
     items += words.mixed_versions(data)
     if superseded := len(data.stored) - len(data.rows):
         items.append(f"{counted(superseded, 'older row')} of the same runs left out: a newer one is in the store.")
-    return [*blocks, *bullets(items)] or [Paragraph("None.")]
+    return [*blocks, *bullets(items, findings=True)] or [Paragraph("None.")]

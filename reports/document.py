@@ -64,9 +64,14 @@ class Paragraph:
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list; never empty."""
+    """A list; never empty.
+
+    Attributes:
+        findings: what came out, as opposed to how a table is to be read.
+    """
 
     items: tuple[str, ...]
+    findings: bool = False
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,10 @@ class Picture:
 Block: TypeAlias = Heading | Paragraph | Bullets | Table | Picture
 
 
-def bullets(items: Iterable[str]) -> list[Block]:
+def bullets(items: Iterable[str], *, findings: bool = False) -> list[Block]:
     """A list, or nothing where there is no item."""
     found = tuple(items)
-    return [Bullets(found)] if found else []
+    return [Bullets(found, findings)] if found else []
 
 
 def table(name: str, header: Sequence[str], rows: Iterable[Sequence[str | Entry]], align: str = "right") -> Table:

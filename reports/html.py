@@ -121,17 +121,12 @@ def _block(block: Block, place: int, places: Mapping[str, int]) -> str:
         return f"<p>{_text(block.text)}</p>"
     if isinstance(block, Bullets):
         items = "".join(f"<li>{_text(item)}</li>" for item in block.items)
-        return f'<ul class="notes">{items}</ul>' if _is_notes(block) else f"<ul>{items}</ul>"
+        return f"<ul>{items}</ul>" if block.findings else f'<ul class="notes">{items}</ul>'
     if isinstance(block, Table):
         return _table(block, place, places)
     if isinstance(block, Picture):
         return _picture(block)
     raise TypeError(f"no HTML for {type(block).__name__}")
-
-
-def _is_notes(block: Bullets) -> bool:
-    """Long explanations stand back behind the findings."""
-    return sum(map(len, block.items)) / len(block.items) > 90
 
 
 def _table(block: Table, place: int, places: Mapping[str, int]) -> str:

@@ -67,6 +67,7 @@ function filter(table, words, count) {
 for (const box of document.querySelectorAll(".box")) {
   const table = box.querySelector("table");
   [...table.tHead.rows[0].cells].forEach((head, column) => {
+    if (!head.textContent.trim()) return;
     const button = document.createElement("button");
     button.type = "button";
     button.append(...head.childNodes);

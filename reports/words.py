@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from finetune_bench import stats
 from finetune_bench.reports import tables
-from finetune_bench.reports.data import STATUSES, Data, Row, Section, bare, flat
+from finetune_bench.reports.data import NO_EFFECT, STATUSES, Data, Row, Section, bare, flat
 from finetune_bench.reports.tables import Difference
 
 INTERVAL = "Brackets: 95 % t interval for new seeds on these tasks and these examples; n = seeds."
@@ -74,7 +74,7 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
     if not any(row["status"] == "done" for row in section.runs.values()):
         return ["No run ended well, so there is nothing to compare."]
     seeds = most_seeds(section)
-    sentences = [seeds_sentence(seeds)]
+    sentences = [_compared(section, name), seeds_sentence(seeds)]
     done = [row for row in section.runs.values() if row["status"] == "done"]
     broken = sum(bool(row.get("collapsed")) for row in done)
     if 2 * broken > len(done):
@@ -82,6 +82,7 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
             f"{broken} of {counted(len(done), 'run')} collapsed: where most runs don't train, differences between them "
             "say little."
         )
+    sentences += _broken(section, name)
     if not differences:
         return [*sentences, no_differences(section)]
     main = _main(section, differences)
@@ -106,6 +107,37 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
             f"{points(statistics.median(detectable))} points (median over the methods) would be missed more often than "
             "one time in five."
         )
+    return sentences
+
+
+_FEW = 8  # names in a sentence
+
+
+def _compared(section: Section, name: Callable[[str], str]) -> str:
+    others = [method for method in section.methods if method != section.reference]
+    against = f" with {name(section.reference)}" if section.reference else ""
+    tasks = listed(section.tasks) if len(section.tasks) <= _FEW else f"{len(section.tasks)} tasks"
+    return f"Compared: {counted(len(others), 'method')}{against}, on {tasks}."
+
+
+def _broken(section: Section, name: Callable[[str], str]) -> list[str]:
+    """What collapsed and what did nothing, by name where they are few."""
+    collapsed = {
+        method: sum(int(section.collapsed(method, task).sum()) for task in section.tasks) for method in section.methods
+    }
+    collapsed = {method: number for method, number in collapsed.items() if number}
+    inert = [method for method in section.methods if method.endswith(NO_EFFECT)]
+    sentences = []
+    if collapsed:
+        texts = [
+            f"{name(method)} ({number} of {len(section.rows(method, status='done'))})"
+            for method, number in collapsed.items()
+        ]
+        who = listed(texts) if len(texts) <= _FEW else f"runs of {len(texts)} of {len(section.methods)} methods"
+        sentences.append(f"Collapsed: {who}.")
+    if inert:
+        who = listed([name(method.removesuffix(NO_EFFECT)) for method in inert])
+        sentences.append(f"No effect at all, equal to a twin at every recorded step: {who}.")
     return sentences
 
 
