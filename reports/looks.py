@@ -187,6 +187,12 @@ def caption(figure: Figure, *texts: str) -> None:
     figure.supxlabel(_lines(texts, figure.get_size_inches()[0]), fontsize=8, color="#444444")
 
 
+def head(axes: Axes, title: str, most: int = 36) -> None:
+    """The title of a panel; of a long one the middle is left out, so that it stays above its own panel."""
+    half = most // 2
+    axes.set_title(title if len(title) <= most else f"{title[:half]}…{title[-half:]}")
+
+
 def _lines(texts: Sequence[str], width: float) -> str:
     """The texts that aren't empty; a figure that is too narrow breaks between them."""
     lines: list[str] = []
@@ -237,7 +243,7 @@ def forest(panels: Sequence[tuple[str, Sequence[Line], float]], label: str, *tex
             axes.axvspan(max(-band, low), min(band, high), color="#E8E8E8", lw=0, zorder=0)
         known = [(float(height), one, _sign(one)) for height, (_, one) in enumerate(lines) if one.n]
         draw_intervals(axes, known, (low, high))
-        axes.set_title(title)
+        head(axes, title)
         axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
         axes.set_ylim(len(names) - 0.4, -0.6)
         name_lines(axes, names, here=place % across == 0)

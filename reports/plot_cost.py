@@ -19,6 +19,7 @@ from finetune_bench.reports.looks import (
     crowd,
     few,
     grid,
+    head,
     legend,
     legend_handle,
     look,
@@ -72,7 +73,7 @@ def _draw(section: Section, cost: Callable[[Row], float], ratio: Callable[[Cost]
     figure, places = grid(len(panels), across, 3.1, 2.9)
     for place, (axes, (title, axis, points)) in enumerate(zip(places, panels, strict=True)):
         _draw_points(axes, section, points)
-        axes.set_title(title)
+        head(axes, title)
         axes.set_xlabel(axis)
         if place % across == 0:
             axes.set_ylabel("score (× 100)")

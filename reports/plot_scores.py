@@ -20,6 +20,7 @@ from finetune_bench.reports.looks import (
     drawn,
     forest,
     grid,
+    head,
     legend,
     legend_handle,
     limits,
@@ -70,7 +71,7 @@ def draw_scores(data: Data, section: Section) -> Figure | None:
             axes.scatter(x, y, s=11, c=colours, linewidths=0, alpha=0.6)
         known = [(h, found[column, m], look(section, m)[0]) for h, m in enumerate(methods) if found[column, m].n]
         draw_intervals(axes, known, (low, high))
-        axes.set_title(column.title)
+        head(axes, column.title)
         axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
         axes.set_ylim(len(methods) - 0.4, -0.6)
         name_lines(axes, methods, here=place % across == 0)
@@ -152,7 +153,7 @@ def draw_curves(data: Data, section: Section) -> Figure | None:
                     axes.plot(_centres(len(loss), window), smoothed, lw=0.6, color=colour, alpha=0.25)
             mean = _smooth(np.mean([loss[:steps] for loss in losses], axis=0), window)
             axes.plot(_centres(steps, window), mean, style, lw=1.8 if method == section.baseline else 1.3, color=colour)
-        axes.set_title(task)
+        head(axes, task)
         axes.set_xlabel("step")
         axes.set_xlim(left=0)
     for axes in panels[::across]:

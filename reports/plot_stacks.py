@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Section, bare
-from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, panels_across
+from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, head, panels_across
 from finetune_bench.stats import Estimate
 
 _SCALE = LinearSegmentedColormap.from_list("synergy", [COLOURS[1], "#FFFFFF", COLOURS[0]])
@@ -78,7 +78,7 @@ def draw_compatibility(data: Data, section: Section) -> Figure | None:
             axes.text(j, i, text, ha="center", va="center", fontsize=7.5, color=colour)
         image = axes.imshow(block, cmap=_SCALE, vmin=-largest, vmax=largest, aspect="auto")
         axes.grid(visible=False)
-        axes.set_title(panel.title)
+        head(axes, panel.title)
         here = place % across == 0
         axes.set_yticks(range(len(rows)), rows if here else [""] * len(rows))
         below = place + across >= len(panels)
@@ -126,7 +126,7 @@ def draw_hype_pairs(data: Data, section: Section) -> Figure | None:
                 values.append(estimate.value)
                 if math.isfinite(estimate.low):
                     axes.plot([x, x], [estimate.low, estimate.high], "-", lw=1.0, color=GREY)
-        axes.set_title(column.title)
+        head(axes, column.title)
         room = max(2.5 * (max(values) - min(values)), 1.0)
         axes.set_ylim(min(values) - room, max(values) + room)
         axes.set_xticks(range(len(shown)), [other for _, other, _ in shown], rotation=25, ha="right")

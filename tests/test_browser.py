@@ -1,0 +1,176 @@
+"""The HTML page in a real Chromium: desktop and phone, light and dark, sort, filter, and the runs behind a number.
+
+Skipped where no Chromium with its driver is installed, unless FINETUNE_BENCH_BROWSER=required.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_bench.report import Options
+from finetune_bench.reports.html import Html
+from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
+
+FLAGS = (
+    "headless=new",
+    "no-sandbox",
+    "disable-gpu",
+    "disable-quic",
+    "disable-dev-shm-usage",
+    "no-first-run",
+    "disable-sync",
+    "disable-background-networking",
+    "disable-component-update",
+)
+WIDTHS = {"desktop": 1280, "phone": 390}
+HOSTILE = (
+    "<img src=x onerror=\"document.title='broken into'\">.csv</script><script>document.title='broken into'</script>"
+)
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report of 13 methods with a failure, a collapse and a task whose name is an attack."""
+    folder = tmp_path_factory.mktemp("page")
+
+    def change(row: dict[str, Any]) -> None:
+        if (row["method"], row["seed"]) == ("r3f", 2):
+            fail(row, f"out of memory {HOSTILE}")
+        elif (row["method"], row["seed"]) == ("mixout", 3):
+            row["collapsed"] = "the predictions hardly vary"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, HOSTILE, TASKS["rte"])
+        store = make_store(folder / "store", methods=THIRTEEN, tasks=("rte", "stsb", HOSTILE), change=change)
+        [path] = Html().write(store, folder, Options())
+    return path
+
+
+@pytest.fixture
+def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """A fresh Chromium whose window has the parameter's width."""
+    programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
+    missing = [name for name, path in programs.items() if path is None]
+    if missing:
+        told = f"not installed: {', '.join(missing)} (on Debian: apt-get install chromium chromium-driver)"
+        if os.environ.get("FINETUNE_BENCH_BROWSER") == "required":
+            pytest.fail(told)
+        pytest.skip(told)
+    from selenium import webdriver
+    from selenium.webdriver.chrome.service import Service
+
+    with tempfile.TemporaryDirectory() as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(programs["chromium"])
+        for flag in FLAGS:
+            options.add_argument(f"--{flag}")
+        options.add_argument(f"--user-data-dir={profile}")
+        # A window can't be as narrow as a phone, an emulated screen can.
+        width = WIDTHS[request.param]
+        screen = {"width": width, "height": 800, "pixelRatio": 1.0, "mobile": request.param == "phone"}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": screen})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        driver = webdriver.Chrome(options=options, service=Service(str(programs["chromedriver"])))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+def column(driver: Any, table: Any, place: int) -> list[str]:
+    """The texts of one column's visible rows."""
+    return driver.execute_script(
+        "return [...arguments[0].tBodies[0].rows].filter(row => !row.hidden)"
+        ".map(row => row.cells[arguments[1]].innerText)",
+        table,
+        place,
+    )
+
+
+@pytest.mark.parametrize("browser", WIDTHS, indirect=True)
+def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
+    from selenium.webdriver.common.by import By
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def wait(until: Any) -> Any:
+        return WebDriverWait(browser, 20).until(lambda _: until())
+
+    browser.get(page.as_uri())
+    root = browser.find_element(By.TAG_NAME, "html")
+
+    # Every plot is there, and nothing is wider than the screen: tables and plots scroll inside their own boxes.
+    pictures = browser.find_elements(By.TAG_NAME, "img")
+    assert len(pictures) >= 9
+    wait(lambda: all(int(picture.get_property("naturalWidth")) > 0 for picture in pictures))
+    assert all(picture.get_attribute("alt") for picture in pictures)
+    width = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width[0] <= width[1], f"the page is {width[0]} pixels wide on a screen of {width[1]}"
+
+    # Light and dark.
+    def paper() -> str:
+        return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+
+    theme, before = root.get_attribute("data-theme"), paper()
+    browser.find_element(By.CSS_SELECTOR, "header .theme").click()
+    assert {theme, root.get_attribute("data-theme")} == {"light", "dark"}
+    assert paper() != before
+    browser.find_element(By.CSS_SELECTOR, "header .theme").click()
+    assert (root.get_attribute("data-theme"), paper()) == (theme, before)
+
+    # The comparison table sorts by the mean, downwards first, then upwards.
+    box = browser.find_element(By.CSS_SELECTOR, ".box:has([aria-label=scores])")
+    table = box.find_element(By.TAG_NAME, "table")
+    head = table.find_elements(By.TAG_NAME, "th")[1]
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", head)
+    for direction in ("descending", "ascending"):
+        head.find_element(By.TAG_NAME, "button").click()
+        assert head.get_attribute("aria-sort") == direction
+        keys = browser.execute_script(
+            "return [...arguments[0].tBodies[0].rows].map(row => row.cells[1].dataset.sort)", table
+        )
+        there = [float(key) for key in keys if key is not None]
+        assert len(there) > 5
+        assert there == sorted(there, reverse=direction == "descending")
+        assert len(set(there)) > 3
+
+    # The filter of one table, and the filter of all.
+    field = box.find_element(By.CSS_SELECTOR, "input")
+    field.send_keys("rdrop")
+    shown = column(browser, table, 0)
+    assert 0 < len(shown) < len(THIRTEEN)
+    assert all("rdrop" in name for name in shown)
+    assert box.find_element(By.TAG_NAME, "output").text.startswith(f"{len(shown)} of ")
+    field.clear()
+    field.send_keys(" ")
+    everywhere = browser.find_element(By.ID, "everywhere")
+    everywhere.send_keys("mixout")
+    assert all("mixout" in name for name in column(browser, table, 0))
+    browser.execute_script("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))", everywhere)
+    assert len(column(browser, table, 0)) >= len(THIRTEEN)
+
+    # A number leads to its runs, with their hyper-parameters and environment.
+    number = table.find_element(By.CSS_SELECTOR, "td:nth-child(2) button")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", number)
+    number.click()
+    dialog = browser.find_element(By.TAG_NAME, "dialog")
+    wait(dialog.is_displayed)
+    runs = dialog.find_elements(By.TAG_NAME, "details")
+    assert len(runs) == 3
+    runs[0].find_element(By.TAG_NAME, "summary").click()
+    wait(lambda: "recipe.batch_size" in runs[0].text)
+    assert "environment.torch" in runs[0].text
+    assert "hashes.init" in runs[0].text
+    dialog.find_element(By.CSS_SELECTOR, ".theme").click()
+    wait(lambda: not dialog.is_displayed())
+
+    # The attack is text, and nothing complained.
+    assert "onerror" in browser.find_element(By.TAG_NAME, "main").text
+    assert browser.title != "broken into"
+    assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
