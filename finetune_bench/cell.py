@@ -194,7 +194,9 @@ def _train_and_score(
         keep_pretrained=stack.reads_pretrained,
     )
     try:
+        before = devices.energy(device)
         trace = training.train(run, stack)
+        after = devices.energy(device)
         allocated, reserved = devices.peak(device) if measured else (None, None)
         evaluating = time.perf_counter()
         with stack.evaluating(run):
@@ -231,6 +233,7 @@ def _train_and_score(
             "saved_activation_bytes": saved_bytes,
             "peak_memory_bytes": allocated,
             "peak_reserved_bytes": reserved,
+            "energy_joules": None if before is None or after is None else after - before,
             "trainable_parameters": trainable,
             "evaluation_seconds": evaluation_seconds,
         },

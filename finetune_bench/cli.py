@@ -317,7 +317,7 @@ def _difference(fresh: Path, written: Path) -> str:
     new, old = fresh.read_bytes(), written.read_bytes()
     if new == old:
         return ""
-    if fresh.suffix in (".png", ".parquet"):
+    if fresh.suffix in (".pdf", ".parquet"):
         return "differs"
     pairs = enumerate(zip(new.decode().splitlines(), old.decode("utf-8", "replace").splitlines(), strict=False), 1)
     for number, (own, other) in pairs:

@@ -132,6 +132,26 @@ def peak(device: torch.device) -> tuple[int | None, int | None]:
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024, None
 
 
+def energy(device: torch.device) -> float | None:
+    """Joules that a CUDA device has used since its driver was loaded, by NVML; None where it doesn't tell.
+
+    It is the whole device's: other processes on it count too. Needs the extra `[energy]`.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    try:
+        pynvml.nvmlInit()
+        # By identity: NVML numbers all devices, torch those that it is shown.
+        handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1000
+    except pynvml.NVMLError:  # older than Volta, a slice of a device, or no rights
+        return None
+
+
 def is_broken(error: BaseException) -> bool:
     """Whether an exception means that this process can't use its device any more."""
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)

@@ -23,8 +23,8 @@ loses only the cell it hit. A row:
     collapsed   null, or why the run counts as collapsed        subset       names of the splits that are subsets
     training    {steps, first_loss, last_loss, constant_loss, hardly_moved}         notes        facts about the data
     cost        {train_seconds, train_cpu_seconds, examples_per_second, forwards_per_step, backwards_per_step,
-                 saved_activation_bytes, peak_memory_bytes, peak_reserved_bytes, parameters, trainable_parameters,
-                 setup_seconds, setup_forwards, setup_backwards, evaluation_seconds}
+                 saved_activation_bytes, peak_memory_bytes, peak_reserved_bytes, energy_joules, parameters,
+                 trainable_parameters, setup_seconds, setup_forwards, setup_backwards, evaluation_seconds}
     hashes      {init, order, data}: rows with equal hashes are paired        dropout   {kind: realised probability}
     environment versions, device name, dtype, commit            started, finished, seconds
 

@@ -13,6 +13,7 @@ from finetune_bench.reports.aggregates import bootstraps, exploratory, ranking, 
 from finetune_bench.reports.alive import departures
 from finetune_bench.reports.data import Column, Data, Section
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Picture, Table, bold, bullets, code, table
+from finetune_bench.reports.dose import dose_frame, dose_studies, dose_table
 from finetune_bench.reports.fair import fair_differences
 from finetune_bench.reports.plots import Plot
 from finetune_bench.reports.tables import Difference, Ratio, Score
@@ -42,6 +43,7 @@ def blocks(data: Data, section: Section, level: int, plots: dict[str, Plot]) -> 
         *headed("Over all tasks", [*_ranking(section), *picture("ranks", "profile")]),
         *headed("Differences to vanilla with the same dropout", _control_differences(section)),
         *headed("Where the gain comes from", [*_attributions(data, section), *picture("attribution")]),
+        *headed("Dose", _doses(data, section, plots)),
         *headed("With and without collapsed runs", _collapsed(section)),
         *headed("Cost", [*_costs(section), *picture("memory", "time", "footprint")]),
         *headed("At equal cost", _at_equal_cost(section)),
@@ -361,6 +363,15 @@ def _attributions(data: Data, section: Section) -> list[Block]:
     return [table("attribution", header, rows), *bullets([note])]
 
 
+def _doses(data: Data, section: Section, plots: dict[str, Plot]) -> list[Block]:
+    result: list[Block] = []
+    for place, study in enumerate(dose_studies(data.store, section), 1):
+        header, rows, notes = dose_table(study, dose_frame(section, study))
+        result += [table("dose", header, rows), *bullets([notes])]
+        result += [Picture(plots[kind]) for kind in [f"dose{place}"] if kind in plots]
+    return result
+
+
 def _alive(data: Data, section: Section) -> list[Block]:
     found = departures(data, section)
     if not found:
@@ -453,7 +464,9 @@ def _costs(section: Section) -> list[Block]:
     found = [cost for cost in tables.costs(section) if cost.runs]
     if not found:
         return [Paragraph("No run ended well, so nothing was measured.")]
-    header = ["method", "time ×", "peak memory ×", "saved activations ×", "train s", "examples/s", "peak MiB"]
+    joules = any(math.isfinite(cost.energy_joules) for cost in found)
+    header = ["method", "time ×", "peak memory ×", "saved activations ×", *(["energy ×"] if joules else [])]
+    header += ["train s", "examples/s", "peak MiB", *(["energy kJ"] if joules else [])]
     header += ["passes per step", "set-up s", "set-up passes", "trained parameters", "runs"]
     rows: list[list[str | Entry]] = [
         [
@@ -461,9 +474,11 @@ def _costs(section: Section) -> list[Block]:
             _ratio(cost.time),
             _ratio(cost.memory),
             _ratio(cost.activations),
+            *([_ratio(cost.energy)] if joules else []),
             _figure(cost.seconds),
             _figure(cost.examples_per_second),
             _figure(cost.peak_memory_bytes / 2**20),
+            *([_figure(cost.energy_joules / 1000)] if joules else []),
             f"{_figure(cost.forwards_per_step)} + {_figure(cost.backwards_per_step)}",
             _figure(cost.setup_seconds),
             f"{_figure(cost.setup_forwards)} + {_figure(cost.setup_backwards)}",
@@ -482,6 +497,7 @@ def _costs(section: Section) -> list[Block]:
         f"Absolute figures are medians over a method's runs, whatever their task. Time is {clock} of training, without "
         "evaluation; on a machine shared with others, trust the ratios of counts rather than of seconds.",
         "Passes: forwards + backwards, per step and for all of the set-up.",
+        *(["Energy: the whole device's, by NVML, over set-up and training."] if joules else []),
     ]
     return [table("cost", header, rows), *bullets(notes)]
 
@@ -561,14 +577,21 @@ def _synergies(section: Section) -> list[Block]:
         "Synergy: y(A+B) − y(A) − y(B) + y₀ per seed, in points: above 0 the stack gains more than its parts together. "
         "Question (a), n seeds. Its standard error is √2 that of a difference, so it takes about twice the seeds to "
         "see the same effect. Bold: the interval excludes 0.",
-        "log-odds: the same on the logit scale, where gains near the ceiling count for more; only for shares.",
+        "log-odds: the same on the logit scale, where gains near the ceiling count for more; only for shares. Its t "
+        "interval rests on the four runs' own seeds.",
     ]
     notes += [f"{code(method)}: {note}" for method, note in {one.method: one.note for one in found}.items() if note]
     return [*result, *bullets([*(notes if found else []), *left_out])]
 
 
-def _log_odds(value: float) -> str:
-    return "—" if math.isnan(value) else f"{round(value, 2) + 0.0:+.2f}".replace("-", "−")
+def _log_odds(estimate: stats.Estimate) -> str:
+    if math.isnan(estimate.value):
+        return "—"
+    text = f"{round(estimate.value, 2) + 0.0:+.2f}"
+    if estimate.df > 0:
+        text += f" [{round(estimate.low, 2) + 0.0:+.2f}, {round(estimate.high, 2) + 0.0:+.2f}]"
+    text = text.replace("-", "−")
+    return bold(text) if estimate.separated else text
 
 
 def _bold_if_separated(estimate: stats.Estimate) -> str:

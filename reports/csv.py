@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports import tables
 from finetune_bench.reports.alive import Departure, departures, load
+from finetune_bench.reports.data import Data
 from finetune_bench.store import Store
 
 
 class Csv(Report):
-    """rows.csv (every row, flat) and a table each: comparison, differences, attribution, cost, synergy, collapsed."""
+    """The tables as CSV, and every row as rows.csv and rows.parquet.
+
+    The column `cells` of a table holds the ids of the runs behind each line; `finetune-bench show ID` opens one.
+    """
 
     name = "csv"
 
@@ -32,19 +38,31 @@ class Csv(Report):
             ]
         ]
         frames = {
-            "comparison": tables.as_frame(tables.Score, [one for s in sections for one in tables.scores(s)]),
-            "differences": tables.as_frame(tables.Difference, differences),
+            "comparison": _with_cells(data, tables.Score, [one for s in sections for one in tables.scores(s)]),
+            "differences": _with_cells(data, tables.Difference, differences),
             "cost": tables.as_frame(tables.Cost, [one for s in sections for one in tables.costs(s)]),
-            "synergy": tables.as_frame(tables.Synergy, [one for s in sections for one in tables.synergies(s)]),
+            "synergy": _with_cells(data, tables.Synergy, [one for s in sections for one in tables.synergies(s)]),
             "collapsed": tables.as_frame(tables.Collapsed, [one for s in sections for one in tables.collapsed(s)]),
-            "attribution": tables.as_frame(tables.Attribution, split),
+            "attribution": _with_cells(data, tables.Attribution, split),
             "rows": _flat(_with_departures(pd.json_normalize(data.stored), departed)),
         }
         paths = []
         for name, frame in frames.items():
             paths.append(folder / f"{name}.csv")
             frame.to_csv(paths[-1], index=False)
+        paths.append(folder / "rows.parquet")
+        frames["rows"].to_parquet(paths[-1], index=False)
         return paths
+
+
+def _with_cells(data: Data, kind: type[Any], records: Sequence[Any]) -> pd.DataFrame:
+    """Records with the ids of the runs that each rests on."""
+    sections = {section.title: section for section in data.sections}
+    frame = tables.as_frame(kind, records)
+    frame["cells"] = [
+        " ".join(tables.cell_ids(sections[one.section], tables.labels_of(one), one.column)) for one in records
+    ]
+    return frame
 
 
 def _with_departures(rows: pd.DataFrame, departed: list[Departure]) -> pd.DataFrame:
@@ -59,5 +77,9 @@ def _with_departures(rows: pd.DataFrame, departed: list[Departure]) -> pd.DataFr
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """Lists as JSON, so that other readers than Python's can read them."""
-    return frame.map(lambda value: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value)
+    """Lists and tables as JSON, so that other readers than Python's can read them; a column has one type."""
+    frame = frame.map(lambda value: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value)
+    for name in frame.columns:
+        if frame[name].dtype == "object" and len({type(value) for value in frame[name].dropna()}) > 1:
+            frame[name] = [None if pd.isna(value) else str(value) for value in frame[name]]
+    return frame

@@ -1,7 +1,12 @@
-"""Score and disturbance against a method's strength: a table, a CSV file and a plot."""
+"""Score and disturbance against a method's strength: a table, a CSV file and a plot, and a part of the run's report.
+
+What was measured beside the rows is kept as `RUN/dose/NAME/dose.json`; scores are the store's.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,10 +50,42 @@ class DoseStudy:
 
 
 def write_dose(store: Store, study: DoseStudy, folder: Path) -> tuple[str, list[Path]]:
-    """Write dose.md, dose.csv and dose.png; returns the table as text, and the files."""
+    """Write dose.md, dose.csv, dose.png and dose.json; returns the table as text, and the files."""
     folder.mkdir(parents=True, exist_ok=True)
     section = next(s for s in load(store).sections if study.task in s.tasks)
     frame = dose_frame(section, study)
+    header, rows, notes = dose_table(study, frame)
+    text = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
+    page = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
+    paths = [folder / name for name in ("dose.md", "dose.csv", "dose.png", "dose.json")]
+    paths[0].write_text(
+        f"# Dose: {study.method}, {study.parameter}\n\n{page}\n\n{notes}\n\n![dose](dose.png)\n", "utf-8"
+    )
+    frame.drop(columns=["score", "note"]).to_csv(paths[1], index=False)
+    with matplotlib.rc_context(STYLE):
+        draw_dose(section, study, frame).savefig(paths[2], metadata={"Software": None})
+    kept = dataclasses.asdict(study) | {name: list(getattr(study, name).items()) for name in _BY_DOSE}
+    paths[3].write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    return f"{text}\n\n{notes}", paths
+
+
+_BY_DOSE = ("labels", "logits", "gradients")
+
+
+def dose_studies(store: Store, section: Section) -> list[DoseStudy]:
+    """The studies of a run whose doses were all trained in this section."""
+    shown = {bare(label) for label in section.methods}
+    found = []
+    for path in sorted(store.root.glob("dose/*/dose.json")):
+        kept = json.loads(path.read_text("utf-8"))
+        study = DoseStudy(**kept | {name: dict(kept[name]) for name in _BY_DOSE} | {"dropout": tuple(kept["dropout"])})
+        if study.task in section.tasks and set(study.labels.values()) <= shown:
+            found.append(study)
+    return found
+
+
+def dose_table(study: DoseStudy, frame: pd.DataFrame) -> tuple[list[str], list[list[str]], str]:
+    """Header and rows of a study's table, and what stands below it."""
     header = [study.parameter, f"{study.task} score ×100", "change of logits", "change of gradient", ""]
     rows = [
         [f"{row['dose']:g}", row["score"], _relative(row["logits"]), _relative(row["gradients"]), row["note"]]
@@ -60,16 +97,9 @@ def write_dose(store: Store, study: DoseStudy, folder: Path) -> tuple[str, list[
         "batch at the first weights with dropout off: relative change of the logits in the pass that changes most, and "
         f"of the gradient. Last line: the same of ordinary dropout. * is the default, {study.default:g}."
     )
-    text = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
-    page = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
-    paths = [folder / "dose.md", folder / "dose.csv", folder / "dose.png"]
-    paths[0].write_text(
-        f"# Dose: {study.method}, {study.parameter}\n\n{page}\n\n{notes}\n\n![dose](dose.png)\n", "utf-8"
-    )
-    frame.drop(columns=["score", "note"]).to_csv(paths[1], index=False)
-    with matplotlib.rc_context(STYLE):
-        draw_dose(section, study, frame).savefig(paths[2], metadata={"Software": None})
-    return f"{text}\n\n{notes}", paths
+    if frame["logits"].isna().any():
+        notes += " Where there is no change of logits, the method can't run with dropout off."
+    return header, rows, notes
 
 
 def dose_frame(section: Section, study: DoseStudy) -> pd.DataFrame:

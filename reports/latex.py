@@ -15,6 +15,7 @@ _NAMES = {
     "scores",
     "differences",
     "attribution",
+    "dose",
     "cost",
     "synergy",
     "ranks",

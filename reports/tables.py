@@ -112,9 +112,11 @@ class Cost:
     time: Ratio
     memory: Ratio
     activations: Ratio
+    energy: Ratio
     seconds: float
     examples_per_second: float
     peak_memory_bytes: float
+    energy_joules: float
     forwards_per_step: float
     backwards_per_step: float
     setup_seconds: float
@@ -129,7 +131,8 @@ class Synergy:
     """What a stack of two gains over the sum of its parts.
 
     Attributes:
-        logit: the same of the log-odds, where the metric is a share; NaN elsewhere.
+        logit: the same of the log-odds, where the metric is a share; nothing elsewhere. Its interval is of the four
+            runs' own seeds.
         note: where a part or the baseline is not the exact one.
     """
 
@@ -141,7 +144,7 @@ class Synergy:
     baseline: str
     estimate: Estimate
     interval: str
-    logit: float
+    logit: Estimate
     note: str
 
 
@@ -202,6 +205,14 @@ def _best(section: Section, columns: Sequence[Column]) -> str | None:
         return None
     mean = np.mean([one.scores for one in complete], axis=0)
     return with_runs[int(mean.mean(axis=1).argmax())] if stats.best_is_separated(mean) else None
+
+
+def labels_of(record: Any) -> list[str]:
+    """The methods whose runs a score, difference, effect or synergy rests on."""
+    if isinstance(record, Attribution):  # of one step between two runs, not of the whole method
+        return [record.run, record.against]
+    names = ("method", "reference", "first", "second", "baseline")
+    return [getattr(record, name) for name in names if hasattr(record, name)]
 
 
 def cell_ids(section: Section, methods: Iterable[str], column: Column) -> tuple[str, ...]:
@@ -485,12 +496,14 @@ def _cost(section: Section, method: str) -> Cost:
         time=_ratio(section, method, seconds),
         memory=_ratio(section, method, lambda row: number(row, "peak_memory_bytes")),
         activations=_ratio(section, method, lambda row: number(row, "saved_activation_bytes")),
+        energy=_ratio(section, method, lambda row: number(row, "energy_joules")),
         seconds=_median([seconds(row) for row in rows]),
         **{name: median(name) for name in _MEDIANS},
     )
 
 
 _MEDIANS = (
+    "energy_joules",
     "examples_per_second",
     "peak_memory_bytes",
     "forwards_per_step",
@@ -649,7 +662,7 @@ def synergies(section: Section) -> list[Synergy]:
             result.append(Synergy(section.title, column, *common, value, interval, log_odds, one.note))
         if len(section.tasks) > 1:
             mean = stats.suite_mean([_synergy(section, column, weights, one.baseline)[0] for column in section.suite])
-            result.append(Synergy(section.title, suite_column(section), *common, mean, WELCH, math.nan, one.note))
+            result.append(Synergy(section.title, suite_column(section), *common, mean, WELCH, stats.NOTHING, one.note))
     return result
 
 
@@ -657,13 +670,13 @@ def _synergy(section: Section, column: Column, weights: Mapping[str, float], bas
     return contrast(section, column, weights, baseline, block(section, column, baseline))
 
 
-def _log_odds(section: Section, column: Column, weights: Mapping[str, float], anchor: str) -> float:
+def _log_odds(section: Section, column: Column, weights: Mapping[str, float], anchor: str) -> Estimate:
     if column.metric not in _CLOSED_TO_SHARES:
-        return math.nan
+        return stats.NOTHING
     stacked, first, second, none = (
         stats.logit(section.paired_scores(label, anchor, column) / 100) for label in weights
     )
-    return stats.synergy(stacked, first, second, none).value
+    return stats.synergy(stacked, first, second, none)
 
 
 # --- what is odd about runs -------------------------------------------------------------------------------------------

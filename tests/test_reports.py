@@ -499,11 +499,22 @@ def test_csv_files_hold_the_tables(tmp_path: Path):
     store = make_store(tmp_path / "run")
     folder = tmp_path / "out"
     folder.mkdir()
-    files = {path.name: pd.read_csv(path) for path in Csv().write(store, folder)}
+    paths = Csv().write(store, folder)
+    files = {path.name: pd.read_csv(path) for path in paths if path.suffix == ".csv"}
     assert set(files) == {
         f"{n}.csv" for n in ("comparison", "differences", "attribution", "cost", "synergy", "collapsed", "rows")
     }
     assert len(files["rows.csv"]) == 30
+    rows = pd.read_parquet(folder / "rows.parquet")
+    assert list(rows.columns) == list(files["rows.csv"].columns)
+    assert list(rows["metrics.validation.accuracy"]) == pytest.approx(
+        list(files["rows.csv"]["metrics.validation.accuracy"]), nan_ok=True
+    )
+    for name in ("comparison.csv", "differences.csv", "synergy.csv"):
+        for cells, n in zip(files[name]["cells"], files[name]["n"], strict=True):
+            found = [store.row(cell) for cell in cells.split()]
+            assert len(found) == len(set(cells.split())) >= n
+            assert all(row is not None and row["status"] == "done" for row in found)
     assert json.loads(files["rows.csv"]["methods"][0])[0]["name"]
     assert len(files["comparison.csv"]) == 5 * 3
     differences = files["differences.csv"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import subprocess
 import sys
@@ -202,3 +203,100 @@ def test_synergy_has_root_two_times_the_error_of_a_difference():
     block = np.random.default_rng(6).normal(size=(4, 5))
     errors = [stats.two_way_contrast(block, weights).standard_error for weights in ([1, -1, 0, 0], [1, -1, -1, 1])]
     assert errors[1] / errors[0] == pytest.approx(math.sqrt(2))
+
+
+def test_benjamini_hochberg_by_hand():
+    assert stats.benjamini_hochberg([0.01, 0.04, math.nan, 0.03, 0.5]) == pytest.approx(
+        [0.04, 4 / 3 * 0.04, math.nan, 4 / 3 * 0.04, 0.5], nan_ok=True
+    )
+    assert stats.benjamini_hochberg([]) == []
+
+
+def test_sign_flip_is_scipys_permutation_test():
+    differences = np.random.default_rng(2).normal(0.5, 1, 8)
+    reference = scipy.stats.permutation_test(
+        (differences,), np.mean, permutation_type="samples", n_resamples=np.inf, alternative="two-sided"
+    )
+    assert stats.sign_flip(differences) == pytest.approx(reference.pvalue)
+
+
+def test_sign_flip_needs_six_pairs_and_says_no_less_than_it_can():
+    assert math.isnan(stats.sign_flip([1.0] * 5))
+    assert math.isnan(stats.sign_flip([1.0] * 5 + [math.nan]))
+    assert stats.sign_flip([1.0, 2.0, 3.0, 4.0, 5.0, 6.0]) == 2 / 64
+    assert stats.sign_flip([0.0] * 6) == 1
+    many = stats.sign_flip(np.random.default_rng(1).normal(3, 1, 40))  # drawn: a p of 0 is never claimed
+    assert many == pytest.approx(1 / 20_001)
+
+
+def test_equivalence_is_two_one_sided_t_tests():
+    differences = np.random.default_rng(3).normal(0.2, 0.5, 9)
+    estimate = stats.t_interval(differences)
+    above = scipy.stats.ttest_1samp(differences, -1.0, alternative="greater").pvalue
+    below = scipy.stats.ttest_1samp(differences, 1.0, alternative="less").pvalue
+    assert stats.equivalence(estimate, 1.0) == pytest.approx(max(above, below))
+    assert math.isnan(stats.equivalence(estimate, 0.0))
+    assert math.isnan(stats.equivalence(stats.t_interval([1.0, 1.0]), 1.0))
+
+
+def test_mcnemar_counts_pairs_that_disagree():
+    own, reference = [True] * 6 + [False] * 4, [False] * 6 + [False] * 3 + [True]
+    assert stats.mcnemar(own, reference) == pytest.approx(scipy.stats.binomtest(6, 7).pvalue)
+    assert math.isnan(stats.mcnemar(own, own))
+
+
+def test_noise_floor_covers_vanilla_against_itself():
+    rng = np.random.default_rng(4)
+    inside = 0
+    for _ in range(2000):
+        first, second = rng.normal(70, 2, (2, 5))
+        floor = stats.noise_floor(first)
+        inside += abs(second.mean() - first.mean()) <= floor.high
+        assert floor.value == 0
+    assert inside / 2000 == pytest.approx(0.95, abs=0.015)
+    assert stats.noise_floor([1.0]) is stats.NOTHING
+
+
+def test_expected_maximum_is_the_mean_over_all_subsets():
+    scores = [61.0, 70.0, 58.0, 66.0, math.nan, 70.5]
+    finite = [score for score in scores if not math.isnan(score)]
+    for budget in range(1, 6):
+        subsets = list(itertools.combinations(finite, budget))
+        assert stats.expected_maximum(scores, budget) == pytest.approx(np.mean([max(one) for one in subsets]))
+    for budget in (0, 6):
+        with pytest.raises(ValueError, match=f"budget from 1 to 5, the number of trials; got {budget}"):
+            stats.expected_maximum(scores, budget)
+
+
+def test_expected_maximum_is_unbiased():
+    rng = np.random.default_rng(8)
+    found = np.mean([stats.expected_maximum(rng.normal(size=6), 3) for _ in range(4000)])
+    assert found == pytest.approx(3 / (2 * math.sqrt(math.pi)), abs=0.03)  # of the largest of three normal draws
+
+
+def test_interpolated_budgets():
+    block = [[60.0, 61.0], [64.0, math.nan], [66.0, 67.0]]
+    assert stats.interpolate_budget([1, 2, 4], block, 1.5) == pytest.approx([62, math.nan], nan_ok=True)
+    assert list(stats.interpolate_budget([1, 2, 4], block, 4)) == [66, 67]
+    assert np.isnan(stats.interpolate_budget([1, 2, 4], block, 4.1)).all()  # nothing beyond the longest run
+
+
+@pytest.mark.parametrize(("seeds", "units"), [(3, 3.3), (5, 1.7), (10, 1.0), (20, 0.66)])
+def test_detectable_in_units_of_the_spread(seeds: int, units: float):
+    assert stats.detectable_with(seeds, 1.0) == pytest.approx(units, rel=0.03)
+
+
+def test_seeds_for_is_the_fewest():
+    for difference, sd in ((1.0, 1.0), (0.2, 1.5), (5.0, 0.5)):
+        seeds = stats.seeds_for(difference, sd)
+        assert stats.detectable_with(seeds, sd) <= difference
+        assert seeds == 2 or stats.detectable_with(seeds - 1, sd) > difference
+    with pytest.raises(ValueError, match="above 0; got 0 and 1"):
+        stats.seeds_for(0, 1)
+
+
+def test_seeds_for_is_what_a_simulation_needs():
+    seeds = stats.seeds_for(1.0, 1.2)
+    rng = np.random.default_rng(6)
+    found = np.mean([stats.t_interval(rng.normal(1.0, 1.2, seeds)).separated for _ in range(3000)])
+    assert 0.78 < found < 0.85

@@ -1,0 +1,137 @@
+"""The derived table: always what the store says, whatever happened to it or to the table."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from finetune_bench import derived
+from finetune_bench.store import Store
+from tests.synthetic_store import make_row, make_store, make_trace, put
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path / "run", methods=("vanilla", "hype"), tasks=("rte", "mnli"), seeds=2)
+
+
+def rows_of(store: Store) -> list[dict[str, Any]]:
+    return [row for row, _ in derived.read(store)]
+
+
+def lines_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Which cells' own files a reading opens."""
+    opened: list[str] = []
+    read = Store.row
+    monkeypatch.setattr(Store, "row", lambda self, cell: opened.append(cell) or read(self, cell))
+    assert rows_of(store) == sorted(rows_of(store), key=lambda row: row["id"])
+    monkeypatch.undo()
+    return opened
+
+
+def test_rows_and_traces_are_the_stores(store: Store) -> None:
+    found = derived.read(store)
+    assert [row for row, _ in found] == store.rows()
+    for row, trace in found:
+        original = store.arrays(row["id"], "trace")
+        for name, values in trace.arrays().items():
+            np.testing.assert_array_equal(values, original[name])
+        splits = ("validation",) if row["task"] == "rte" else ("validation_matched", "validation_mismatched")
+        assert trace.examples == dict.fromkeys(splits, 277 if row["task"] == "rte" else 500)
+    assert len({trace.digest for _, trace in found}) == 8
+
+
+def test_the_second_reading_opens_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(lines_read(store, monkeypatch)) == 8
+    table = store.root / "derived.parquet"
+    stamp = table.stat().st_mtime_ns
+    assert lines_read(store, monkeypatch) == []
+    assert table.stat().st_mtime_ns == stamp  # nothing to write either
+
+
+def test_a_changed_row_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_of(store)
+    row = make_row("hype", "rte", 1)
+    row["metrics"]["validation"]["accuracy"] = 0.123
+    put(store, row)
+    assert lines_read(store, monkeypatch) == [row["id"]]
+    assert rows_of(store) == store.rows()
+    assert row in rows_of(store)
+
+
+def test_new_rows_come_and_deleted_rows_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows_of(store)
+    new = make_row("rdrop", "rte", 1)
+    put(store, new)
+    gone = make_row("hype", "rte", 2)["id"]
+    (store.folder(gone) / "row.json").unlink()
+    assert lines_read(store, monkeypatch) == [new["id"]]
+    ids = [row["id"] for row in rows_of(store)]
+    assert new["id"] in ids
+    assert gone not in ids
+    assert len(ids) == 8
+
+
+def test_a_row_that_was_cut_off_is_no_row(store: Store) -> None:
+    rows_of(store)
+    path = store.folder(make_row("hype", "rte", 1)["id"]) / "row.json"
+    path.write_text(path.read_text("utf-8")[:100], "utf-8")
+    assert len(rows_of(store)) == 7
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut off", "no table", "other version", "empty"])
+def test_a_damaged_table_is_made_anew(store: Store, damage: str) -> None:
+    expected = rows_of(store)
+    path = store.root / "derived.parquet"
+    if damage == "deleted":
+        path.unlink()
+    elif damage == "cut off":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif damage == "no table":
+        path.write_text("not a table", "utf-8")
+    elif damage == "empty":
+        path.write_bytes(b"")
+    else:
+        table = pd.read_parquet(path)
+        table["row"] = "{}"
+        table.attrs = {"version": derived.VERSION - 1}
+        table.to_parquet(path)
+    assert rows_of(store) == expected
+    assert pd.read_parquet(path).attrs["version"] == derived.VERSION
+
+
+def test_a_store_that_cannot_be_written_to_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    assert rows_of(store) == store.rows()
+    monkeypatch.undo()
+    assert sorted(path.name for path in store.root.iterdir()) == ["cells"]  # nothing half-written stays
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write to a read-only folder")
+def test_a_read_only_store_is_read(store: Store) -> None:
+    store.root.chmod(0o555)
+    try:
+        assert rows_of(store) == store.rows()
+    finally:
+        store.root.chmod(0o755)
+
+
+def test_a_store_without_cells_has_no_rows(tmp_path: Path) -> None:
+    assert derived.read(Store(tmp_path)) == []
+
+
+def test_equal_runs_have_equal_digests(store: Store) -> None:
+    row = make_row("hype", "rte", 1)
+    put(store, row, make_trace(make_row("vanilla", "rte", 1)))
+    digests = {found["id"]: trace.digest for found, trace in derived.read(store)}
+    assert digests[row["id"]] == digests[make_row("vanilla", "rte", 1)["id"]]
+    put(store, row, {"loss": np.zeros(3)})  # without sketches nothing can be said
+    assert {found["id"]: trace.digest for found, trace in derived.read(store)}[row["id"]] is None
