@@ -138,8 +138,9 @@ def drawn(section: Section) -> tuple[Column, ...]:
 def legend_handle(section: Section, method: str, *, line: bool) -> Line2D:
     colour, marker, style = look(section, method)
     if line:
-        return Line2D([], [], color=colour, ls=style, lw=1.8, label=method)
-    return Line2D([], [], color=colour, ls="", marker=marker, ms=9 if marker == "*" else 6, mec="white", label=method)
+        return Line2D([], [], color=colour, ls=style, lw=1.8, label=short(method))
+    size = 9 if marker == "*" else 6
+    return Line2D([], [], color=colour, ls="", marker=marker, ms=size, mec="white", label=short(method))
 
 
 def limits(values: np.ndarray, estimates: Sequence[Estimate], longest: float) -> tuple[float, float]:
@@ -188,9 +189,14 @@ def caption(figure: Figure, *texts: str) -> None:
 
 
 def head(axes: Axes, title: str, most: int = 36) -> None:
-    """The title of a panel; of a long one the middle is left out, so that it stays above its own panel."""
+    """The title of a panel, short enough to stay above its own panel."""
+    axes.set_title(short(title, most))
+
+
+def short(name: str, most: int = 48) -> str:
+    """A name; of a long one the middle is left out, so that the plot has room for what it shows."""
     half = most // 2
-    axes.set_title(title if len(title) <= most else f"{title[:half]}…{title[-half:]}")
+    return name if len(name) <= most else f"{name[:half]}…{name[-half:]}"
 
 
 def _lines(texts: Sequence[str], width: float) -> str:
@@ -228,7 +234,7 @@ def forest(panels: Sequence[tuple[str, Sequence[Line], float]], label: str, *tex
         label: of the axis.
         texts: what else to say below.
     """
-    names = [name for name, _ in panels[0][1]]
+    names = [short(name) for name, _ in panels[0][1]]
     across = panels_across(len(panels), most)
     down = math.ceil(len(panels) / across)
     size = (0.075 * max(map(len, names)) + 2.3 * across + 0.4, (0.3 * len(names) + 0.95) * down + 0.5)

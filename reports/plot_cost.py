@@ -24,6 +24,7 @@ from finetune_bench.reports.looks import (
     legend_handle,
     look,
     panels_across,
+    short,
     shown,
 )
 from finetune_bench.reports.tables import Cost, Ratio
@@ -122,8 +123,8 @@ def draw_footprint(data: Data, section: Section) -> Figure | None:
     if not methods:
         return None
     parts = ("weights", "gradients", "optimiser", "activations")
-    names = max(map(len, methods))
-    figure = Figure(figsize=(0.075 * names + 6.2, 0.27 * len(methods) + 1.3), layout="constrained")
+    names = [short(method) for method in methods]
+    figure = Figure(figsize=(0.075 * max(map(len, names)) + 6.2, 0.27 * len(methods) + 1.3), layout="constrained")
     axes = figure.add_subplot()
     left = np.zeros(len(methods))
     for place, part in enumerate(parts):
@@ -132,7 +133,7 @@ def draw_footprint(data: Data, section: Section) -> Figure | None:
         left += sizes
     peaks = [found[method].peak / 2**20 for method in methods]
     axes.plot(peaks, range(len(methods)), "D", ms=4.5, color="black", mec="white", ls="", label="measured peak")
-    axes.set_yticks(range(len(methods)), methods)
+    axes.set_yticks(range(len(methods)), names)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlim(left=0)
     axes.tick_params(axis="y", length=0)

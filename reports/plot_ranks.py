@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from finetune_bench import robust
 from finetune_bench.reports.aggregates import ranking
 from finetune_bench.reports.data import Data, Section
-from finetune_bench.reports.looks import GREY, caption, crowd, legend, legend_handle, look, shown
+from finetune_bench.reports.looks import GREY, caption, crowd, legend, legend_handle, look, short, shown
 
 _MOST_RANKED = 40
 
@@ -47,7 +47,8 @@ def draw_ranks(data: Data, section: Section) -> Figure | None:
         side = first - edge if left else last + edge
         colour = "black" if found.methods[i] == section.baseline else look_or_grey(section, found.methods[i])
         axes.plot([ranks.mean[i], ranks.mean[i], side], [0, y, y], "-", color=colour, lw=0.9)
-        text = f"{found.methods[i]}  {ranks.mean[i]:.2f}" if left else f"{ranks.mean[i]:.2f}  {found.methods[i]}"
+        name, rank = short(found.methods[i]), f"{ranks.mean[i]:.2f}"
+        text = f"{name}  {rank}" if left else f"{rank}  {name}"
         axes.text(side, y, f" {text} ", ha="right" if left else "left", va="center", fontsize=8.5)
     axes.set_ylim(height, -1.5)
     axes.set_xlim(first - 2 * edge, last + 2 * edge)

@@ -27,6 +27,7 @@ from finetune_bench.reports.looks import (
     look,
     name_lines,
     panels_across,
+    short,
     shown,
 )
 from finetune_bench.stats import Estimate
@@ -39,11 +40,11 @@ def draw_scores(data: Data, section: Section) -> Figure | None:
         return None
     methods = shown(section)
     found = {(score.column, score.method): score.estimate for score in tables.scores(section)}
-    names = max(len(method) for method in methods)
+    names = [short(method) for method in methods]
     across = panels_across(len(columns))
     down = math.ceil(len(columns) / across)
     figure = Figure(
-        figsize=(0.075 * names + 2.6 * across + 0.4, (0.27 * len(methods) + 0.95) * down + 0.3),
+        figsize=(0.075 * max(map(len, names)) + 2.6 * across + 0.4, (0.27 * len(methods) + 0.95) * down + 0.3),
         layout="constrained",
     )
     for place, column in enumerate(columns):
@@ -74,7 +75,7 @@ def draw_scores(data: Data, section: Section) -> Figure | None:
         head(axes, column.title)
         axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
         axes.set_ylim(len(methods) - 0.4, -0.6)
-        name_lines(axes, methods, here=place % across == 0)
+        name_lines(axes, names, here=place % across == 0)
         axes.xaxis.set_major_locator(MaxNLocator(5))
         if section.baseline and found[column, section.baseline].n:
             axes.axvline(found[column, section.baseline].value, color="black", lw=0.8, ls=":", zorder=1)

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Section, bare
-from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, head, panels_across
+from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, head, panels_across, short
 from finetune_bench.stats import Estimate
 
 _SCALE = LinearSegmentedColormap.from_list("synergy", [COLOURS[1], "#FFFFFF", COLOURS[0]])
@@ -54,7 +54,7 @@ def draw_compatibility(data: Data, section: Section) -> Figure | None:
     panels = few(one.column for one in found)
     across = panels_across(len(panels), 4 if len(columns) <= 5 else 2)
     down = math.ceil(len(panels) / across)
-    cell, names = 0.62, 0.075 * max(len(label) for label in rows + columns)
+    cell, names = 0.62, 0.075 * max(len(short(label)) for label in rows + columns)
     size = (names + (cell * len(columns) + 0.4) * across + 1.0, (0.42 * len(rows) + 0.8 * names + 0.5) * down + 0.5)
     figure = Figure(figsize=size, layout="constrained")
     largest = max((abs(one.estimate.value) for one in found if one.estimate.separated), default=1.0)
@@ -80,11 +80,11 @@ def draw_compatibility(data: Data, section: Section) -> Figure | None:
         axes.grid(visible=False)
         head(axes, panel.title)
         here = place % across == 0
-        axes.set_yticks(range(len(rows)), rows if here else [""] * len(rows))
+        axes.set_yticks(range(len(rows)), [short(row) if here else "" for row in rows])
         below = place + across >= len(panels)
         axes.set_xticks(range(len(columns)))
         if below:
-            axes.set_xticklabels(columns, rotation=40, ha="right")
+            axes.set_xticklabels([short(column) for column in columns], rotation=40, ha="right")
         axes.tick_params(length=0, labelbottom=below)
     if image is not None:
         figure.colorbar(image, ax=figure.axes, shrink=0.6, pad=0.02, label="synergy (points)")
@@ -129,7 +129,7 @@ def draw_hype_pairs(data: Data, section: Section) -> Figure | None:
         head(axes, column.title)
         room = max(2.5 * (max(values) - min(values)), 1.0)
         axes.set_ylim(min(values) - room, max(values) + room)
-        axes.set_xticks(range(len(shown)), [other for _, other, _ in shown], rotation=25, ha="right")
+        axes.set_xticks(range(len(shown)), [short(other, 24) for _, other, _ in shown], rotation=25, ha="right")
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=False, axis="x")
         axes.tick_params(axis="x", length=0)

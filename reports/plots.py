@@ -5,6 +5,7 @@ Figures are made without pyplot, so nothing global is touched; files are the sam
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +73,8 @@ def draw(data: Data, folder: Path, ending: str = "svg") -> tuple[Plot, ...]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     plots = []
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # a box is drawn in its place
         for number, section in enumerate(data.sections):
             for kind, text, figure in _figures(data, section):
                 if figure is None:

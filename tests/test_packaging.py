@@ -154,9 +154,10 @@ def test_what_the_package_imports_is_declared() -> None:
     """Third-party modules that the source imports are dependencies of the project."""
     import ast
 
-    distributions = {"sklearn": "scikit-learn", "huggingface_hub": "datasets"}  # datasets depends on the hub's client
+    # datasets depends on the hub's client
+    distributions = {"sklearn": "scikit-learn", "huggingface_hub": "datasets", "pynvml": "nvidia-ml-py"}
     extras = PROJECT["project"]["optional-dependencies"]
-    listed = [*PROJECT["project"]["dependencies"], *extras["lora"], *extras["trainer"]]
+    listed = [*PROJECT["project"]["dependencies"], *extras["lora"], *extras["trainer"], *extras["energy"]]
     declared = {re.split(r"[<>=~! \[]", text)[0] for text in listed}
     used: set[str] = set()
     for room in ROOMS:
