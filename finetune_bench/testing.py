@@ -26,6 +26,8 @@ from finetune_bench.device import DTYPES, random_state_kept
 from finetune_bench.memory import expected_bytes, kept_bytes, memory_sizes
 from finetune_bench.method import Dropout, Facts, Memory, Method, Passes, Stack, View
 from finetune_bench.model import active_dropout, build, checkpoint_activations, skeleton, with_dropout
+from finetune_bench.parameters import Range, kind_of
+from finetune_bench.search import settings
 from finetune_bench.study import Recipe
 from finetune_bench.task import Kind, Split, Task, TaskData
 from finetune_bench.training import (
@@ -201,6 +203,21 @@ def has_a_card(owner: type[Method]) -> None:
     card = sys.modules[owner.__module__].__doc__ or owner.__doc__ or ""
     assert len(card.split()) >= 10, "its file's docstring should say in a few sentences what it does, and its formula"
     assert re.fullmatch("[a-z0-9_]+", owner.name), f"the name '{owner.name}' should be of lower-case letters, digits, _"
+
+
+def can_be_searched(owner: type[Method]) -> None:
+    """Its `search_space` names parameters, and every value that a search may draw is one that they accept."""
+    if not owner.search_space:
+        raise Skip("it has no search_space; a search tries learning rates only")
+    kinds = {field.name: kind_of(owner, field)[0] for field in dataclasses.fields(owner)}
+    for name, space in owner.search_space.items():
+        assert name in kinds, f"search_space: '{name}' is no parameter of {owner.__name__}"
+        values: tuple[Any, ...] = (space.low, space.high) if isinstance(space, Range) else space
+        for value in values:
+            whole: dict[str, Any] = {name: round(value) if kinds[name] is int else value}
+            owner(**whole)
+    tried = settings(owner.name, 5, 2e-5)
+    assert len(set(tried)) == 5, f"five settings of a search are only {len(set(tried))} different ones"
 
 
 def trains_everywhere(owner: type[Method]) -> None:
@@ -454,6 +471,7 @@ def check_pair(
 
 CHECKS: tuple[Callable[[type[Method]], None], ...] = (
     has_a_card,
+    can_be_searched,
     trains_everywhere,
     neutral_is_vanilla,
     is_alive,
@@ -484,7 +502,7 @@ def check_method(owner: type[Method]) -> Iterator[Check]:
     for check in CHECKS:
         name = check.__name__.replace("_", " ")
         try:
-            if check not in (has_a_card, trains_everywhere) and (reason := unsupported(owner())):
+            if check not in (has_a_card, can_be_searched, trains_everywhere) and (reason := unsupported(owner())):
                 raise Skip(reason)
             check(owner)
         except Skip as skip:

@@ -119,6 +119,7 @@ def _search(rows: Sequence[Row], tried: Mapping[str, Settings], study: Mapping[s
             chosen += [row | {"method": method} for row in own[choice.honest]]
     without = [{**row, "recipe": {**row["recipe"], "lr": None}} for row in chosen]
     section = section_of(without, by_setting(without), title, study)
+    choices.sort(key=lambda choice: section.methods.index(choice.method))
     return Search(section, tuple(choices), tuple(refused))
 
 
