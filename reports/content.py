@@ -169,9 +169,9 @@ def _data(data: Data) -> list[Block]:
             majority = ((done[0].get("majority") or {}).get(split) or {}).get(column.metric)
             is_subset = any(split in (row.get("subset") or []) for row in done)
             error = "—"
-            if column.metric == "accuracy" and examples:
-                share = np.nanmean([section.scores(method, column) for method in section.methods]) / 100
-                error = points(100 * stats.binomial_standard_error(float(share), examples))
+            share = stats.t_interval(np.concatenate([section.scores(m, column) for m in section.methods])).value / 100
+            if column.metric == "accuracy" and examples and np.isfinite(share):
+                error = points(100 * stats.binomial_standard_error(share, examples))
             rows.append(
                 [
                     column.task,

@@ -85,3 +85,21 @@ def test_doses_are_read_from_the_parameter_that_is_meant() -> None:
     assert [default_dose("freelb+smart", f"{name}.steps") for name in ("freelb", "smart")] == [3, 1]
     with pytest.raises(UsageError, match="got none"):
         read_doses("hype", "eps", "")
+
+
+def test_a_dose_is_part_of_the_runs_report(words: list[str], tmp_path: Path, capsys: Any) -> None:
+    assert cli.main(["dose", "hype", "--eps", "1e-5,0.5", *words]) == 0
+    assert cli.main(["dose", "rdrop", "--alpha", "0.5,2", *words]) == 0
+    assert cli.main(["report", str(tmp_path)]) == 0
+    capsys.readouterr()
+    page = (tmp_path / "report" / "report.md").read_text("utf-8")
+    part = page.partition("## Dose")[2].partition("\n## ")[0]
+    frame = pd.read_csv(tmp_path / "dose" / "hype-eps" / "dose.csv")
+    assert f"| {frame['logits'][1]:.1e} |" in part
+    assert part.count("| dropout |") == 2
+    assert "the method can't run with dropout off" in part.partition("rdrop: score")[2]
+    assert "the method can't run with dropout off" not in part.partition("rdrop: score")[0]
+    for number in (1, 2):
+        assert f"](plots/dose{number}.svg)" in part
+        assert (tmp_path / "report" / "plots" / f"dose{number}.svg").stat().st_size > 10_000
+    assert (tmp_path / "report" / "report.html").read_text("utf-8").count("Score and disturbance of") == 2
