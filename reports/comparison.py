@@ -175,7 +175,8 @@ def _difference_notes(section: Section, found: Sequence[Difference]) -> list[str
         "Where methods share all seeds and none collapsed, the interval uses the residual variance of all of them "
         "(method + seed), df = (M − 1)(S − 1), and assumes that they scatter equally; elsewhere it uses the "
         "method's own differences, and n and df stand in the cell. Runs that did nearly the same as another method's, "
-        f"their difference varying by less than {tables.NEAR_TWIN:.0%} of the spread over seeds, count once.",
+        f"their difference varying by less than {tables.NEAR_TWIN:.0%} of the spread over seeds, count once "
+        "in that variance; held against others, each takes its twin's place in it.",
     ]
     if seeds > 1:
         notes.append(

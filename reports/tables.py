@@ -226,10 +226,27 @@ def cell_ids(section: Section, methods: Iterable[str], column: Column) -> tuple[
 
 @dataclass(frozen=True)
 class Block:
-    """Methods that share all seeds of a column, proven pairs, none collapsed: (methods, seeds) scores in points."""
+    """Methods that share all seeds of a column, proven pairs, none collapsed.
+
+    Attributes:
+        scores: (methods, seeds) in points.
+        twins: near twins of methods inside, which stay outside: the twin's label, and its scores.
+    """
 
     methods: tuple[str, ...]
     scores: np.ndarray
+    twins: Mapping[str, tuple[str, np.ndarray]]
+
+    def around(self, labels: Iterable[str]) -> Block:
+        """The block with these methods in it, each near twin among them in the place of its twin, if that is free."""
+        wanted = list(labels)
+        methods, scores = list(self.methods), self.scores.copy()
+        for label in wanted:
+            twin, values = self.twins.get(label, ("", None))
+            if twin in methods and twin not in wanted and values is not None:
+                scores[methods.index(twin)] = values
+                methods[methods.index(twin)] = label
+        return Block(tuple(methods), scores, {})
 
 
 @once
@@ -237,18 +254,25 @@ def block(section: Section, column: Column, anchor: str) -> Block | None:
     """The complete block around `anchor`; None where fewer than two methods or seeds are left, or the anchor collapsed.
 
     A method with a hole or a collapsed run stays outside, so that its scatter doesn't widen everyone's interval; so
-    does a near twin of one that is inside, whose lack of scatter against it would narrow everyone's.
+    does a near twin of one that is inside, whose lack of scatter against it would narrow everyone's. A contrast of that
+    near twin puts it in its twin's place.
     """
     seeds = np.isfinite(section.paired_scores(anchor, anchor, column))
     if seeds.sum() < 2 or section.collapsed(anchor, column.task)[seeds].any():
         return None
     inside: dict[str, np.ndarray] = {}
+    twins: dict[str, tuple[str, np.ndarray]] = {}
     for method in section.methods:
         values = section.paired_scores(method, anchor, column)[seeds]
         broken = not np.isfinite(values).all() or section.collapsed(method, column.task)[seeds].any()
-        if not broken and not (inside and _near_twins(values, np.stack(list(inside.values()))).any()):
+        if broken:
+            continue
+        near = _near_twins(values, np.stack(list(inside.values()))) if inside else np.zeros(0, dtype=bool)
+        if near.any():
+            twins[method] = (list(inside)[int(near.argmax())], values)
+        else:
             inside[method] = values
-    return Block(tuple(inside), np.stack(list(inside.values()))) if len(inside) > 1 else None
+    return Block(tuple(inside), np.stack(list(inside.values())), twins) if len(inside) > 1 else None
 
 
 def _near_twins(scores: np.ndarray, others: np.ndarray) -> np.ndarray:
@@ -275,9 +299,9 @@ def contrast(
     Returns:
         The estimate, and what its interval is built on.
     """
-    if around is not None and set(weights) <= set(around.methods):
-        vector = [weights.get(method, 0.0) for method in around.methods]
-        return stats.two_way_contrast(around.scores, vector), TWO_WAY
+    if around is not None and set(weights) <= set((own := around.around(weights)).methods):
+        vector = [weights.get(method, 0.0) for method in own.methods]
+        return stats.two_way_contrast(own.scores, vector), TWO_WAY
     total = np.zeros(len(section.seeds))
     for method, weight in weights.items():
         values = section.paired_scores(method, anchor, column)

@@ -131,7 +131,14 @@ def test_a_near_twin_stays_outside_the_block(tmp_path: Path) -> None:
     assert block.methods == ("vanilla", CONTROL, "rdrop")
     found = {one.method: one for one in tables.differences(section, "vanilla")}
     assert found["rdrop"].interval == tables.TWO_WAY
-    assert found["hype"].interval == tables.PAIRED
+    # Against vanilla it stands in its twin's place, so that two runs that hardly differ get the same interval.
+    assert found["hype"].interval == tables.TWO_WAY
+    twin, own = found[CONTROL].estimate, found["hype"].estimate
+    assert (own.low, own.high, own.df) == (pytest.approx(twin.low, abs=0.02), pytest.approx(twin.high, abs=0.02), 8)
+    # Against the twin itself only their own pairs count.
+    (against,) = [one for one in tables.differences(section, CONTROL) if one.method == "hype"]
+    assert against.interval == tables.PAIRED
+    assert against.estimate.high - against.estimate.low < 0.01
 
 
 def test_the_noise_floor_stands_beside_every_gain(tmp_path: Path) -> None:
