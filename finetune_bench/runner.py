@@ -169,7 +169,7 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
         "retry_failed": plan.study.retry_failed,
         "plugins": list(plan.study.plugins),
     }
-    executor = LocalExecutor(plan.devices, settings, plan.study.threads, store.root / "logs")
+    executor = LocalExecutor(plan.devices, settings, plan.study.threads, store.root / "logs", plan.study.timeout)
     try:
         for event in executor.run(plan.todo):
             _take(event, plan, tally, reporter)
@@ -207,7 +207,7 @@ def _take(event: Event, plan: Plan, tally: Tally, reporter: Reporter | None) -> 
     status, reason = event.status, event.reason
     if status == "died":
         status = "failed"
-        row = row_of(event.cell, "failed", reason=reason, retry="always")
+        row = row_of(event.cell, "failed", reason=reason, retry=event.retry)
         plan.store.write(event.cell.to_dict(), row, log=event.log)
     setattr(tally, status, getattr(tally, status) + 1)
     if reporter:
@@ -239,6 +239,7 @@ def run_name(study: Study) -> str:
         "out",
         "device",
         "workers",
+        "timeout",
         "save_model",
         "baseline",
         "retry_failed",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Study:
         device: "cpu", "cuda" or "cuda:1"; None for CUDA where there is one.
         workers: processes; None for one per device, or one per core of a CPU.
         threads: torch threads of a CPU cell; part of the cell, since sums differ in the last bits.
+        timeout: seconds that a cell may take, from loading its data to its scores; None for no limit.
         save_model: keep the trained model of every cell.
         baseline: add vanilla and its dropout-off control where they are missing.
         retry_failed: run failed cells again, also those that would fail the same way.
@@ -105,6 +107,7 @@ class Study:
     device: str | None = None
     workers: int | None = None
     threads: int = 1
+    timeout: float | None = None
     save_model: bool = False
     baseline: bool = True
     retry_failed: bool = False
@@ -123,6 +126,7 @@ class Study:
             **dict.fromkeys(("methods", "tasks", "models"), _names),
             **dict.fromkeys(("limit_train", "workers", "threads"), _at_least_one),
             "search": _at_least_two,
+            "timeout": _duration,
             **dict.fromkeys(("data_root", "out"), _folder),
             "lrs": _numbers,
             "seeds": _seeds,
@@ -222,6 +226,15 @@ def _text(value: Any) -> str:
     return value
 
 
+def _duration(value: Any) -> float:
+    """Seconds of `90`, `90s`, `30m` or `2h`."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([smh]?)", str(value).strip())
+    seconds = float(found[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[found[2]] if found else 0.0
+    if not seconds > 0:
+        raise ValueError("a duration above 0, as 90s, 30m or 2h")
+    return seconds
+
+
 def _folder(value: Any) -> Path:
     return (value if isinstance(value, Path) else Path(_text(value))).expanduser()
 
@@ -270,6 +283,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", _text, "NAME", "cpu, cuda, cuda:1 (default: CUDA where there is one)", "where"),
     Option("workers", _at_least_one, "N", "processes (default: one per device; on a CPU one per core)", "where"),
     Option("threads", _at_least_one, "N", "torch threads of a CPU cell; part of the cell (default 1)", "where"),
+    Option("timeout", _duration, "TIME", "stop a cell that takes longer, as 90s, 30m or 2h (default: none)", "where"),
     Option("save_model", _flag, "", "keep every trained model, as a plain Hugging Face folder", "where"),
     Option("retry_failed", _flag, "", "run failed cells again, also those that would fail the same way", "where"),
     Option("lr", _numbers, "LIST", "peak learning rate (default 2e-5); several are an axis of the grid", "recipe"),

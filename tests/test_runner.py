@@ -240,6 +240,42 @@ def test_a_failing_cell_is_a_row_and_the_grid_goes_on(study: Study, tmp_path: Pa
     assert "1 cached, 2 failed before, --retry-failed runs those that failed again: 2 to run" in second.stderr
 
 
+HANGING = """
+import signal, time
+from finetune_bench.method import Method
+from finetune_bench.parameters import parameter
+
+class Hang(Method):
+    '''Sleeps for ever, if need be deaf to a polite end.'''
+    name = "hang"
+    deaf: bool = parameter(False)
+
+    def gradients(self, run):
+        if self.deaf:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(3600)
+"""
+
+
+def test_a_hanging_cell_is_stopped_and_the_grid_goes_on(study: Study, tmp_path: Path) -> None:
+    plugin = tmp_path / "hanging.py"
+    plugin.write_text(HANGING, "utf-8")
+    store = Store(tmp_path / "hanging")
+    options = ["--methods", "hang,hang(deaf=true),vanilla", "--no-baseline", "--seeds", "7,", "--epochs", "1"]
+    options += ["--workers", "1", "--timeout", "8s"]
+    typed = command(*options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root, plugin=plugin)
+    first = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert first.returncode == 1, first.stderr
+    rows = {row["method"]: row for row in store.rows()}
+    assert rows["vanilla"]["status"] == "done"
+    for name in ("hang", "hang(deaf=true)"):
+        assert rows[name]["status"] == "failed"
+        assert rows[name]["reason"] == "took longer than --timeout 8s and was stopped; its log shows where it was"
+        assert "in gradients" in (store.folder(rows[name]["id"]) / "log.txt").read_text("utf-8")
+    second = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert "1 cached, 2 failed before" in second.stderr  # it would hang again
+
+
 def test_two_runs_on_one_store_share_the_work(undisturbed: Store, study: Study, tmp_path: Path) -> None:
     store = Store(tmp_path / "shared")
     typed = command(*GRID, "--workers", "1", tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)

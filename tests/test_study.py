@@ -52,11 +52,16 @@ def test_learning_rates_are_an_axis() -> None:
     assert study(tasks="rte", lr="1e-5,2e-5").lrs == (1e-5, 2e-5)
 
 
+@pytest.mark.parametrize(("typed", "seconds"), [("90", 90), ("1.5s", 1.5), ("30m", 1800), ("2 h", 7200), (45, 45)])
+def test_a_duration_has_units(typed: object, seconds: float) -> None:
+    assert study(tasks="rte", timeout=typed).timeout == seconds
+
+
 def test_every_option_is_a_flag() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "save-model no-baseline retry-failed config plugin attribution search fair-cost"
+        "timeout save-model no-baseline retry-failed config plugin attribution search fair-cost"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
 
@@ -67,6 +72,8 @@ def test_every_option_is_a_flag() -> None:
         ({"seeds": "0"}, "--seeds: expected a number of seeds"),
         ({"seeds": "1,1"}, "given once"),
         ({"seeds": "x"}, "--seeds: expected"),
+        ({"timeout": "soon"}, "--timeout: expected a duration above 0, as 90s, 30m or 2h; got 'soon'."),
+        ({"timeout": "0"}, "--timeout: expected a duration above 0"),
         ({"lr": "fast"}, "--lr: expected one number or more"),
         ({"lr": "-1"}, "The 'lr' parameter of Recipe must be a float in"),
         ({"lr": "1e-5,-1"}, "The 'lr' parameter"),

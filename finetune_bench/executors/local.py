@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +20,7 @@ from typing import IO, Any
 from finetune_bench.grid import Cell
 
 _BUSY_SECONDS = 1.0  # between two looks at a cell that another process is running
+_GRACE_SECONDS = 2.0  # between telling a late worker to say where it is, to end, and to be killed
 
 # The child gets this process's import path, whatever it came from, and never imports the caller's main module.
 _START = (
@@ -36,6 +37,7 @@ class Event:
     reason: str | None = None
     seconds: float = 0.0
     log: str = ""
+    retry: str = "always"  # of a cell that died: whether the next run tries it again by itself, or only when asked
 
 
 class LocalExecutor:
@@ -46,10 +48,14 @@ class LocalExecutor:
         settings: what a worker needs besides cells: out, data_root, save_model, plugins.
         threads: torch threads per worker on a CPU.
         logs: folder for the workers' output.
+        timeout: seconds that a cell may take; None for no limit.
     """
 
-    def __init__(self, devices: Sequence[str], settings: dict[str, Any], threads: int, logs: Path) -> None:
+    def __init__(
+        self, devices: Sequence[str], settings: dict[str, Any], threads: int, logs: Path, timeout: float | None = None
+    ) -> None:
         self.devices, self.settings, self.threads, self.logs = list(devices), settings, threads, logs
+        self.timeout = timeout
         self.running: dict[int, Cell] = {}  # by worker: the cells in flight, for the caller of an interrupted run
         self._todo: deque[Cell] = deque()
         self._events: queue.Queue[Event | BaseException | None] = queue.Queue()
@@ -112,15 +118,20 @@ class LocalExecutor:
 
     def _attempt(self, number: int, cell: Cell, log: Path) -> Event | None:
         """Run one cell on a worker; None where everything is being stopped."""
-        worker = self._workers.get(number) or self._start(number, log)
+        fresh = number not in self._workers
+        worker = self._start(number, log) if fresh else self._workers[number]
         if worker is None:
             return None
         begin = log.stat().st_size
         self.running[number] = cell
         self._events.put(Event(cell, "started"))
+        late = threading.Event()
         try:
+            if fresh and not _answers(worker).readline():  # it says when it is ready, so that no cell pays for imports
+                raise BrokenPipeError
             _send(worker, cell.to_dict())
-            line = _answers(worker).readline()
+            with _stopped_after(self.timeout, worker, late):
+                line = _answers(worker).readline()
         except BrokenPipeError:
             line = ""
         if self._stopped:
@@ -128,7 +139,7 @@ class LocalExecutor:
         del self.running[number]
         if line:
             answer = json.loads(line)
-            if answer.get("last"):  # a device error that spoils every later cell of the process
+            if answer.get("last") or late.is_set():  # a device error that spoils later cells, or an end just in time
                 self._end(number)
             return Event(cell, answer["status"], answer.get("reason"), answer.get("seconds") or 0.0)
         _release(worker)
@@ -136,6 +147,9 @@ class LocalExecutor:
         with open(log, "rb") as file:
             file.seek(begin)
             said = file.read().decode("utf-8", "replace")
+        if late.is_set():
+            reason = f"took longer than --timeout {self.timeout:g}s and was stopped; its log shows where it was"
+            return Event(cell, "died", reason, log=said, retry="asked")
         return Event(cell, "died", _death(worker.returncode), log=said)
 
     def _start(self, number: int, log: Path) -> subprocess.Popen[str] | None:
@@ -162,6 +176,29 @@ class LocalExecutor:
         worker = self._workers.pop(number, None)
         if worker is not None:
             _release(worker)
+
+
+@contextmanager
+def _stopped_after(seconds: float | None, worker: subprocess.Popen[str], late: threading.Event) -> Iterator[None]:
+    """Inside, a worker that takes too long is asked where it is, asked to end, and killed; `late` is set."""
+    answered = threading.Event()
+
+    def stop() -> None:
+        if seconds is None or answered.wait(seconds):
+            return
+        late.set()
+        for order in ("SIGUSR1", "SIGTERM", "SIGKILL"):
+            worker.send_signal(getattr(signal, order, signal.SIGTERM))
+            if answered.wait(_GRACE_SECONDS):
+                return
+
+    watch = threading.Thread(target=stop, daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        answered.set()
+        watch.join()
 
 
 def _send(worker: subprocess.Popen[str], message: dict[str, Any]) -> None:

@@ -6,9 +6,11 @@ cell if need be: a worker never outlives the run that started it.
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import queue
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -18,6 +20,8 @@ from typing import Any
 def main() -> None:
     """Serve until stdin ends."""
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    if hasattr(signal, "SIGUSR1"):
+        faulthandler.register(signal.SIGUSR1)  # a cell that takes too long is asked where it is
     os.dup2(2, 1)  # whatever a library prints goes to the log, not between the answers
     orders: queue.Queue[dict[str, Any]] = queue.Queue()
 
@@ -45,6 +49,8 @@ def main() -> None:
         compute(metric, np.array([0, 1]), np.array([0, 1]))
     store = Store(settings["out"])
     data_root = Path(settings["data_root"]) if settings["data_root"] else None
+    answers.write(json.dumps({"status": "ready"}) + "\n")
+    answers.flush()
     while True:
         cell = Cell.from_dict(orders.get())
         with store.claim(cell.id) as mine:
