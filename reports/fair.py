@@ -18,7 +18,7 @@ from finetune_bench.reports.data import Column, Row, Section, is_vanilla
 from finetune_bench.stats import Estimate
 
 STEPS, PASSES, SECONDS = "equal steps", "equal passes", "equal seconds"
-_SAME_FACTOR = 0.02  # vanilla's longer run stands for a method whose passes differ from it by no more than this share
+_SAME_FACTOR = 0.02  # vanilla's longer run stands for a method whose passes, or seconds, are no further from it
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,9 @@ def _difference(section: Section, method: str, column: Column, basis: str, facto
         return stats.NOTHING
     else:
         found = np.stack([_shared(section, method, label, column) for label in lengths.values()])
-        reference = stats.interpolate_budget(list(lengths), found, factor)
+        longest = max(lengths)
+        at = longest if longest < factor <= (1 + _SAME_FACTOR) * longest else factor
+        reference = stats.interpolate_budget(list(lengths), found, at)
     return stats.paired_difference(section.scores(method, column), reference)
 
 

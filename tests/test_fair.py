@@ -79,6 +79,16 @@ def test_beyond_the_longest_run_nothing_is_said(tmp_path: Path) -> None:
     assert "| `rdrop` | equal seconds | ×2.50 | — |" in render(load(store))
 
 
+def test_seconds_a_hair_beyond_the_longest_run_are_those_of_that_run(tmp_path: Path) -> None:
+    store = store_with_longer_runs(tmp_path, (2.0,))
+    for seconds, known in ((40.0 * 2.1, False), (40.0 * 2.01, True)):
+        for seed in (1, 2, 3):
+            row = make_row("rdrop", "rte", seed)
+            row["cost"]["train_cpu_seconds"] = seconds
+            put(store, row)
+        assert (of(store, "rdrop", SECONDS).estimate.n == 3) is known
+
+
 def test_without_a_run_of_that_length_equal_passes_are_unknown(tmp_path: Path) -> None:
     store = store_with_longer_runs(tmp_path, (3.0,))
     assert math.isnan(of(store, "rdrop", PASSES).estimate.value)
