@@ -29,23 +29,29 @@ Row = dict[str, Any]
 
 # The mean training loss of the last tenth must lie this far below that of predicting the label's distribution only.
 LEARNT_SHARE = 0.95
+_OUT_OF_MEMORY = "out of memory"
 
 
 def run_cell(cell: Cell, store: Store, device: torch.device, data_root: Path | None, save_model: bool) -> Row:
     """Run a cell and write its row, whatever comes of it; returns the row.
 
-    A failure of the cell is a row with its reason, never an exception; an interruption passes through.
+    A failure of the cell is a row with its reason, never an exception; an interruption passes through. A cell that runs
+    out of memory is tried once more in micro-batches of half the size, which keeps the batch the same.
     """
     started = time.time()
     devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
     with store.writing(cell.id) as folder:
-        log = ""
-        try:
-            found, arrays = _train_and_score(cell, device, data_root, folder / "model" if save_model else None)
-            row = row_of(cell, "done", **found)
-        except Exception as error:
-            row, arrays = row_of(cell, "failed", **_failure(error)), {}
-            log = traceback.format_exc()
+        model_folder = folder / "model" if save_model else None
+        found, arrays, log = _attempt(cell, device, data_root, model_folder)
+        if found.get("reason") == _OUT_OF_MEMORY and (halved := _in_halves(cell)) is not None:
+            found, arrays, more = _attempt(halved, device, data_root, model_folder)
+            log += more
+            parts = halved.recipe.accumulation
+            if found.get("reason") == _OUT_OF_MEMORY:
+                found["reason"] += f", also with accumulation {parts}"
+            else:
+                found["accumulated"] = parts
+        row = row_of(cell, **found)
         row |= {
             "environment": environment(device),
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
@@ -56,9 +62,30 @@ def run_cell(cell: Cell, store: Store, device: torch.device, data_root: Path | N
     return row
 
 
+def _attempt(
+    cell: Cell, device: torch.device, data_root: Path | None, model_folder: Path | None
+) -> tuple[Row, dict[str, dict[str, np.ndarray]], str]:
+    """Status and findings of a cell, its arrays, and what to log."""
+    try:
+        found, arrays = _train_and_score(cell, device, data_root, model_folder)
+    except Exception as error:
+        return {"status": "failed", **_failure(error)}, {}, traceback.format_exc()
+    return {"status": "done", **found}, arrays, ""
+
+
+def _in_halves(cell: Cell) -> Cell | None:
+    """The cell with twice the accumulation; None where the batch can't be halved, or a method can't do with it."""
+    recipe = cell.recipe
+    if recipe.batch_size % (2 * recipe.accumulation):
+        return None
+    halved = dataclasses.replace(cell, recipe=dataclasses.replace(recipe, accumulation=2 * recipe.accumulation))
+    stack = halved.stack
+    return None if stack.unsupported(facts_of(halved, stack)) else halved
+
+
 def _failure(error: Exception) -> Row:
     if devices.is_out_of_memory(error):
-        return {"reason": "out of memory", "retry": "always"}
+        return {"reason": _OUT_OF_MEMORY, "retry": "always"}
     if devices.is_broken(error):
         return {"reason": f"the device failed: {_line(error)}", "retry": "always", "broken": True}
     if isinstance(error, Diverged):

@@ -16,6 +16,7 @@ loses only the cell it hit. A row:
     status      done | failed | skipped | interrupted
     reason      why it isn't done, a sentence; null when done
     retry       of a failed cell: "always" (out of memory, killed: run again) or "asked" (only with --retry-failed)
+    accumulated of a cell that ran out of memory: the accumulation it was trained with in the end; its batch is as asked
     method      label as reports show it           methods      [{name, version, parameters}], outermost first
     task, kind, metric     the task, its kind, and the name of the score that tables compare
     model, seed, limit_train, recipe, device, threads     the rest of the specification

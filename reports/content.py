@@ -212,6 +212,11 @@ def _warnings(data: Data) -> list[Block]:
     ]
     if moved := words.hardly_moved(data):
         items.append(f"The training loss hardly moved: {words.cells(moved)}.")
+    for parts in sorted({row["accumulated"] for row in data.rows if row.get("accumulated")}):
+        halved = [row for row in data.rows if row.get("accumulated") == parts]
+        items.append(
+            f"Out of memory, so trained with accumulation {parts} (the batch is the same): {words.cells(halved)}."
+        )
     for section in data.sections:
         where = f" ({section.title})" if section.title else ""
         items += [f"{text}{where}" for text in words.no_effect(tables.twins(data, section))]

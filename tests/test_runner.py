@@ -232,12 +232,51 @@ def test_a_failing_cell_is_a_row_and_the_grid_goes_on(study: Study, tmp_path: Pa
     assert rows["trouble"]["reason"] == "RuntimeError: no luck today"
     assert rows["trouble(how=diverge)"]["reason"] == "diverged at step 1"
     assert "SIGKILL" in rows["trouble(how=die)"]["reason"]
-    assert rows["trouble(how=memory)"]["reason"] == "out of memory"
+    assert rows["trouble(how=memory)"]["reason"] == "out of memory, also with accumulation 2"
     assert "no luck today" in (store.folder(rows["trouble"]["id"]) / "log.txt").read_text("utf-8")
     second = subprocess.run(typed, capture_output=True, text=True, check=False)
     assert second.returncode == 1
     # What would fail the same way is left alone; a killed cell and one that ran out of memory are run again.
     assert "1 cached, 2 failed before, --retry-failed runs those that failed again: 2 to run" in second.stderr
+
+
+HUNGRY = """
+import torch
+from finetune_bench.method import Method
+
+class Hungry(Method):
+    '''Has no room for more than eight examples at once.'''
+    name = "hungry"
+
+    def objective(self, step, inner, view):
+        if len(step.batch.labels) > 8:
+            raise torch.OutOfMemoryError("no room")
+        return inner(view)
+"""
+
+
+def test_a_cell_without_room_is_trained_in_halves_and_says_so(study: Study, tmp_path: Path) -> None:
+    plugin = tmp_path / "hungry.py"
+    plugin.write_text(HUNGRY, "utf-8")
+    rows = {}
+    for name, more in {"asked": ["--accumulation", "2"], "found": []}.items():
+        options = ["--methods", "hungry", "--no-baseline", "--seeds", "7,", "--epochs", "1", "--workers", "1", *more]
+        typed = command(
+            *options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=tmp_path / name, plugin=plugin
+        )
+        done = subprocess.run(typed, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (rows[name],) = Store(tmp_path / name).rows()
+    asked, found = rows["asked"], rows["found"]
+    assert found["recipe"]["accumulation"] == 1  # still the cell that was asked for
+    assert found["accumulated"] == 2
+    assert "accumulated" not in asked
+    assert found["metrics"] == asked["metrics"]  # the same arithmetic, to the last bit
+    assert found["training"] == asked["training"]
+    assert found["hashes"]["order"] == asked["hashes"]["order"]
+    assert "no room" in (Store(tmp_path / "found").folder(found["id"]) / "log.txt").read_text("utf-8")
+    page = (tmp_path / "found" / "report" / "report.md").read_text("utf-8")
+    assert "Out of memory, so trained with accumulation 2 (the batch is the same)" in page
 
 
 HANGING = """
