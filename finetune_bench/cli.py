@@ -7,6 +7,7 @@ Nothing heavy is imported before it is needed: `--help` is instant.
 from __future__ import annotations
 
 import argparse
+import errno
 import gc
 import shlex
 import sys
@@ -52,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        _say(f"finetune-bench: {error.filename or 'a file'}: {error.strerror or error}; give another place with --out.")
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room and give the same command again" if full else "give another place with --out"
+        _say(f"finetune-bench: {error.filename or 'the run folder'}: {error.strerror or error}; {advice}.")
         return 3
     return code
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -301,7 +303,7 @@ def test_a_hanging_cell_is_stopped_and_the_grid_goes_on(study: Study, tmp_path: 
     plugin.write_text(HANGING, "utf-8")
     store = Store(tmp_path / "hanging")
     options = ["--methods", "hang,hang(deaf=true),vanilla", "--no-baseline", "--seeds", "7,", "--epochs", "1"]
-    options += ["--workers", "1", "--timeout", "8s"]
+    options += ["--workers", "1", "--timeout", "10s"]
     typed = command(*options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root, plugin=plugin)
     first = subprocess.run(typed, capture_output=True, text=True, check=False)
     assert first.returncode == 1, first.stderr
@@ -309,10 +311,44 @@ def test_a_hanging_cell_is_stopped_and_the_grid_goes_on(study: Study, tmp_path: 
     assert rows["vanilla"]["status"] == "done"
     for name in ("hang", "hang(deaf=true)"):
         assert rows[name]["status"] == "failed"
-        assert rows[name]["reason"] == "took longer than --timeout 8s and was stopped; its log shows where it was"
+        assert rows[name]["reason"] == "took longer than --timeout 10s and was stopped; its log shows where it was"
         assert "in gradients" in (store.folder(rows[name]["id"]) / "log.txt").read_text("utf-8")
     second = subprocess.run(typed, capture_output=True, text=True, check=False)
     assert "1 cached, 2 failed before" in second.stderr  # it would hang again
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MB, where this user may make one."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)]
+    if sys.platform != "linux" or shutil.which("mount") is None:
+        pytest.skip("needs Linux's tmpfs")
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a tmpfs")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
+    undisturbed: Store, study: Study, small_disk: Path
+) -> None:
+    store = Store(small_disk / "run")
+    typed = command(*GRID, "--workers", "1", tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 90_000))
+    first = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert first.returncode == 3, first.stderr
+    assert "No space left on device; make room and give the same command again." in " ".join(first.stderr.split())
+    kept = stable(store)
+    assert 0 < len(kept) < 10
+    ballast.unlink()
+    second = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert second.returncode == 0, second.stderr
+    assert f"{len(kept)} cached" in second.stderr
+    assert stable(store) == stable(undisturbed)
+    assert not list(store.cells.glob(".*"))  # what was half-written is gone
 
 
 def test_two_runs_on_one_store_share_the_work(undisturbed: Store, study: Study, tmp_path: Path) -> None:
