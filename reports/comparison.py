@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -43,7 +43,7 @@ def blocks(data: Data, section: Section, level: int, plots: dict[str, Plot]) -> 
         *headed("Over all tasks", [*_ranking(section), *picture("ranks", "profile")]),
         *headed("Differences to vanilla with the same dropout", _control_differences(section)),
         *headed("Where the gain comes from", [*_attributions(data, section), *picture("attribution")]),
-        *headed("Dose", _doses(data, section, plots)),
+        *headed("Dose", _doses(data, section, picture)),
         *headed("With and without collapsed runs", _collapsed(section)),
         *headed("Cost", [*_costs(section), *picture("memory", "time", "footprint")]),
         *headed("At equal cost", _at_equal_cost(section)),
@@ -364,12 +364,11 @@ def _attributions(data: Data, section: Section) -> list[Block]:
     return [table("attribution", header, rows), *bullets([note])]
 
 
-def _doses(data: Data, section: Section, plots: dict[str, Plot]) -> list[Block]:
+def _doses(data: Data, section: Section, picture: Callable[[str], list[Block]]) -> list[Block]:
     result: list[Block] = []
     for place, study in enumerate(dose_studies(data.store, section), 1):
         header, rows, notes = dose_table(study, dose_frame(section, study))
-        result += [table("dose", header, rows), *bullets([notes])]
-        result += [Picture(plots[kind]) for kind in [f"dose{place}"] if kind in plots]
+        result += [table("dose", header, rows), *bullets([notes]), *picture(f"dose{place}")]
     return result
 
 

@@ -242,10 +242,11 @@ class Block:
         wanted = list(labels)
         methods, scores = list(self.methods), self.scores.copy()
         for label in wanted:
-            twin, values = self.twins.get(label, ("", None))
-            if twin in methods and twin not in wanted and values is not None:
-                scores[methods.index(twin)] = values
-                methods[methods.index(twin)] = label
+            if label in self.twins:
+                twin, values = self.twins[label]
+                if twin in methods and twin not in wanted:
+                    place = methods.index(twin)
+                    methods[place], scores[place] = label, values
         return Block(tuple(methods), scores, {})
 
 

@@ -59,7 +59,7 @@ def test_equality_within_a_margin(tmp_path: Path, capsys: Any) -> None:
     for method, one in found.items():
         assert one.equivalence == pytest.approx(stats.equivalence(one.estimate, 3.0)), method
     assert found[CONTROL].equivalence < 0.05
-    assert "3" in render(load(store, Options(margin=3.0))).partition("## Tests")[2][:600]
+    assert "equal within 3, p" in render(load(store, Options(margin=3.0)))
     for wrong in ("0", "-1"):
         assert cli.main(["report", str(store.root), "--margin", wrong]) == 2
     assert "--margin: expected a number of points above 0" in " ".join(capsys.readouterr().err.split())
@@ -186,7 +186,7 @@ def test_an_odd_store_gets_a_whole_report(name: str, tmp_path: Path, capsys: Any
     folder = store.root / "report"
     page = (folder / "report.md").read_text("utf-8")
     for text in (page, out):
-        assert "nan" not in text.lower().replace("nannan", "").replace("finance", ""), name
+        assert "nan" not in text.lower(), name
         assert "inf]" not in text
     assert "Traceback" not in err
     assert cli.main(["report", str(store.root), "--format", "markdown,csv", "--margin", "1", "--check"]) == 0
@@ -199,7 +199,7 @@ def test_nothing_is_claimed_from_unpaired_rows(tmp_path: Path) -> None:
         assert not one.estimate.separated
         assert one.estimate.n == 0
     text = render(load(store))
-    assert "separated from" not in text.partition("##")[2].partition("## How")[0].replace("not separated from", "")
+    assert "Separated " not in text.partition("## ")[2].partition("## ")[0]
 
 
 def test_a_hole_is_never_averaged_over(tmp_path: Path) -> None:

@@ -181,10 +181,13 @@ class LocalExecutor:
 @contextmanager
 def _stopped_after(seconds: float | None, worker: subprocess.Popen[str], late: threading.Event) -> Iterator[None]:
     """Inside, a worker that takes too long is asked where it is, asked to end, and killed; `late` is set."""
+    if seconds is None:
+        yield
+        return
     answered = threading.Event()
 
     def stop() -> None:
-        if seconds is None or answered.wait(seconds):
+        if answered.wait(seconds):
             return
         late.set()
         for order in ("SIGUSR1", "SIGTERM", "SIGKILL"):
