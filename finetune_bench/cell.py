@@ -6,6 +6,7 @@ import dataclasses
 import time
 import traceback
 from contextlib import nullcontext
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from pathlib import Path
@@ -16,12 +17,14 @@ import torch
 
 from finetune_bench import device as devices
 from finetune_bench import evaluation, measure, model, registry, training
+from finetune_bench.checkpoint import Checkpoints
 from finetune_bench.environment import environment
 from finetune_bench.errors import DataError, Diverged
 from finetune_bench.grid import Cell
 from finetune_bench.method import Facts, Stack
 from finetune_bench.seeds import derive
 from finetune_bench.store import SCHEMA, Store
+from finetune_bench.study import CHECKPOINT_EVERY
 from finetune_bench.task import Task, TaskData, hold_out, limit
 from finetune_bench.training import TrainingRun, encode
 
@@ -32,19 +35,39 @@ LEARNT_SHARE = 0.95
 _OUT_OF_MEMORY = "out of memory"
 
 
-def run_cell(cell: Cell, store: Store, device: torch.device, data_root: Path | None, save_model: bool) -> Row:
+@dataclass(frozen=True)
+class Place:
+    """Where a cell runs, and what is kept of it.
+
+    Attributes:
+        store: for its row.
+        device: where it trains.
+        data_root: of the data sets; None for the hub.
+        save_model: whether the trained model is kept.
+        checkpoint_every: steps from one checkpoint to the next.
+    """
+
+    store: Store
+    device: torch.device
+    data_root: Path | None = None
+    save_model: bool = False
+    checkpoint_every: int = CHECKPOINT_EVERY
+
+
+def run_cell(cell: Cell, place: Place) -> Row:
     """Run a cell and write its row, whatever comes of it; returns the row.
 
-    A failure of the cell is a row with its reason, never an exception; an interruption passes through. A cell that runs
-    out of memory is tried once more in micro-batches of half the size, which keeps the batch the same.
+    A cell whose process was killed goes on from its last checkpoint. A failure of the cell is a row with its reason,
+    never an exception; an interruption passes through. A cell that runs out of memory is tried once more in
+    micro-batches of half the size, which keeps the batch the same.
     """
-    started = time.time()
+    started, clock, store, device = time.time(), time.monotonic(), place.store, place.device
     devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
     with store.writing(cell.id) as folder:
-        model_folder = folder / "model" if save_model else None
-        found, arrays, log = _attempt(cell, device, data_root, model_folder)
+        model_folder = folder / "model" if place.save_model else None
+        found, arrays, log = _attempt(cell, place, model_folder)
         if found.get("reason") == _OUT_OF_MEMORY and (halved := _in_halves(cell)) is not None:
-            found, arrays, more = _attempt(halved, device, data_root, model_folder)
+            found, arrays, more = _attempt(halved, place, model_folder)
             log += more
             parts = halved.recipe.accumulation
             if found.get("reason") == _OUT_OF_MEMORY:
@@ -56,18 +79,18 @@ def run_cell(cell: Cell, store: Store, device: torch.device, data_root: Path | N
             "environment": environment(device),
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.time() - started,
+            "seconds": time.monotonic() - clock,
         }
         store.write(cell.to_dict(), row, arrays=arrays, log=log, into=folder)
+    for checkpoint in store.checkpoints.glob(f"{cell.id}-*"):
+        checkpoint.unlink()
     return row
 
 
-def _attempt(
-    cell: Cell, device: torch.device, data_root: Path | None, model_folder: Path | None
-) -> tuple[Row, dict[str, dict[str, np.ndarray]], str]:
+def _attempt(cell: Cell, place: Place, model_folder: Path | None) -> tuple[Row, dict[str, dict[str, np.ndarray]], str]:
     """Status and findings of a cell, its arrays, and what to log."""
     try:
-        found, arrays = _train_and_score(cell, device, data_root, model_folder)
+        found, arrays = _train_and_score(cell, place, model_folder)
     except Exception as error:
         return {"status": "failed", **_failure(error)}, {}, traceback.format_exc()
     return {"status": "done", **found}, arrays, ""
@@ -189,9 +212,8 @@ def _skeleton(name: str, outputs: int, dropout: Any) -> torch.nn.Module:
     return model.skeleton(model.with_dropout(model.config(name, outputs), dropout))
 
 
-def _train_and_score(
-    cell: Cell, device: torch.device, data_root: Path | None, save_to: Path | None
-) -> tuple[Row, dict[str, dict[str, np.ndarray]]]:
+def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Row, dict[str, dict[str, np.ndarray]]]:
+    device, data_root = place.device, place.data_root
     task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
     if data.fingerprint() != cell.data:
         raise DataError(f"the data of '{cell.task}' changed after the run was planned; start it again")
@@ -220,9 +242,11 @@ def _train_and_score(
         device=device,
         keep_pretrained=stack.reads_pretrained,
     )
+    # Of a cell that is tried again in smaller micro-batches, the first try's checkpoint is none.
+    file = place.store.checkpoints / f"{cell.id}-{recipe.accumulation}.safetensors"
     try:
         before = devices.energy(device)
-        trace = training.train(run, stack)
+        trace = training.train(run, stack, Checkpoints(file, place.checkpoint_every))
         after = devices.energy(device)
         allocated, reserved = devices.peak(device) if measured else (None, None)
         evaluating = time.perf_counter()
@@ -263,6 +287,7 @@ def _train_and_score(
             "energy_joules": None if before is None or after is None else after - before,
             "trainable_parameters": trainable,
             "evaluation_seconds": evaluation_seconds,
+            "resumed_at": trace.resumed_at or None,
         },
         "hashes": {
             "init": initial,

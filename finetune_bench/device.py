@@ -18,11 +18,12 @@ from finetune_bench.errors import MachineError, UsageError
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose(name: str | None) -> list[torch.device]:
+def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
     """The devices that a study may use: one per worker.
 
     Args:
         name: "cpu", "cuda" (every visible one), "cuda:1" (that one); None for CUDA where there is one, else the CPU.
+        elsewhere: whether the cells run on other machines; then this one need not have it.
 
     Raises:
         UsageError: not a device's name.
@@ -37,6 +38,8 @@ def choose(name: str | None) -> list[torch.device]:
         raise UsageError(f"--device: expected cpu, cuda or cuda:N; got '{name}'.") from None
     if device.type == "cpu":
         return [torch.device("cpu")]
+    if elsewhere:
+        return [device]
     count = torch.accelerator.device_count() if accelerator is not None and accelerator.type == device.type else 0
     if count == 0 or (device.index or 0) >= count:
         raise MachineError(

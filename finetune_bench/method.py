@@ -205,6 +205,7 @@ class Step(Protocol):
 
 
 Streams = Mapping[str, Tensor]  # states of random streams, by name
+State = Mapping[str, Any]  # what a method has to keep, by name: tensors, and what JSON can hold
 
 
 class Run(Protocol):
@@ -319,6 +320,11 @@ class Method:
     def __post_init__(self) -> None:
         validate(self)
 
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods that this one is made of: itself."""
+        return (self,)
+
     def unsupported(self, facts: Facts) -> str | None:
         """Why this method can't run in a cell with these facts, as the end of "NAME is skipped: …"; else None."""
         return None
@@ -373,6 +379,17 @@ class Method:
         """Around every evaluation; weights are swapped by copying into the same storage, and back."""
         yield
 
+    def state(self) -> State:
+        """What changes from step to step and is needed to go on: for a checkpoint in the middle of a run.
+
+        Not what `setup` and `optimizer` make, for they are replayed, nor weights of the model, the optimiser's state or
+        random streams, which are kept by themselves.
+        """
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Take back what `state` gave, after `setup` and `optimizer`; tensors come on the run's device."""
+
     def teardown(self, run: Run) -> None:
         """Leave a plain model, whatever happened; runs also after an error, and after a `setup` that never ran."""
 
@@ -387,6 +404,10 @@ class Stack(Method):
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
         self.stochastic = any(method.stochastic for method in self.methods)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        return self.methods
 
     def unsupported(self, facts: Facts) -> str | None:
         for method, own in self._facts(facts):

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_bench import grid, registry
+from finetune_bench import executors, grid, registry
 from finetune_bench.attribution import effect_chain, label_of
 from finetune_bench.errors import DataError, Unsupported, UsageError
-from finetune_bench.executors.local import Event, LocalExecutor
+from finetune_bench.executors import Event
 from finetune_bench.grid import Cell
 from finetune_bench.progress import Reporter, Tally
 from finetune_bench.search import settings
@@ -100,7 +100,8 @@ def make_plan(study: Study) -> Plan:
         several := [text for text in study.methods if len(registry.make_stack(text).methods) > 1]
     ):
         notes.append(f"--attribution splits single methods only; left as they are: {', '.join(several)}.")
-    places = devices.choose(study.device)
+    # Elsewhere there may be what this machine lacks.
+    places = devices.choose(study.device, elsewhere=study.executor != executors.DEFAULT)
     kind = places[0].type
     if study.recipe.precision == "fp16" and kind == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device: a CPU has no loss scaling for it. Use fp32 or bf16.")
@@ -126,7 +127,8 @@ def make_plan(study: Study) -> Plan:
     store = Store(study.out or Path("runs") / run_name(study))
     if store.root.exists() and not store.root.is_dir():
         raise UsageError(f"--out: expected a folder, but '{store.root}' is a file.")
-    workers = study.workers or (len(places) if kind != "cpu" else max(1, _cores() // study.threads))
+    per_gpu = int(1 / study.gpus_per_worker + 1e-9)
+    workers = study.workers or (per_gpu * len(places) if kind != "cpu" else max(1, _cores() // study.threads))
     todo, cached, failed = [], [], []
     cannot = {cell.id for cell, _ in skipped}
     for cell in cells:
@@ -166,10 +168,11 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
         "out": str(store.root.resolve()),
         "data_root": str(plan.study.data_root.resolve()) if plan.study.data_root else None,
         "save_model": plan.study.save_model,
+        "checkpoint_every": plan.study.checkpoint_every,
         "retry_failed": plan.study.retry_failed,
         "plugins": list(plan.study.plugins),
     }
-    executor = LocalExecutor(plan.devices, settings, plan.study.threads, store.root / "logs", plan.study.timeout)
+    executor = executors.make(plan.study, plan.devices, settings, (store.root / "logs").resolve())
     try:
         for event in executor.run(plan.todo):
             _take(event, plan, tally, reporter)
@@ -239,7 +242,11 @@ def run_name(study: Study) -> str:
         "out",
         "device",
         "workers",
+        "executor",
+        "slurm",
+        "gpus_per_worker",
         "timeout",
+        "checkpoint_every",
         "save_model",
         "baseline",
         "retry_failed",

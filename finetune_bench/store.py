@@ -8,6 +8,7 @@
                                      and `scored_sketch` where averaged weights were scored
     RUN/cells/<id>/log.txt           of a failed cell: traceback and what the worker printed
     RUN/cells/<id>/model/            with --save-model: a plain Hugging Face folder
+    RUN/checkpoints/<id>-<n>.safetensors   the middle of a cell that runs in n micro-batches per step; gone when it ends
 
 A folder is filled under a temporary name, flushed to disk and renamed, so a reader never sees half a cell and a crash
 loses only the cell it hit. A row:
@@ -25,7 +26,7 @@ loses only the cell it hit. A row:
     training    {steps, first_loss, last_loss, constant_loss, hardly_moved}         notes        facts about the data
     cost        {train_seconds, train_cpu_seconds, examples_per_second, forwards_per_step, backwards_per_step,
                  saved_activation_bytes, peak_memory_bytes, peak_reserved_bytes, energy_joules, parameters,
-                 trainable_parameters, setup_seconds, setup_forwards, setup_backwards, evaluation_seconds}
+                 trainable_parameters, setup_seconds, setup_forwards, setup_backwards, evaluation_seconds, resumed_at}
     hashes      {init, order, data}: rows with equal hashes are paired        dropout   {kind: realised probability}
     environment versions, device name, dtype, commit            started, finished, seconds
 
@@ -46,11 +47,21 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock, Timeout
 
 from finetune_bench.errors import UsageError
+from finetune_bench.lease import Leases
 
 SCHEMA = 1
+MEASURED = ("environment", "started", "finished", "seconds", "cost")  # of a row, but for what is counted in its cost:
+COUNTED = (
+    "parameters",
+    "trainable_parameters",
+    "forwards_per_step",
+    "backwards_per_step",
+    "setup_forwards",
+    "setup_backwards",
+    "saved_activation_bytes",
+)
 
 
 class Store:
@@ -63,6 +74,8 @@ class Store:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root)
         self.cells = self.root / "cells"
+        self.checkpoints = self.root / "checkpoints"
+        self._leases = Leases(self.root / "locks")
 
     @classmethod
     def open(cls, root: str | Path) -> Store:
@@ -109,6 +122,17 @@ class Store:
         with np.load(path, allow_pickle=False) as file:
             return dict(file)
 
+    def without_measurements(self) -> dict[str, dict[str, Any]]:
+        """What equal cells have in common to the last bit, by id: rows without times and machine, and arrays."""
+        found = {}
+        for row in self.rows():
+            kept = {key: value for key, value in row.items() if key not in MEASURED}
+            kept["cost"] = {key: row["cost"].get(key) for key in COUNTED} if "cost" in row else None
+            for name in ("predictions", "trace"):
+                kept[name] = {key: value.tobytes() for key, value in sorted(self.arrays(row["id"], name).items())}
+            found[row["id"]] = kept
+        return found
+
     def study(self) -> dict[str, Any]:
         """What the run was asked for, as `study.json` holds it; empty where that file is missing."""
         path = self.root / "study.json"
@@ -123,22 +147,9 @@ class Store:
 
     @contextmanager
     def claim(self, cell_id: str) -> Iterator[bool]:
-        """Hold a cell, so that no other process runs it; yields False where another one holds it.
-
-        The lock is the operating system's: it is gone when its process is, however that ended.
-        """
-        locks = self.root / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(locks / cell_id)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            yield False
-            return
-        try:
-            yield True
-        finally:
-            lock.release()
+        """Hold a cell, so that no other process runs it, on whatever machine; yields False where another one does."""
+        with self._leases.hold(cell_id) as mine:
+            yield mine
 
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:

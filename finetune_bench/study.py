@@ -15,12 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from finetune_bench import executors
 from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.parameters import parameter, validate
 from finetune_bench.spec import split
 
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 DEFAULT_EPOCHS = 3
+CHECKPOINT_EVERY = 1000  # steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,11 @@ class Study:
         device: "cpu", "cuda" or "cuda:1"; None for CUDA where there is one.
         workers: processes; None for one per device, or one per core of a CPU.
         threads: torch threads of a CPU cell; part of the cell, since sums differ in the last bits.
+        executor: "local", "ray" or "slurm".
+        gpus_per_worker: share of a GPU that a worker takes; below 1 several share one. Not under slurm.
+        slurm: pairs of sbatch parameters.
         timeout: seconds that a cell may take, from loading its data to its scores; None for no limit.
+        checkpoint_every: steps from one checkpoint to the next; a killed cell goes on from the last one.
         save_model: keep the trained model of every cell.
         baseline: add vanilla and its dropout-off control where they are missing.
         retry_failed: run failed cells again, also those that would fail the same way.
@@ -107,7 +113,11 @@ class Study:
     device: str | None = None
     workers: int | None = None
     threads: int = 1
+    executor: str = executors.DEFAULT
+    gpus_per_worker: float = 1.0
+    slurm: tuple[tuple[str, str], ...] = ()
     timeout: float | None = None
+    checkpoint_every: int = CHECKPOINT_EVERY
     save_model: bool = False
     baseline: bool = True
     retry_failed: bool = False
@@ -124,14 +134,23 @@ class Study:
         """
         readers: dict[str, Callable[[Any], Any]] = {
             **dict.fromkeys(("methods", "tasks", "models"), _names),
-            **dict.fromkeys(("limit_train", "workers", "threads"), _at_least_one),
+            **dict.fromkeys(("limit_train", "workers", "threads", "checkpoint_every"), _at_least_one),
             "search": _at_least_two,
             "timeout": _duration,
+            "executor": _one_of(executors.NAMES),
+            "gpus_per_worker": _share,
+            "slurm": _pairs,
             **dict.fromkeys(("data_root", "out"), _folder),
             "lrs": _numbers,
             "seeds": _seeds,
             "plugins": _paths,
         }
+        if self.slurm and self.executor != "slurm":
+            raise UsageError("--slurm: these parameters are for jobs; give --executor slurm with them.")
+        if self.executor == "slurm" and self.gpus_per_worker != 1:
+            raise UsageError("--gpus-per-worker: a SLURM job has a GPU of its own; leave it out.")
+        if self.executor == "slurm" and self.timeout is not None:
+            raise UsageError("--timeout: under SLURM a job's time is the limit; give --slurm time=MINUTES.")
         for name, read in readers.items():
             value = getattr(self, name)
             if value is None or value == ():
@@ -235,6 +254,32 @@ def _duration(value: Any) -> float:
     return seconds
 
 
+def _one_of(names: tuple[str, ...]) -> Callable[[Any], str]:
+    def read(value: Any) -> str:
+        if value not in names:
+            raise ValueError(f"one of {', '.join(names)}")
+        return str(value)
+
+    return read
+
+
+def _share(value: Any) -> float:
+    number: float = _number(float, "a number above 0 and at most 1")(value)
+    if not 0 < number <= 1:
+        raise ValueError("a number above 0 and at most 1")
+    return number
+
+
+def _pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    """`key=value,key=value`, a mapping, or pairs."""
+    if isinstance(value, str):
+        value = [part.partition("=")[::2] for part in split(value, ",")]
+    pairs = list(value.items()) if isinstance(value, Mapping) else list(value)
+    if any(len(pair) != 2 or not all(str(word).strip() for word in pair) for pair in pairs):
+        raise ValueError("pairs, as partition=gpu,time=240")
+    return tuple((str(key).strip(), str(word).strip()) for key, word in pairs)
+
+
 def _folder(value: Any) -> Path:
     return (value if isinstance(value, Path) else Path(_text(value))).expanduser()
 
@@ -283,7 +328,11 @@ OPTIONS: tuple[Option, ...] = (
     Option("device", _text, "NAME", "cpu, cuda, cuda:1 (default: CUDA where there is one)", "where"),
     Option("workers", _at_least_one, "N", "processes (default: one per device; on a CPU one per core)", "where"),
     Option("threads", _at_least_one, "N", "torch threads of a CPU cell; part of the cell (default 1)", "where"),
+    Option("executor", _one_of(executors.NAMES), "NAME", "local (default), ray or slurm: see docs/scaling.md", "where"),
+    Option("gpus_per_worker", _share, "X", "share of a GPU per worker, as 0.5 (default 1)", "where"),
+    Option("slurm", _pairs, "LIST", "parameters of sbatch, as partition=gpu,time=240", "where"),
     Option("timeout", _duration, "TIME", "stop a cell that takes longer, as 90s, 30m or 2h (default: none)", "where"),
+    Option("checkpoint_every", _at_least_one, "N", "steps from one checkpoint to the next (default 1000)", "where"),
     Option("save_model", _flag, "", "keep every trained model, as a plain Hugging Face folder", "where"),
     Option("retry_failed", _flag, "", "run failed cells again, also those that would fail the same way", "where"),
     Option("lr", _numbers, "LIST", "peak learning rate (default 2e-5); several are an axis of the grid", "recipe"),

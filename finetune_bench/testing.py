@@ -9,6 +9,7 @@ apply says why.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_bench import evaluation, registry
+from finetune_bench.checkpoint import Checkpoints
 from finetune_bench.device import DTYPES, random_state_kept
 from finetune_bench.memory import expected_bytes, kept_bytes, memory_sizes
 from finetune_bench.method import Dropout, Facts, Memory, Method, Passes, Stack, View
@@ -147,12 +149,16 @@ def toy_run(
 
 
 def toy_train(
-    methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+    methods: Method | list[Method],
+    architecture: str = "bert",
+    kind: Kind = "classification",
+    recipe: Recipe = RECIPE,
+    checkpoints: Checkpoints | None = None,
 ) -> tuple[TrainingRun, Trace, np.ndarray]:
     """Train, predict and tear down; returns the run, its trace and the predictions."""
     run, stack = toy_run(methods, architecture, kind, recipe)
     try:
-        trace = train(run, stack)
+        trace = train(run, stack, checkpoints)
         with stack.evaluating(run):
             predictions = evaluation.predict(run, run.examples)
     finally:
@@ -185,6 +191,37 @@ def same(left: TrainingRun, right: TrainingRun) -> bool:
     """Whether two runs ended with the same weights, to the last bit."""
     a, b = weights(left), weights(right)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """Make a checkpoint's folder: a random BERT of 2 layers × 16 and a tokenizer of words; returns it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{number}" for number in range(40)), "good", "bad"]
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        sizes = _BERT_LIKE | {"vocab_size": len(words), "max_position_embeddings": 128}
+        build(AutoConfig.for_model("bert", **sizes)).save_pretrained(folder)  # type: ignore[operator]
+    fast.save_pretrained(folder)
+    return folder
+
+
+def tiny_texts(path: Path, count: int = 60) -> Path:
+    """Write a JSONL file of short texts with two labels that can be learnt; returns it."""
+    lines = [
+        {"text": f"word{i % 40} {'good' if i % 2 else 'bad'} word{(7 * i) % 40}" + " word1" * (i % 5), "label": i % 2}
+        for i in range(count)
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    return path
 
 
 # --- the checks: each takes a method's class and raises AssertionError with a sentence, or Skip ----------------------
@@ -266,6 +303,28 @@ def is_deterministic(owner: type[Method]) -> None:
     assert np.array_equal(first[1].steps["loss"], second[1].steps["loss"]), "its losses differ between two equal runs"
     assert same(first[0], second[0]), "its weights differ between two equal runs"
     assert np.array_equal(first[2], second[2]), "its predictions differ between two equal runs"
+
+
+def resumes(owner: type[Method]) -> None:
+    """Gone on with from a checkpoint in its middle, it ends as an undisturbed run does, to the last bit."""
+    recipe = dataclasses.replace(RECIPE, epochs=4)
+    for kind in KINDS:
+        if unsupported(owner(), kind=kind):
+            continue
+        run, trace, predictions = toy_train(owner(), kind=kind, recipe=recipe)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoints = Checkpoints(Path(folder) / "checkpoint", every=5)
+            toy_train(owner(), kind=kind, recipe=recipe, checkpoints=checkpoints)
+            again, resumed, predicted = toy_train(owner(), kind=kind, recipe=recipe, checkpoints=checkpoints)
+        assert resumed.resumed_at == 10, f"it went on from step {resumed.resumed_at}, not 10 ({kind})"
+        hint = "what changes from step to step belongs into `state`"
+        assert same(run, again), f"its weights differ after a checkpoint; {hint} ({kind})"
+        for name, values in trace.steps.items():
+            assert np.array_equal(values, resumed.steps[name]), f"its {name} differs after a checkpoint; {hint}"
+        assert np.array_equal(predictions, predicted), f"its predictions differ after a checkpoint; {hint} ({kind})"
+        assert np.array_equal(trace.sketches, resumed.sketches), f"its weights' sketches differ ({kind})"
+        passes = [(t.forwards_per_step, t.backwards_per_step) for t in (trace, resumed)]
+        assert passes[0] == passes[1], f"its counted passes differ: {passes}"
 
 
 def evaluation_is_clean(owner: type[Method]) -> None:
@@ -476,6 +535,7 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
     neutral_is_vanilla,
     is_alive,
     is_deterministic,
+    resumes,
     evaluation_is_clean,
     leaves_a_plain_model,
     declares_its_passes,

@@ -5,6 +5,7 @@
         zero_grad
         per micro-batch:  objective( … perturbing( forward ) … ) · backward of (micro-batch's share) × loss
         unscale (fp16) · clip · gradients* · optimizer.step · scheduler.step · after_step*
+        every so many steps: a checkpoint, with the methods' state*
     → evaluating*( predict ) → teardown*          (* = a hook of the Method contract)
 
 Only `TrainingStep.backward` calls `backward`: at the end of the objective, or earlier where a method asks for it. No
@@ -28,8 +29,8 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from finetune_bench import checkpoint, measure
 from finetune_bench import device as devices
-from finetune_bench import measure
 from finetune_bench.errors import Diverged, FinetuneBenchError
 from finetune_bench.method import Method, Objective, Streams, View
 from finetune_bench.model import hidden_states_captured, undecayed
@@ -132,7 +133,7 @@ class TrainingRun:
         self.order = hashlib.sha256()
         self._pretrained = {name: p.detach().clone() for name, p in self.params.items()} if keep_pretrained else None
         self._generators: dict[str, Generator] = {}
-        self._own_blocks: collections.Counter[str] = collections.Counter()
+        self.own_blocks: collections.Counter[str] = collections.Counter()
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
@@ -165,6 +166,9 @@ class TrainingRun:
     def set_streams(self, streams: Streams) -> None:
         """Put all random streams there; those that did not exist yet, to their beginning."""
         devices.set_random_state(self.device, streams)
+        for key in streams:
+            if key.startswith("method "):
+                self.generator(key.removeprefix("method "))
         for name, generator in self._generators.items():
             state = streams.get(f"method {name}")
             generator.set_state(self._fresh(name).get_state() if state is None else state)
@@ -172,9 +176,9 @@ class TrainingRun:
     @contextmanager
     def own_randomness(self, name: str) -> Iterator[None]:
         """Inside, the global streams belong to the method; each block draws anew."""
-        self._own_blocks[name] += 1
+        self.own_blocks[name] += 1
         with devices.random_state_kept(self.device):
-            torch.manual_seed(derive(self.seed, "method", name, "global", str(self._own_blocks[name])))
+            torch.manual_seed(derive(self.seed, "method", name, "global", str(self.own_blocks[name])))
             yield
 
     def epoch(self, generator: Generator) -> list[list[int]]:
@@ -340,6 +344,7 @@ class Trace:
         seconds, cpu_seconds: per step; measurements.
         setup_seconds, setup_forwards, setup_backwards: what the methods' setup took.
         forwards_per_step, backwards_per_step: counted, per micro-batch.
+        resumed_at: the step whose checkpoint the run went on from; 0 for a run in one piece.
     """
 
     steps: dict[str, np.ndarray] = field(default_factory=dict)
@@ -353,6 +358,7 @@ class Trace:
     setup_backwards: int = 0
     forwards_per_step: float = 0.0
     backwards_per_step: float = 0.0
+    resumed_at: int = 0
 
 
 def make_optimizer(run: TrainingRun) -> AdamW:
@@ -381,8 +387,14 @@ def make_scheduler(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> La
     return LambdaLR(optimizer, factor)
 
 
-def train(run: TrainingRun, method: Method) -> Trace:
+def train(run: TrainingRun, method: Method, checkpoints: checkpoint.Checkpoints | None = None) -> Trace:
     """Train `run.model` with a method, from `setup` to the last step; the caller owes `teardown`.
+
+    Args:
+        run: that nothing was trained with yet.
+        method: a stack, or one method.
+        checkpoints: where the state is kept every so many steps. One that is there already is gone on from: the end is
+            the same to the last bit.
 
     Raises:
         Diverged: a loss was not finite; names the first such step, counted from 1.
@@ -401,11 +413,14 @@ def train(run: TrainingRun, method: Method) -> Trace:
     torch.manual_seed(derive(run.seed, "dropout"))
     run.model.train()
     clock = measure.StepClock(run.device)
-    recorded: dict[str, list[Tensor | float]] = {}
+    record = checkpoint.Record()
+    loop = checkpoint.Loop(run, optimizer, scheduler, scaler, record)
+    if checkpoints:
+        trace.resumed_at = checkpoint.restore(checkpoints.path, loop)
     sketched = measure.sketch_steps(run.total_steps)
-    examples_of: list[int] = []
-    micro_batches = 0
     for step, parts in enumerate(run.steps(), start=1):
+        if step <= trace.resumed_at:
+            continue
         with clock.step():
             optimizer.zero_grad()
             logs: dict[str, Tensor | float] = {}
@@ -421,22 +436,27 @@ def train(run: TrainingRun, method: Method) -> Trace:
             scaler.update()
             scheduler.step()
             method.after_step(run)
-        micro_batches += len(parts)
-        examples_of.append(examples)
+        record.micro_batches += len(parts)
+        record.examples.append(examples)
         for name, value in logs.items():
-            recorded.setdefault(name, []).append(value)
+            record.logs.setdefault(name, []).append(value)
         # Reading a loss waits for the device, so there it is done rarely; the first bad step is found all the same.
         unchecked = 1 if run.device.type == "cpu" else step % _CHECK_EVERY or _CHECK_EVERY
         if run.device.type == "cpu" or unchecked == _CHECK_EVERY or step == run.total_steps:
-            _check_finite(recorded["loss"][-unchecked:], step)
+            _check_finite(record.logs["loss"][-unchecked:], step)
         if step in sketched:
-            trace.sketch_steps.append(step)
-            trace.sketches.append(measure.sketch(run.params.values()))
-    trace.steps = {name: np.array([float(value) for value in values]) for name, values in recorded.items()}
-    trace.examples = np.array(examples_of)
-    trace.seconds, trace.cpu_seconds = clock.seconds()
-    trace.forwards_per_step = (run.counter.forwards - trace.setup_forwards) / micro_batches
-    trace.backwards_per_step = (run.counter.backwards - trace.setup_backwards) / micro_batches
+            record.sketch_steps.append(step)
+            record.sketches.append(measure.sketch(run.params.values()))
+        if checkpoints and checkpoints.due(step, run.total_steps):
+            record.add_times(*clock.seconds())
+            clock = measure.StepClock(run.device)
+            checkpoint.save(checkpoints.path, loop, step)
+    record.add_times(*clock.seconds())
+    trace.steps, trace.examples = record.numbers(), np.array(record.examples)
+    trace.sketch_steps, trace.sketches = record.sketch_steps, record.sketches
+    trace.seconds, trace.cpu_seconds = record.seconds, record.cpu_seconds
+    trace.forwards_per_step = (run.counter.forwards - trace.setup_forwards) / record.micro_batches
+    trace.backwards_per_step = (run.counter.backwards - trace.setup_backwards) / record.micro_batches
     return trace
 
 

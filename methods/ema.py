@@ -37,7 +37,7 @@ from contextlib import contextmanager
 
 import torch
 
-from finetune_bench.method import Facts, Memory, Method, Run
+from finetune_bench.method import Facts, Memory, Method, Run, State
 from finetune_bench.model import weights_replaced
 from finetune_bench.parameters import parameter
 
@@ -90,6 +90,14 @@ class EMA(Method):
             # a + (1 − β)·(θ − a): equal values stay as they are, and β = 0 gives θ, both to the last bit.
             average.lerp_(run.params[name].float(), new)
         self.steps_ += 1
+
+    def state(self) -> State:
+        return {"steps": self.steps_, **self.average_}
+
+    def load_state(self, state: State) -> None:
+        self.steps_ = state["steps"]
+        for name, average in self.average_.items():
+            average.copy_(state[name])
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:

@@ -54,7 +54,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
+from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, State, Step, View
 from finetune_bench.model import output_layer, weights_replaced
 from finetune_bench.parameters import Range, parameter
 
@@ -206,6 +206,12 @@ class R4F(R3F):
     def normalise(self, weight: Tensor) -> Tensor:
         """W / (uᵀ W v), (out, in)."""
         return weight / (self.left_ @ weight @ self.right_)
+
+    def state(self) -> State:
+        return {"left": self.left_, "right": self.right_}
+
+    def load_state(self, state: State) -> None:
+        self.left_, self.right_ = state["left"], state["right"]
 
     def after_step(self, run: Run) -> None:
         super().after_step(run)

@@ -46,7 +46,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from finetune_bench.method import Facts, Memory, Method, Run
+from finetune_bench.method import Facts, Memory, Method, Run, State
 from finetune_bench.model import body
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import Range, parameter
@@ -145,3 +145,9 @@ class RecAdam(Method):
         optimizer.register_step_pre_hook(slow)
         optimizer.register_step_post_hook(pull)
         return optimizer
+
+    def state(self) -> State:
+        return {"steps": self.steps_}
+
+    def load_state(self, state: State) -> None:
+        self.steps_ = state["steps"]

@@ -44,7 +44,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Memory, Method, Run
+from finetune_bench.method import Facts, Memory, Method, Run, State
 from finetune_bench.model import layers
 from finetune_bench.parameters import Range, parameter
 
@@ -101,7 +101,7 @@ class SAGE(Method):
         return inner.plus(kept={"P_dense": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
-        chosen = {weight for weight in sensitive_weights(run.model) if weight.requires_grad}
+        chosen = dict.fromkeys(weight for weight in sensitive_weights(run.model) if weight.requires_grad)
         self.averages_ = {weight: torch.zeros_like(weight) for weight in chosen}
         self.steps_ = 0
         held: dict[Tensor, Tensor] = {}
@@ -124,6 +124,14 @@ class SAGE(Method):
         optimizer.register_step_post_hook(update)
         return optimizer
 
+    def state(self) -> State:
+        return {"steps": self.steps_} | {str(place): average for place, average in enumerate(self.averages_.values())}
+
+    def load_state(self, state: State) -> None:
+        self.steps_ = state["steps"]
+        for place, average in enumerate(self.averages_.values()):
+            average.copy_(state[str(place)])
+
     @torch.no_grad()
     def update_weight(self, weight: nn.Parameter, group: dict[str, Any], state: dict[str, Tensor]) -> None:
         """One step of one tensor, in place; `state` holds its two moments, as AdamW's does."""
@@ -131,6 +139,7 @@ class SAGE(Method):
         assert gradient is not None
         if not state:
             state |= {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
+            state["step"] = torch.zeros(())  # AdamW asks for it when it loads a state; nothing else does
         sensitivity = (weight * gradient).abs_()
         average = self.averages_[weight].lerp_(sensitivity, 1 - self.beta0)
         corrected = average / (1 - self.beta0**self.steps_)

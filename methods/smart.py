@@ -47,7 +47,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
+from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, State, Step, View
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
 
@@ -155,6 +155,13 @@ class SMART(Method):
             (gradient,) = self.run_.grad(step.divergence(reference, moved), [noise])
             noise = climb_adversary(noise.detach(), gradient, self.learning_rate, self.eps, self.scale) * real
         return noise
+
+    def state(self) -> State:
+        return self.teacher_
+
+    def load_state(self, state: State) -> None:
+        for name, teacher in self.teacher_.items():
+            teacher.copy_(state[name])
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:

@@ -38,7 +38,7 @@ from contextlib import contextmanager
 
 import torch
 
-from finetune_bench.method import Facts, Memory, Method, Run
+from finetune_bench.method import Facts, Memory, Method, Run, State
 from finetune_bench.model import weights_replaced
 from finetune_bench.parameters import Range, parameter
 
@@ -95,6 +95,14 @@ class SWA(Method):
                 self.average_[name].lerp_(weight.float(), 1 / self.points_)  # equal values stay to the last bit
             elif weight.requires_grad:
                 self.average_[name] = weight.detach().float().clone()
+
+    def state(self) -> State:
+        return {"steps": self.steps_, "points": self.points_, **self.average_}
+
+    def load_state(self, state: State) -> None:
+        averages = dict(state)
+        self.steps_, self.points_ = averages.pop("steps"), averages.pop("points")
+        self.average_ = averages
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:

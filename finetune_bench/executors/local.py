@@ -13,10 +13,10 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from finetune_bench.executors import Event
 from finetune_bench.grid import Cell
 
 _BUSY_SECONDS = 1.0  # between two looks at a cell that another process is running
@@ -28,24 +28,12 @@ _START = (
 )
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something that happened to a cell: started, done, cached, failed, or died (with its worker)."""
-
-    cell: Cell
-    status: str
-    reason: str | None = None
-    seconds: float = 0.0
-    log: str = ""
-    retry: str = "always"  # of a cell that died: whether the next run tries it again by itself, or only when asked
-
-
 class LocalExecutor:
     """Worker processes that pull cells from one queue.
 
     Args:
         devices: one name per worker ("cpu", "cuda:0").
-        settings: what a worker needs besides cells: out, data_root, save_model, plugins.
+        settings: what a worker needs besides cells and a device; see `worker.Worker`.
         threads: torch threads per worker on a CPU.
         logs: folder for the workers' output.
         timeout: seconds that a cell may take; None for no limit.

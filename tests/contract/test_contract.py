@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from finetune_bench import registry, testing
-from finetune_bench.method import Method
+from finetune_bench.method import Method, Run, State
 from finetune_bench.task import Kind
 
 METHODS = registry.names("methods")
@@ -82,6 +82,33 @@ def test_every_architecture_is_supported_by_default(name: str) -> None:
         if testing.unsupported(registry.method_class(name)(), architecture, kind)  # type: ignore[arg-type]
     }
     assert found == known.get(name, set())
+
+
+def test_a_method_that_forgets_its_state_fails_its_check() -> None:
+    class Forgetful(Method):
+        name = "forgetful"
+
+        def setup(self, run: Run) -> None:
+            self.steps_ = 0
+
+        def gradients(self, run: Run) -> None:
+            self.steps_ += 1
+            for weight in run.params.values():
+                if weight.grad is not None:
+                    weight.grad.mul_(1 / self.steps_)
+
+    class Mindful(Forgetful):
+        name = "mindful"
+
+        def state(self) -> State:
+            return {"steps": self.steps_}
+
+        def load_state(self, state: State) -> None:
+            self.steps_ = state["steps"]
+
+    with pytest.raises(AssertionError, match="what changes from step to step belongs into `state`"):
+        testing.resumes(Forgetful)
+    testing.resumes(Mindful)
 
 
 def test_a_broken_method_fails_its_checks() -> None:
