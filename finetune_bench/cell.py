@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from finetune_bench import device as devices
-from finetune_bench import evaluation, measure, model, registry, training
+from finetune_bench import evaluation, measure, model, packing, registry, training
 from finetune_bench.checkpoint import Checkpoints
 from finetune_bench.environment import environment
 from finetune_bench.errors import DataError, Diverged
@@ -231,6 +231,8 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
     classifier = model.load(cell.model, model.with_dropout(config, stack.dropout), init_seed)
     initial = model.digest(classifier)
     classifier.to(device)
+    if cell.recipe.arrangement != "padded":
+        packing.prepare(classifier)
     if cell.recipe.gradient_checkpointing:
         model.checkpoint_activations(classifier)
     run = TrainingRun(

@@ -25,6 +25,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 if TYPE_CHECKING:
     from finetune_bench.training import TrainingRun
+    from finetune_bench.vocabulary import Vocabulary
 
 SCHEMA = 1
 
@@ -84,6 +85,7 @@ class Loop:
     optimizer: Optimizer
     scheduler: LRScheduler
     scaler: torch.amp.GradScaler
+    vocabulary: Vocabulary | None
     record: Record
 
 
@@ -108,6 +110,7 @@ def save(path: Path, loop: Loop, step: int) -> None:
         "scheduler": loop.scheduler.state_dict(),
         "scaler": loop.scaler.state_dict(),
         "methods": [{name: v for name, v in found.items() if not isinstance(v, Tensor)} for found in methods],
+        "decay": loop.vocabulary.decay if loop.vocabulary else 1.0,
         "own_blocks": run.own_blocks,
         "passes": [run.counter.forwards, run.counter.backwards],
         "examples": record.examples,
@@ -154,6 +157,8 @@ def restore(path: Path, loop: Loop) -> int:
         own = {name: value.to(run.device) for name, value in _under(f"method {place}", tensors).items()}
         if own or numbers:
             method.load_state(own | numbers)
+    if loop.vocabulary:
+        loop.vocabulary.decay = facts["decay"]
     run.own_blocks.update(facts["own_blocks"])
     run.counter.forwards, run.counter.backwards = facts["passes"]
     arrays = {name: tensor.numpy() for name, tensor in _under("record", tensors).items()}

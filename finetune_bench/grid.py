@@ -14,7 +14,7 @@ from finetune_bench import registry
 from finetune_bench.attribution import effect_chain, label_of
 from finetune_bench.errors import UsageError
 from finetune_bench.search import HELD_OUT_SHARE, settings
-from finetune_bench.study import Recipe, Study
+from finetune_bench.study import ARRANGEMENTS, Recipe, Study
 
 if TYPE_CHECKING:
     from finetune_bench.method import Stack
@@ -62,6 +62,8 @@ class Cell:
     def id(self) -> str:
         """16 hexadecimal digits; the checkpoint's place is left out, its content counts."""
         identity = {key: value for key, value in dataclasses.asdict(self).items() if key != "model"}
+        if identity["recipe"]["arrangement"] == ARRANGEMENTS[0]:
+            del identity["recipe"]["arrangement"]
         for key, usual in (("held_out", 0.0), ("stretch", 1.0)):
             if identity[key] == usual:
                 del identity[key]
@@ -129,7 +131,9 @@ def stacks(study: Study) -> tuple[list[str], list[str]]:
     return [full for full, _ in added] + list(typed) + list(twins), [text for _, text in added] + list(twins.values())
 
 
-def cells(study: Study, data: dict[str, str], weights: dict[str, str], device: str) -> list[Cell]:
+def cells(
+    study: Study, data: dict[str, str], weights: dict[str, str], device: str, arrangement: str = ARRANGEMENTS[0]
+) -> list[Cell]:
     """All cells, in the order in which they run: whole comparisons come early.
 
     Args:
@@ -137,6 +141,7 @@ def cells(study: Study, data: dict[str, str], weights: dict[str, str], device: s
         data: fingerprint by task.
         weights: fingerprint by model.
         device: class of device.
+        arrangement: of all of them.
     """
     methods, _ = stacks(study)
     return [
@@ -148,7 +153,7 @@ def cells(study: Study, data: dict[str, str], weights: dict[str, str], device: s
             model=model,
             weights=weights[model],
             seed=seed,
-            recipe=dataclasses.replace(study.recipe, lr=lr),
+            recipe=dataclasses.replace(study.recipe, lr=lr, arrangement=arrangement),
             limit_train=study.limit_train,
             device=device,
             threads=study.threads if device == "cpu" else 0,

@@ -86,9 +86,11 @@ class Leases:
         if _is_gone(said):
             return True
         now = time.monotonic()
-        if self._seen.get(path, (b"", 0.0))[0] != said:
-            self._seen[path] = (said, now)
-        return now - self._seen[path][1] > self.dead
+        before, since = self._seen.get(path, (None, now))
+        if before != said:
+            since = now
+            self._seen[path] = (said, since)
+        return now - since > self.dead
 
     def _beat(self, path: Path, over: threading.Event) -> None:
         while not over.wait(self.beat):

@@ -26,7 +26,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from finetune_bench.parameters import Range, parameter, validate
-from finetune_bench.study import Recipe
+from finetune_bench.study import ARRANGEMENTS, Recipe
 from finetune_bench.task import Batch, Output, Task
 
 
@@ -291,6 +291,9 @@ class Method:
         version: raised when the method's numbers change, so that stale rows never mix with new ones.
         phase: when `setup` runs.
         stochastic: whether two training forwards of the same batch differ because of this method.
+        arrangement: the furthest arrangement in which it works: "padded"; "packed" if whatever it does to hidden states
+            between the layers may have them without padding, (1, tokens, dim); "trimmed" if besides, from `optimizer`
+            on, the token embeddings may have only the rows of tokens that occur, and it holds none of them from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
         early_backward: whether it calls `step.backward`, so that the loss it returns is partly detached.
         noises: the place where it puts noise, as "token embeddings"; stacking two of one place is said before a run.
@@ -303,6 +306,7 @@ class Method:
     version: ClassVar[int] = 1
     phase: ClassVar[Phase] = Phase.MEASURE
     stochastic: ClassVar[bool] = False
+    arrangement: ClassVar[str] = ARRANGEMENTS[0]
     reads_pretrained: ClassVar[bool] = False
     early_backward: ClassVar[bool] = False
     noises: ClassVar[str] = ""
@@ -403,6 +407,7 @@ class Stack(Method):
         self.methods = tuple(methods)
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
         self.stochastic = any(method.stochastic for method in self.methods)  # type: ignore[misc]
+        self.arrangement = min((m.arrangement for m in self.methods), key=ARRANGEMENTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
     @property

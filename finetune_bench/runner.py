@@ -25,7 +25,7 @@ from finetune_bench.progress import Reporter, Tally
 from finetune_bench.search import settings
 from finetune_bench.spec import parse_call
 from finetune_bench.store import Store
-from finetune_bench.study import Study, as_dict, read_options
+from finetune_bench.study import ARRANGEMENTS, AUTO, Study, as_dict, read_options
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -119,7 +119,10 @@ def make_plan(study: Study) -> Plan:
                 f"--warmup {study.recipe.warmup:g}: '{text}' trains for {steps} steps, so the learning rate would "
                 "never come down; give fewer warm-up steps, or a share below 1."
             )
-    cells = grid.cells(study, {text: found.fingerprint() for text, found in data.items()}, weights, kind)
+    arrangement, why = _arrangement(study)
+    notes += [why] if why else []
+    fingerprints = {text: found.fingerprint() for text, found in data.items()}
+    cells = grid.cells(study, fingerprints, weights, kind, arrangement)
     notes += [f"{text}: {note}" for text, found in data.items() for note in found.notes]
 
     skipped = _impossible(cells)
@@ -283,6 +286,33 @@ def _checked_data(text: str, study: Study) -> TaskData:
     logging.getLogger("datasets").setLevel(logging.ERROR)
     root = study.data_root.resolve() if study.data_root else None
     return load_data(text, study.limit_train, root, grid.held_out(study))[1]
+
+
+def _arrangement(study: Study) -> tuple[str, str]:
+    """How the batches of all cells are arranged, one way for a whole comparison, and a note of what is in the way.
+
+    Raises:
+        UsageError: a method, a model or the recipe can't do what is asked for.
+    """
+    from finetune_bench import model, packing
+
+    limits = {f"'{label_of(text)}'": registry.make_stack(text).arrangement for text in grid.stacks(study)[0]}
+    limits |= {f"'{model.label(name)}'": packing.furthest(model.config(name, 2)) for name in study.models}
+    if study.recipe.gradient_checkpointing:
+        limits["gradient checkpointing"] = "padded"
+    if study.recipe.precision == "fp16":
+        limits["fp16, which may leave a step out,"] = "packed"
+    furthest = min(limits.values(), key=ARRANGEMENTS.index)
+    in_the_way = [name for name, limit in limits.items() if limit == furthest]
+    if study.arrangement == AUTO:
+        last = furthest == ARRANGEMENTS[-1]
+        return furthest, "" if last else f"Batches are {furthest}: {', '.join(in_the_way)} can do no more."
+    if ARRANGEMENTS.index(study.arrangement) > ARRANGEMENTS.index(furthest):
+        raise UsageError(
+            f"--arrangement {study.arrangement}: {', '.join(in_the_way)} can be {furthest} at most; give that, or "
+            "leave the option out."
+        )
+    return study.arrangement, ""
 
 
 def _impossible(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:

@@ -23,6 +23,8 @@ from finetune_bench.spec import split
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 DEFAULT_EPOCHS = 3
 CHECKPOINT_EVERY = 1000  # steps
+ARRANGEMENTS = ("padded", "packed", "trimmed")  # of a batch; each leaves more out than the one before it
+AUTO = "auto"  # the furthest that all of a study can do
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,10 @@ class Recipe:
 
     A step's batch is `batch_size` examples, whatever the accumulation: `accumulation` cuts it into that many
     micro-batches, which gives the same gradient in less memory.
+
+    The arrangement says what is left out of the arithmetic, and never of what is trained: nothing but padding to the
+    longest of the batch (padded); the padding too, between embeddings and head (packed); besides, the rows of the token
+    embeddings whose tokens don't occur (trimmed).
     """
 
     lr: float = parameter(2e-5, interval="(0, inf)", help="peak learning rate of AdamW")
@@ -48,6 +54,7 @@ class Recipe:
     max_length: int = parameter(128, interval="[2, inf)", help="tokens per example at most")
     precision: str = parameter("fp32", choices=("fp32", "bf16", "fp16"), help="of the arithmetic; weights stay fp32")
     deterministic: bool = parameter(False, help="only deterministic kernels; slower on CUDA")
+    arrangement: str = parameter("padded", choices=ARRANGEMENTS, help="what is left out: see docs/protocol.md")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -82,6 +89,7 @@ class Study:
         seeds: one run each.
         recipe: how every cell is trained.
         limit_train: train on that many examples, the same for every method and seed.
+        arrangement: of every cell; "auto" for the furthest that every method and model of the study can do.
         data_root: read data sets from this folder, laid out like the hub.
         out: the run folder; None for one below `runs/`, named by the study.
         device: "cpu", "cuda" or "cuda:1"; None for CUDA where there is one.
@@ -108,6 +116,7 @@ class Study:
     seeds: tuple[int, ...] = DEFAULT_SEEDS
     recipe: Recipe = field(default_factory=Recipe)
     limit_train: int | None = None
+    arrangement: str = AUTO
     data_root: Path | None = None
     out: Path | None = None
     device: str | None = None
@@ -137,6 +146,7 @@ class Study:
             **dict.fromkeys(("limit_train", "workers", "threads", "checkpoint_every"), _at_least_one),
             "search": _at_least_two,
             "timeout": _duration,
+            "arrangement": _one_of((AUTO, *ARRANGEMENTS)),
             "executor": _one_of(executors.NAMES),
             "gpus_per_worker": _share,
             "slurm": _pairs,
@@ -356,6 +366,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_length", _at_least_one, "N", "tokens per example at most (128)", "recipe"),
     Option("precision", _text, "NAME", "fp32, bf16 or fp16 arithmetic; weights stay fp32 (fp32)", "recipe"),
     Option("gradient_checkpointing", _flag, "", "recompute activations in the backward pass", "recipe"),
+    Option("arrangement", _one_of((AUTO, *ARRANGEMENTS)), "NAME", "auto, padded, packed or trimmed (auto)", "recipe"),
     Option("deterministic", _flag, "", "only deterministic kernels; slower on CUDA", "recipe"),
 )
 
@@ -425,7 +436,7 @@ def make_study(flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any
         options = {name: value for name, value in options.items() if name != "epochs" or name in given}
     beta1, beta2 = options.pop("betas", (Recipe.beta1, Recipe.beta2))
     lrs = options.pop("lr", (Recipe.lr,))
-    of_recipe = {field.name for field in dataclasses.fields(Recipe)} & set(options)
+    of_recipe = {field.name for field in dataclasses.fields(Recipe)} & set(options) - {"arrangement"}  # a study's
     recipes = {name: options.pop(name) for name in of_recipe}
     options["baseline"] = not options.pop("no_baseline", False)
     for plural, option in (("models", "model"), ("plugins", "plugin")):

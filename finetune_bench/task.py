@@ -46,10 +46,12 @@ class Batch:
     Attributes:
         inputs: the model's keyword arguments, each (batch, seq): input_ids, attention_mask, perhaps token_type_ids.
         labels: (batch,), int64 for classification, float32 for regression.
+        lengths: real tokens of each sequence, known on the host, where padding stands at the end; else None.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
+    lengths: tuple[int, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)

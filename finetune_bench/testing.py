@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from finetune_bench import evaluation, registry
+from finetune_bench import evaluation, packing, registry
 from finetune_bench.checkpoint import Checkpoints
 from finetune_bench.device import DTYPES, random_state_kept
 from finetune_bench.memory import expected_bytes, kept_bytes, memory_sizes
@@ -30,7 +30,7 @@ from finetune_bench.method import Dropout, Facts, Memory, Method, Passes, Stack,
 from finetune_bench.model import active_dropout, build, checkpoint_activations, skeleton, with_dropout
 from finetune_bench.parameters import Range, kind_of
 from finetune_bench.search import settings
-from finetune_bench.study import Recipe
+from finetune_bench.study import ARRANGEMENTS, Recipe
 from finetune_bench.task import Kind, Split, Task, TaskData
 from finetune_bench.training import (
     Encoded,
@@ -46,6 +46,7 @@ CPU = torch.device("cpu")
 KINDS: tuple[Kind, ...] = ("classification", "regression")
 VOCABULARY, CLASSES, EXAMPLES = 60, 3, 24
 RECIPE = Recipe(lr=1e-3, batch_size=8, epochs=2, warmup=0.0)
+CLOSE = 1e-3  # of losses and predictions that differ by rounding
 PAIR_RECIPE = Recipe(lr=1e-3, batch_size=8, steps=3, warmup=0.0)
 
 _BERT_LIKE = {
@@ -138,6 +139,8 @@ def toy_run(
     """A run on a tiny random encoder, equal for equal dropout policies, ready for `train`."""
     stack = Stack(methods if isinstance(methods, list) else [methods])
     model = toy_model(architecture, kind, stack.dropout)
+    if recipe.arrangement != "padded":
+        packing.prepare(model)
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     examples = toy_examples(kind, left=architecture == "xlnet")
@@ -325,6 +328,36 @@ def resumes(owner: type[Method]) -> None:
         assert np.array_equal(trace.sketches, resumed.sketches), f"its weights' sketches differ ({kind})"
         passes = [(t.forwards_per_step, t.backwards_per_step) for t in (trace, resumed)]
         assert passes[0] == passes[1], f"its counted passes differ: {passes}"
+
+
+def arranges(owner: type[Method]) -> None:
+    """Without padding, and with a trimmed vocabulary where it says so, it trains as it does with padding."""
+    if owner.arrangement == ARRANGEMENTS[0]:
+        raise Skip("it declares that it works with padding only")
+    # Masks of another shape would be other masks: compared is what is left without dropout.
+    method = owner(dropout=Dropout.ALL_OFF)
+    methods = [method] if not unsupported(method) else [owner(), _twin(method)]
+    for architecture in (name for name in ARCHITECTURES if name in packing.MODEL_TYPES):
+        for arrangement in ARRANGEMENTS[1 : ARRANGEMENTS.index(owner.arrangement) + 1]:
+            if unsupported(methods, architecture):
+                continue
+            far, redrawn = _distance(methods, architecture, arrangement)
+            if far > CLOSE and redrawn and owner.neutral is not None:  # so would its own draws be others
+                far, _ = _distance(owner(**owner.neutral, dropout=Dropout.ALL_OFF), architecture, arrangement)
+            assert far < CLOSE, f"{architecture}, {arrangement}: it ends {far:.1e} from where it ends with padding"
+
+
+def _distance(methods: Method | list[Method], architecture: str, arrangement: str) -> tuple[float, bool]:
+    """Largest distance of losses and predictions from those with padding, and whether methods drew other numbers."""
+    usual, trace, predictions = toy_train(methods, architecture)
+    run, again, predicted = toy_train(
+        methods, architecture, recipe=dataclasses.replace(RECIPE, arrangement=arrangement)
+    )
+    assert _shape(run.model) == _shape(usual.model), f"{architecture}, {arrangement}: something is left behind"
+    pairs = [(values, again.steps[name]) for name, values in trace.steps.items()] + [(predictions, predicted)]
+    streams = [{k: v for k, v in one.streams().items() if k.startswith("method ")} for one in (usual, run)]
+    redrawn = any(not torch.equal(state, streams[1][name]) for name, state in streams[0].items())
+    return max(float(np.abs(left - right).max()) for left, right in pairs), redrawn
 
 
 def evaluation_is_clean(owner: type[Method]) -> None:
@@ -536,6 +569,7 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
     is_alive,
     is_deterministic,
     resumes,
+    arranges,
     evaluation_is_clean,
     leaves_a_plain_model,
     declares_its_passes,

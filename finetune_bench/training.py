@@ -18,7 +18,7 @@ from __future__ import annotations
 import collections
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,9 +34,11 @@ from finetune_bench import device as devices
 from finetune_bench.errors import Diverged, FinetuneBenchError
 from finetune_bench.method import Method, Objective, Streams, View
 from finetune_bench.model import hidden_states_captured, undecayed
+from finetune_bench.packing import make_packing, packed
 from finetune_bench.seeds import derive
 from finetune_bench.study import Recipe
 from finetune_bench.task import Batch, Kind, Output, Split, Task
+from finetune_bench.vocabulary import Vocabulary, trimmed
 
 _CHECK_EVERY = 50  # steps between looks at the losses on a device that must not be waited for
 
@@ -66,7 +68,8 @@ class Encoded:
 
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
         """These examples on the device, padded to the longest of them."""
-        longest = max(len(self.columns["input_ids"][i]) for i in indices)
+        lengths = tuple(len(self.columns["input_ids"][i]) for i in indices)
+        longest = max(lengths)
         inputs = {}
         for name, column in self.columns.items():
             padded = np.full((len(indices), longest), self.padding[name], dtype=np.int64)
@@ -74,7 +77,8 @@ class Encoded:
                 ids = column[index]
                 padded[row, longest - len(ids) if self.left else 0 :][: len(ids)] = ids
             inputs[name] = devices.put(torch.from_numpy(padded), device)
-        return Batch(inputs, devices.put(self.labels[torch.as_tensor(indices)], device))
+        labels = devices.put(self.labels[torch.as_tensor(indices)], device)
+        return Batch(inputs, labels, None if self.left else lengths)
 
 
 def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded:
@@ -216,6 +220,8 @@ class TrainingRun:
             inputs = {name: ids for name, ids in inputs.items() if name != "input_ids"} | {"inputs_embeds": view.embeds}
         with ExitStack() as contexts:
             contexts.enter_context(self._using(view.weights or {}))
+            if self.recipe.arrangement != "padded" and self.model.training and batch.lengths:
+                contexts.enter_context(packed(self.model, make_packing(batch.lengths, self.device)))
             if view.perturb:
                 contexts.enter_context(self.method.perturbing(self))
             states = contexts.enter_context(hidden_states_captured(self.model)) if view.hidden else []
@@ -404,9 +410,29 @@ def train(run: TrainingRun, method: Method, checkpoints: checkpoint.Checkpoints 
     run.method = method
     with clock.step():
         method.setup(run)
-        optimizer = method.optimizer(make_optimizer(run), run)
     trace.setup_seconds = float(clock.seconds()[0][0])
     trace.setup_forwards, trace.setup_backwards = run.counter.forwards, run.counter.backwards
+    with trimmed(run) if run.recipe.arrangement == "trimmed" else nullcontext() as vocabulary:
+        record = _steps(run, method, trace, checkpoints, vocabulary)
+    record.sketch_steps.append(run.total_steps)
+    record.sketches.append(measure.sketch(run.params.values()))
+    trace.steps, trace.examples = record.numbers(), np.array(record.examples)
+    trace.sketch_steps, trace.sketches = record.sketch_steps, record.sketches
+    trace.seconds, trace.cpu_seconds = record.seconds, record.cpu_seconds
+    trace.forwards_per_step = (run.counter.forwards - trace.setup_forwards) / record.micro_batches
+    trace.backwards_per_step = (run.counter.backwards - trace.setup_backwards) / record.micro_batches
+    return trace
+
+
+def _steps(
+    run: TrainingRun,
+    method: Method,
+    trace: Trace,
+    checkpoints: checkpoint.Checkpoints | None,
+    vocabulary: Vocabulary | None,
+) -> checkpoint.Record:
+    """The optimiser steps of a run that is set up."""
+    optimizer = method.optimizer(make_optimizer(run), run)
     scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
 
@@ -414,10 +440,10 @@ def train(run: TrainingRun, method: Method, checkpoints: checkpoint.Checkpoints 
     run.model.train()
     clock = measure.StepClock(run.device)
     record = checkpoint.Record()
-    loop = checkpoint.Loop(run, optimizer, scheduler, scaler, record)
+    loop = checkpoint.Loop(run, optimizer, scheduler, scaler, vocabulary, record)
     if checkpoints:
         trace.resumed_at = checkpoint.restore(checkpoints.path, loop)
-    sketched = measure.sketch_steps(run.total_steps)
+    sketched = measure.sketch_steps(run.total_steps)[:-1]  # the last one is of the whole model, by the caller
     for step, parts in enumerate(run.steps(), start=1):
         if step <= trace.resumed_at:
             continue
@@ -432,6 +458,8 @@ def train(run: TrainingRun, method: Method, checkpoints: checkpoint.Checkpoints 
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(run.params.values(), run.recipe.clip)
             method.gradients(run)
+            if vocabulary:
+                vocabulary.before_step(optimizer)
             scaler.step(optimizer)
             scaler.update()
             scheduler.step()
@@ -452,12 +480,7 @@ def train(run: TrainingRun, method: Method, checkpoints: checkpoint.Checkpoints 
             clock = measure.StepClock(run.device)
             checkpoint.save(checkpoints.path, loop, step)
     record.add_times(*clock.seconds())
-    trace.steps, trace.examples = record.numbers(), np.array(record.examples)
-    trace.sketch_steps, trace.sketches = record.sketch_steps, record.sketches
-    trace.seconds, trace.cpu_seconds = record.seconds, record.cpu_seconds
-    trace.forwards_per_step = (run.counter.forwards - trace.setup_forwards) / record.micro_batches
-    trace.backwards_per_step = (run.counter.backwards - trace.setup_backwards) / record.micro_batches
-    return trace
+    return record
 
 
 def _micro_step(

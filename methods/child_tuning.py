@@ -125,6 +125,7 @@ class ChildTuningF(Method):
     """Random gradient masks, fresh at every step."""
 
     name = "child_tuning_f"
+    arrangement = "trimmed"
     search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 
@@ -141,6 +142,7 @@ class ChildTuningD(Method):
     """One gradient mask, from the Fisher information of the task."""
 
     name = "child_tuning_d"
+    arrangement = "trimmed"
     search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 
@@ -236,6 +238,10 @@ def cut(batch: Batch, size: int) -> list[Batch]:
     """A batch in pieces of `size` examples; the last may be smaller."""
     starts = range(0, len(batch), size)
     return [
-        Batch({key: values[i : i + size] for key, values in batch.inputs.items()}, batch.labels[i : i + size])
+        Batch(
+            {key: values[i : i + size] for key, values in batch.inputs.items()},
+            batch.labels[i : i + size],
+            batch.lengths and batch.lengths[i : i + size],
+        )
         for i in starts
     ]

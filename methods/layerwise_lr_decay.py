@@ -60,6 +60,7 @@ class LayerwiseLRDecay(Method):
     """Smaller learning rates for lower layers."""
 
     name = "layerwise_lr_decay"
+    arrangement = "trimmed"
     search_space = {"decay": Range(0.7, 0.99)}
     neutral = {"decay": 1.0}
 

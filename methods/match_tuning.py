@@ -67,6 +67,7 @@ class MatchTuning(Method):
     """Representations mixed within the batch."""
 
     name = "match_tuning"
+    arrangement = "trimmed"
     search_space = {"temperature": Range(0.3, 3, log=True), "strength": Range(0.2, 1)}
     phase = Phase.WRAP  # before anyone measures with it
     neutral = {"strength": 0.0}

@@ -68,6 +68,7 @@ class ReinitLayers(Method):
     """Top layers drawn anew."""
 
     name = "reinit_layers"
+    arrangement = "trimmed"
     search_space = {"layers": (1, 2, 3)}
     phase = Phase.SURGERY
     neutral = {"layers": 0, "pooler": False}

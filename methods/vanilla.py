@@ -32,4 +32,5 @@ class Vanilla(Method):
     """Fine-tuning as it comes."""
 
     name = "vanilla"
+    arrangement = "trimmed"
     neutral: ClassVar = {}

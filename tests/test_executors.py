@@ -1,0 +1,208 @@
+"""The same grid of 24 cells under every executor: the same rows to the last bit, also when workers are lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import stat
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from finetune_bench import cli
+from finetune_bench.errors import MachineError, UsageError
+from finetune_bench.executors.ray import capacity, check_room
+from finetune_bench.executors.slurm import SlurmExecutor
+from finetune_bench.runner import execute, make_plan
+from finetune_bench.store import Store
+from finetune_bench.study import Recipe, Study
+
+pytestmark = pytest.mark.slow
+
+METHODS = ("vanilla", "hype(eps=0.1)", "rdrop", "mixout", "ema", "smart", "child_tuning_d", "noisytune")
+
+
+@pytest.fixture(scope="module")
+def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return Study(
+        methods=METHODS,
+        tasks=(str(tiny_data),),
+        models=(str(tiny_checkpoint),),
+        seeds=(1, 2, 3),
+        recipe=Recipe(lr=1e-3, epochs=4, batch_size=8),
+        baseline=False,
+        out=tmp_path_factory.mktemp("runs") / "local",
+        workers=2,
+        device="cpu",
+        checkpoint_every=5,
+    )
+
+
+@pytest.fixture(scope="module")
+def rows(study: Study) -> dict[str, Any]:
+    plan = make_plan(study)
+    assert execute(plan).done == 24
+    return plan.store.without_measurements()
+
+
+def finish(study: Study, out: Path, **changes: Any) -> tuple[Any, Store]:
+    plan = make_plan(dataclasses.replace(study, out=out, **changes))
+    return execute(plan), plan.store
+
+
+@pytest.fixture
+def own_ray() -> Iterator[Any]:
+    ray = pytest.importorskip("ray")
+    yield ray
+    assert not ray.is_initialized()  # what the executor started, it ended
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_gives_the_same_rows_also_when_a_worker_is_killed(
+    study: Study, rows: dict[str, Any], tmp_path: Path, own_ray: Any
+) -> None:
+    store = Store(tmp_path / "ray")
+    killed: list[int] = []
+
+    def kill() -> None:
+        """The process that holds a cell, once some are done."""
+        while not killed:
+            time.sleep(0.02)
+            if len(list(store.cells.glob("[0-9a-f]*"))) < 4:
+                continue
+            for file in (store.root / "locks").glob("*"):
+                words = file.read_text().splitlines()
+                if len(words) == 5 and (process := int(words[2])) != os.getpid():
+                    os.kill(process, signal.SIGKILL)
+                    killed.append(process)
+                    break
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    tally, _ = finish(study, store.root, executor="ray")
+    assert killed
+    assert (tally.done + tally.cached, tally.failed) == (24, 0)
+    assert store.without_measurements() == rows
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_says_what_it_can_never_have(study: Study, tmp_path: Path, own_ray: Any, capsys: Any) -> None:
+    with pytest.raises(MachineError, match=r"a worker needs 4096 CPU, and no node of the cluster has that"):
+        finish(study, tmp_path / "wide", executor="ray", threads=4096)
+    with pytest.raises(UsageError, match=r"--workers 4096: the cluster has room for \d+ workers of 1 CPU"):
+        finish(study, tmp_path / "many", executor="ray", workers=4096)
+
+
+def test_room_is_counted_node_by_node() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 4.0}]
+    assert capacity(nodes, {"CPU": 1.0}) == 12
+    assert capacity(nodes, {"CPU": 2.0}) == 5  # 8 // 2 + 3 // 2 + 0: no worker spans two nodes
+    assert capacity(nodes, {"CPU": 1.0, "GPU": 0.5}) == 5
+    assert check_room(None, 5, {"CPU": 1.0}) == 5
+    assert check_room(3, 5, {"CPU": 1.0}) == 3
+
+
+def test_slurm_s_jobs_give_the_same_rows_also_when_their_time_is_over(
+    study: Study, rows: dict[str, Any], tmp_path: Path
+) -> None:
+    """Through submitit's processes of this machine; one of them is told that its time is over, and is queued again."""
+    pytest.importorskip("submitit")
+    store = Store(tmp_path / "slurm")
+    told: list[int] = []
+
+    def tell() -> None:
+        while not told:
+            time.sleep(0.02)
+            if len(list(store.cells.glob("[0-9a-f]*"))) < 4:
+                continue
+            for file in (store.root / "locks").glob("*"):
+                words = file.read_text().splitlines()
+                if len(words) == 5:
+                    os.kill(int(words[2]), signal.SIGUSR2)
+                    told.append(int(words[2]))
+                    break
+
+    threading.Thread(target=tell, daemon=True).start()
+    tally, _ = finish(study, store.root, executor="slurm", slurm=(("cluster", "local"), ("time", "5")))
+    assert told
+    assert (tally.done + tally.cached, tally.failed) == (24, 0)
+    assert store.without_measurements() == rows
+    logs = "".join(path.read_text() for path in (store.root / "logs" / "jobs").glob("*_log.*"))
+    assert "requeu" in logs.lower() or "timed-out" in logs.lower(), logs[-2000:]
+
+
+def test_one_executor_goes_on_where_another_stopped(study: Study, rows: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    tally, store = finish(study, tmp_path / "both", seeds=(2,))
+    assert tally.done == 8
+    tally, store = finish(study, tmp_path / "both", executor="slurm", slurm={"cluster": "local"})
+    assert (tally.done, tally.cached) == (16, 8)
+    assert store.without_measurements() == rows
+
+
+FAKE = """#!/bin/sh
+echo "$@" >> {folder}/calls
+case "$(basename $0)" in
+  sbatch) cp "$1" {folder}/script.sh; echo "Submitted batch job 7";;
+  squeue) exit 1;;
+  *) exit 1;;
+esac
+"""
+
+
+def test_the_script_that_sbatch_gets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, study: Study) -> None:
+    pytest.importorskip("submitit")
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sbatch", "srun", "squeue", "sacct", "scancel"):
+        (tools / name).write_text(FAKE.format(folder=tmp_path))
+        (tools / name).chmod(stat.S_IRWXU)
+    monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
+    options = {"partition": "gpu", "time": "240", "account": "lab"}
+    executor = SlurmExecutor(
+        "cuda", workers=1, threads=4, settings={"out": "x"}, logs=tmp_path / "logs", options=options
+    )
+    cells = make_plan(dataclasses.replace(study, out=tmp_path / "run")).todo[:2]
+    events = list(executor.run(cells))
+    script = (tmp_path / "script.sh").read_text()
+    for line in ("partition=gpu", "time=240", "account=lab", "cpus-per-task=4", "gpus-per-node=1", "signal=USR2@90"):
+        assert f"#SBATCH --{line}" in script, line
+    assert {event.status for event in events} == {"died"}  # there is no such job in the queue
+    assert "the jobs ended without it" in str(events[0].reason)
+
+
+def test_what_executors_refuse(study: Study, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(MachineError, match="there is no sbatch on this machine"):
+        finish(study, tmp_path / "none", executor="slurm")
+    for options, said in (
+        (("--slurm", "partition=x"), "--slurm: these parameters are for jobs; give --executor slurm with them."),
+        (("--executor", "slurm", "--timeout", "5m"), "give --slurm time=MINUTES"),
+        (("--executor", "slurm", "--gpus-per-worker", "0.5"), "a SLURM job has a GPU of its own"),
+        (("--executor", "cloud"), "--executor: expected one of local, ray, slurm; got 'cloud'."),
+        (("--gpus-per-worker", "2"), "--gpus-per-worker: expected a number above 0 and at most 1"),
+        (("--executor", "slurm", "--slurm", "gpu"), "--slurm: expected pairs, as partition=gpu,time=240"),
+    ):
+        assert cli.main(["run", *options]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def has_slurm() -> bool:
+    try:
+        return subprocess.run(["sinfo", "-h"], capture_output=True, text=True, timeout=10, check=False).stdout != ""
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+@pytest.mark.skipif(not has_slurm(), reason="no SLURM cluster answers here")
+def test_a_real_cluster_gives_the_same_rows(study: Study, rows: dict[str, Any], tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    tally, store = finish(study, tmp_path / "cluster", executor="slurm", slurm={"time": "10"})
+    assert (tally.done + tally.cached, tally.failed) == (24, 0)
+    assert store.without_measurements() == rows

@@ -1,0 +1,140 @@
+"""Without padding: the same numbers for real tokens, and a vocabulary that is whole again afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_bench import packing
+from finetune_bench.method import Dropout, View
+from finetune_bench.methods.vanilla import Vanilla
+from finetune_bench.packing import attend_one_by_one, attend_padded, make_packing
+from finetune_bench.testing import CPU, RECIPE, toy_model, toy_run, toy_train, weights
+
+PACKED = dataclasses.replace(RECIPE, arrangement="packed")
+TRIMMED = dataclasses.replace(RECIPE, arrangement="trimmed")
+KINDS = [name for name in packing.MODEL_TYPES if name in ("bert", "roberta", "electra", "distilbert")]
+
+
+def off() -> Vanilla:
+    return Vanilla(dropout=Dropout.ALL_OFF)
+
+
+@pytest.mark.parametrize("architecture", KINDS)
+def test_logits_and_gradients_are_those_with_padding(architecture: str) -> None:
+    found = []
+    for recipe in (RECIPE, PACKED):
+        run, _ = toy_run(off(), architecture, recipe=recipe)
+        run.model.train()
+        batch = run.examples.batch(range(8), CPU)
+        assert len(set(batch.lengths or ())) > 1  # ragged
+        loss = run.loss(batch)
+        loss.backward()
+        gradients = {name: weight.grad for name, weight in run.params.items()}
+        found.append((run.forward(batch).logits, gradients))
+    (logits, gradients), (packed_logits, packed_gradients) = found
+    torch.testing.assert_close(packed_logits, logits, rtol=0, atol=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_both_ways_to_attend_are_one() -> None:
+    lengths = (5, 1, 3)
+    torch.manual_seed(0)
+    packed = make_packing(lengths, CPU)
+    for way in (attend_one_by_one, attend_padded):
+        parts = tuple(torch.randn(1, 2, 9, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
+        for part in parts:
+            part.requires_grad_()
+        out = way(parts, packed, dropout_p=0.0, scale=None)  # type: ignore[arg-type]
+        assert out.shape == (1, 2, 9, 4)
+        (out**2).sum().backward()
+        if way is attend_one_by_one:
+            expected, gradients = out, [part.grad for part in parts]
+            by_hand = torch.softmax(parts[0][0, :, 5:6] @ parts[1][0, :, 5:6].mT / 2, -1) @ parts[2][0, :, 5:6]
+            torch.testing.assert_close(out[0, :, 5:6], by_hand)
+        else:
+            torch.testing.assert_close(out, expected)
+            for part, gradient in zip(parts, gradients, strict=True):
+                torch.testing.assert_close(part.grad, gradient)
+
+
+def test_layers_see_real_tokens_only_and_outputs_are_whole() -> None:
+    run, _ = toy_run(off(), recipe=PACKED)
+    run.model.train()
+    batch = run.examples.batch(range(6), CPU)
+    assert batch.lengths
+    shapes = {state.shape for state in run.forward(batch, View(hidden=True)).hidden}
+    width = run.model.config.hidden_size  # type: ignore[union-attr]
+    # Only the first and the last state may be whole: captured before the padding is dropped, or after it is back.
+    assert torch.Size((1, sum(batch.lengths), width)) in shapes
+    run.model.eval()
+    assert {state.shape[1] for state in run.forward(batch, View(hidden=True)).hidden} == {max(batch.lengths)}
+
+
+def test_evaluation_is_the_library_s_own() -> None:
+    plain, prepared = (
+        toy_model("bert", "classification", Dropout.KEEP),
+        toy_model("bert", "classification", Dropout.KEEP),
+    )
+    packing.prepare(prepared)
+    run, _ = toy_run(off())
+    inputs = run.examples.batch(range(8), CPU).inputs
+    with torch.no_grad():
+        assert torch.equal(plain.eval()(**inputs).logits, prepared.eval()(**inputs).logits)
+
+
+def test_rows_that_never_come_get_their_weight_decay() -> None:
+    usual, _, _ = toy_train(off())
+    run, trace, _ = toy_train(off(), recipe=TRIMMED)
+    start, _ = toy_run(off())
+    used = np.unique(np.concatenate(run.examples.columns["input_ids"]))
+    table = run.model.get_input_embeddings().weight  # type: ignore[operator]
+    untouched = sorted(set(range(len(table))) - set(used.tolist()))
+    assert len(untouched) >= 5
+    before = start.model.get_input_embeddings().weight  # type: ignore[operator]
+    assert not torch.equal(table[untouched], before[untouched])
+    for name, weight in weights(usual).items():
+        torch.testing.assert_close(weights(run)[name], weight, rtol=0, atol=2e-5, msg=name)
+    assert len(trace.sketches) == len(trace.sketch_steps)
+
+
+def test_examples_and_names_are_as_before() -> None:
+    run, stack = toy_run(off(), recipe=TRIMMED)
+    table, examples, names = run.model.get_input_embeddings().weight, run.examples, list(run.params)  # type: ignore[operator]
+    from finetune_bench.training import train
+
+    train(run, stack)
+    assert run.model.get_input_embeddings().weight is table  # type: ignore[operator]
+    assert run.examples is examples
+    assert list(run.params) == names
+    assert all(run.params[name] is weight for name, weight in run.model.named_parameters())
+
+
+def test_a_study_takes_the_furthest_that_all_of_it_can_do(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    from finetune_bench.errors import UsageError
+    from finetune_bench.runner import make_plan
+    from finetune_bench.study import Recipe, Study
+
+    study = Study(("hype",), (str(tiny_data),), (str(tiny_checkpoint),), seeds=(1,), out=tmp_path, device="cpu")
+
+    def found(**changes: object) -> tuple[str, str]:
+        plan = make_plan(dataclasses.replace(study, **changes))  # type: ignore[arg-type]
+        arrangements = {cell.recipe.arrangement for cell in plan.cells}
+        assert len(arrangements) == 1
+        return arrangements.pop(), " ".join(note for note in plan.notes if "Batches are" in note)
+
+    assert found() == ("trimmed", "")
+    assert found(methods=("hype", "ema")) == ("packed", "Batches are packed: 'ema' can do no more.")
+    assert found(methods=("hype+lnsr", "ema")) == ("padded", "Batches are padded: 'hype+lnsr' can do no more.")
+    checkpointed = Recipe(gradient_checkpointing=True)
+    assert found(recipe=checkpointed)[0] == "padded"
+    assert found(arrangement="padded") == ("padded", "")
+    with pytest.raises(UsageError, match="--arrangement trimmed: 'ema' can be packed at most"):
+        found(methods=("ema",), arrangement="trimmed")
