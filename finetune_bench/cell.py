@@ -62,6 +62,7 @@ def run_cell(cell: Cell, place: Place) -> Row:
     micro-batches of half the size, which keeps the batch the same.
     """
     started, clock, store, device = time.time(), time.monotonic(), place.store, place.device
+    cpu = time.process_time()
     devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
     with store.writing(cell.id) as folder:
         model_folder = folder / "model" if place.save_model else None
@@ -80,6 +81,7 @@ def run_cell(cell: Cell, place: Place) -> Row:
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.monotonic() - clock,
+            "cpu_seconds": time.process_time() - cpu,
         }
         store.write(cell.to_dict(), row, arrays=arrays, log=log, into=folder)
     for checkpoint in store.checkpoints.glob(f"{cell.id}-*"):

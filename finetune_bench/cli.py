@@ -80,6 +80,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(run)
     run.set_defaults(command=_run)
 
+    plan = commands.add_parser(
+        "plan",
+        help="what a run will take: time, memory, disk",
+        description="Check a study as `run` does, calibrate on this machine with a few steps of every method, and say "
+        "what the run will take. Runs no cell.",
+    )
+    _add_options(plan, without=("budget",))
+    plan.set_defaults(command=_plan)
+
     dose = commands.add_parser(
         "dose",
         allow_abbrev=False,  # --eps is a parameter, whatever options begin alike
@@ -89,7 +98,7 @@ def _parser() -> argparse.ArgumentParser:
         "the name of an option below.",
     )
     dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
-    _add_options(dose, without=("methods", "attribution", "search", "fair_cost"))
+    _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget"))
     dose.set_defaults(command=_dose)
 
     report = commands.add_parser(
@@ -171,6 +180,37 @@ def _run(parsed: argparse.Namespace) -> int:
     return 1 if tally.failed or tally.failed_before else 0
 
 
+def _plan(parsed: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from finetune_bench import registry
+    from finetune_bench.forecast import forecast
+    from finetune_bench.runner import make_plan
+    from finetune_bench.study import make_study
+
+    flags: dict[str, Any] = {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
+    plan = make_plan(make_study(flags, registry.default_options))
+    for note in plan.notes:
+        _say(note)
+    _say(_intention(plan))
+    if not plan.todo:
+        return 0
+    _say("Calibrating: a few steps of every method ...")
+    found = forecast(plan)
+    rows: dict[str, list[float]] = {}
+    for cell in plan.todo:
+        rows.setdefault(cell.label, []).append(found.seconds[cell.id])
+    table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}"] for label, s in rows.items()]
+    print(tabulate(table, ["method", "cells", "CPU seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
+    memory = "not measured here" if found.memory_bytes is None else f"{found.memory_bytes / 2**20:.0f} MiB a worker"
+    print(f"\ncells      {len(plan.todo)}, with {found.workers} workers on {plan.devices[0]}")
+    print(f"CPU time   {found.cpu_seconds:.0f} s in all, {found.start_seconds:.0f} s of it to start each worker")
+    print(f"wall time  {found.wall_seconds:.0f} s, if nothing else runs")
+    print(f"memory     {memory}")
+    print(f"disk       {found.disk_bytes / 2**20:.1f} MiB")
+    return 0
+
+
 def _dose(parsed: argparse.Namespace) -> int:
     import re
 
@@ -232,6 +272,13 @@ def _train(flags: dict[str, Any]) -> tuple[Plan, Tally]:
     tally = Tally(len(plan.cells))
     reporter = Reporter(tally, Console(stderr=True))
     _say(_intention(plan))
+    if plan.todo and plan.study.budget is not None:
+        from finetune_bench.forecast import forecast
+        from finetune_bench.runner import within_budget
+
+        _say("Calibrating: a few steps of every method ...")
+        found = forecast(plan)
+        _say(within_budget(plan, found.workers * (plan.study.budget - found.start_seconds), found.seconds))
     if plan.todo:
         with reporter.live():
             execute(plan, reporter)

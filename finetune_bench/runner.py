@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,8 +145,54 @@ def make_plan(study: Study) -> Plan:
             failed.append(row)
         else:
             todo.append(cell)
+    blocks = {block: place for place, block in enumerate(dict.fromkeys(map(_block, todo)))}
+    todo.sort(key=lambda cell: (blocks[_block(cell)], -grid.relative_passes(cell.stack)))  # the longest of each first
     names = [str(places[index % len(places)]) for index in range(workers)]
     return Plan(study, store, cells, todo, cached, failed, skipped, names, notes)
+
+
+def _block(cell: Cell) -> tuple[str, str, int]:
+    """Cells that belong together: one comparison of all methods on one seed."""
+    return cell.model, cell.task, cell.seed
+
+
+def within_budget(plan: Plan, seconds: float, cost: Mapping[str, float]) -> str:
+    """Leave the cells out that a budget has no time for, so that what is done by then is a balanced design.
+
+    Seeds come one after the other, each with all its models and tasks; a block of all methods on a model, task and seed
+    is taken as a whole or not at all, and nothing after the first that is left out.
+
+    Args:
+        plan: its `todo` is cut.
+        seconds: of all workers together.
+        cost: by cell id.
+
+    Returns:
+        What was left out, for the user.
+
+    Raises:
+        UsageError: there is not even time for one block.
+    """
+    blocks: dict[tuple[str, str, int], list[Cell]] = {}
+    for cell in plan.todo:
+        blocks.setdefault(_block(cell), []).append(cell)
+    order = {seed: place for place, seed in enumerate(plan.study.seeds)}
+    taken: list[Cell] = []
+    spent = 0.0
+    kept = 0
+    for block in sorted(blocks, key=lambda block: order[block[2]]):
+        spent += sum(cost[cell.id] for cell in blocks[block])
+        if spent > seconds:
+            break
+        taken += blocks[block]
+        kept += 1
+    if not kept:
+        raise UsageError(
+            f"--budget: one comparison of all methods on one task and seed takes about {spent:.0f} CPU seconds, which "
+            f"is more than all workers have ({seconds:.0f}); give more time, fewer methods or less data."
+        )
+    left, plan.todo = len(plan.todo) - len(taken), taken
+    return f"The budget has time for {kept} of {len(blocks)} comparisons of all methods; {left} cells wait."
 
 
 def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
@@ -249,6 +295,7 @@ def run_name(study: Study) -> str:
         "slurm",
         "gpus_per_worker",
         "timeout",
+        "budget",
         "checkpoint_every",
         "save_model",
         "baseline",

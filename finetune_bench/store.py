@@ -28,7 +28,8 @@ loses only the cell it hit. A row:
                  saved_activation_bytes, peak_memory_bytes, peak_reserved_bytes, energy_joules, parameters,
                  trainable_parameters, setup_seconds, setup_forwards, setup_backwards, evaluation_seconds, resumed_at}
     hashes      {init, order, data}: rows with equal hashes are paired        dropout   {kind: realised probability}
-    environment versions, device name, dtype, commit            started, finished, seconds
+    files       {name: bytes} of the arrays; a row whose files are others is none
+    environment versions, device name, dtype, commit            started, finished, seconds, cpu_seconds
 
 `metrics`, `majority`, `collapsed`, `training`, `hashes`, `dropout`, predictions and trace are equal to the last bit for
 equal cells; `cost` (but for the counts and the saved bytes), `environment` and the times are measurements.
@@ -52,7 +53,14 @@ from finetune_bench.errors import UsageError
 from finetune_bench.lease import Leases
 
 SCHEMA = 1
-MEASURED = ("environment", "started", "finished", "seconds", "cost")  # of a row, but for what is counted in its cost:
+MEASURED = (
+    "environment",
+    "started",
+    "finished",
+    "seconds",
+    "cpu_seconds",
+    "cost",
+)  # of a row, but for what is counted in its cost:
 COUNTED = (
     "parameters",
     "trainable_parameters",
@@ -96,12 +104,14 @@ class Store:
         return self.cells / cell_id
 
     def row(self, cell_id: str) -> dict[str, Any] | None:
-        """The row of a cell, or None where there is none that can be read."""
+        """The row of a cell, or None where there is none that can be read, or one of its files is gone or cut."""
+        folder = self.folder(cell_id)
         try:
-            row: dict[str, Any] = json.loads((self.folder(cell_id) / "row.json").read_text("utf-8"))
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+            row: dict[str, Any] = json.loads((folder / "row.json").read_text("utf-8"))
+            whole = all((folder / name).stat().st_size == size for name, size in row.get("files", {}).items())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
             return None
-        return row
+        return row if whole else None
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows, in the order of their ids."""
@@ -187,13 +197,15 @@ class Store:
             with self.writing(str(row["id"])) as folder:
                 self.write(cell, row, arrays=arrays, log=log, into=folder)
             return
+        sizes = {}
         for name, content in (arrays or {}).items():
             with open(into / f"{name}.npz", "wb") as file:
                 np.savez(file, allow_pickle=False, **content)
+                sizes[f"{name}.npz"] = file.tell()
         if log:
             _write(into / "log.txt", log.encode("utf-8", "replace"))
         _write(into / "cell.json", to_json(cell).encode())
-        _write(into / "row.json", to_json(row).encode())
+        _write(into / "row.json", to_json({**row, "files": sizes} if sizes else row).encode())
 
     def _replace(self, new: Path, target: Path) -> None:
         if target.exists():  # a failed row that was run again: set it aside first, a rename can't replace a folder

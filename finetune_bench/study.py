@@ -98,6 +98,7 @@ class Study:
         executor: "local", "ray" or "slurm".
         gpus_per_worker: share of a GPU that a worker takes; below 1 several share one. Not under slurm.
         slurm: pairs of sbatch parameters.
+        budget: seconds that a run may take; cells that don't fit wait for the next one.
         timeout: seconds that a cell may take, from loading its data to its scores; None for no limit.
         checkpoint_every: steps from one checkpoint to the next; a killed cell goes on from the last one.
         save_model: keep the trained model of every cell.
@@ -125,6 +126,7 @@ class Study:
     executor: str = executors.DEFAULT
     gpus_per_worker: float = 1.0
     slurm: tuple[tuple[str, str], ...] = ()
+    budget: float | None = None
     timeout: float | None = None
     checkpoint_every: int = CHECKPOINT_EVERY
     save_model: bool = False
@@ -145,7 +147,7 @@ class Study:
             **dict.fromkeys(("methods", "tasks", "models"), _names),
             **dict.fromkeys(("limit_train", "workers", "threads", "checkpoint_every"), _at_least_one),
             "search": _at_least_two,
-            "timeout": _duration,
+            **dict.fromkeys(("timeout", "budget"), _duration),
             "arrangement": _one_of((AUTO, *ARRANGEMENTS)),
             "executor": _one_of(executors.NAMES),
             "gpus_per_worker": _share,
@@ -159,6 +161,8 @@ class Study:
             raise UsageError("--slurm: these parameters are for jobs; give --executor slurm with them.")
         if self.executor == "slurm" and self.gpus_per_worker != 1:
             raise UsageError("--gpus-per-worker: a SLURM job has a GPU of its own; leave it out.")
+        if self.executor != executors.DEFAULT and self.budget is not None:
+            raise UsageError("--budget: it is calibrated on this machine; leave it out with cells that run elsewhere.")
         if self.executor == "slurm" and self.timeout is not None:
             raise UsageError("--timeout: under SLURM a job's time is the limit; give --slurm time=MINUTES.")
         for name, read in readers.items():
@@ -341,6 +345,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("executor", _one_of(executors.NAMES), "NAME", "local (default), ray or slurm: see docs/scaling.md", "where"),
     Option("gpus_per_worker", _share, "X", "share of a GPU per worker, as 0.5 (default 1)", "where"),
     Option("slurm", _pairs, "LIST", "parameters of sbatch, as partition=gpu,time=240", "where"),
+    Option("budget", _duration, "TIME", "run what fits into 2h, seed by seed, and leave the rest", "where"),
     Option("timeout", _duration, "TIME", "stop a cell that takes longer, as 90s, 30m or 2h (default: none)", "where"),
     Option("checkpoint_every", _at_least_one, "N", "steps from one checkpoint to the next (default 1000)", "where"),
     Option("save_model", _flag, "", "keep every trained model, as a plain Hugging Face folder", "where"),

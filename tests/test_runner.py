@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -95,8 +96,6 @@ def test_a_second_run_does_nothing(undisturbed: Store, study: Study, capsys: pyt
 
 
 def test_one_worker_gives_the_same_rows(undisturbed: Store, study: Study, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     run(replace(study, workers=1, out=tmp_path / "one"))
     assert Store(tmp_path / "one").without_measurements() == undisturbed.without_measurements()
 
@@ -306,6 +305,48 @@ def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
     assert not list(store.cells.glob(".*"))  # what was half-written is gone
 
 
+def test_a_read_only_folder_is_told_before_any_compute(study: Study, small_disk: Path) -> None:
+    store = Store(small_disk / "run")
+    typed = command(*GRID, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    done = subprocess.run(typed, capture_output=True, text=True, check=False)
+    assert done.returncode == 3, done.stderr
+    assert "Read-only file system; give another place with --out." in " ".join(done.stderr.split())
+    assert "] done: " not in done.stderr
+
+
+def test_cut_files_are_not_believed(undisturbed: Store, study: Study, tmp_path: Path) -> None:
+    store = Store(tmp_path / "cut")
+    shutil.copytree(undisturbed.root, store.root)
+    cells = sorted(path for path in store.cells.iterdir())
+    for cell, name in zip(cells, ("row.json", "trace.npz", "predictions.npz"), strict=False):
+        os.truncate(cell / name, 60)
+    before = {cell: (cell / "row.json").stat().st_mtime_ns for cell in cells}
+    frame = run(replace(study, out=store.root))
+    assert len(frame) == 10
+    assert store.without_measurements() == undisturbed.without_measurements()
+    assert [cell for cell in cells if (cell / "row.json").stat().st_mtime_ns != before[cell]] == cells[:3]
+
+
+def test_a_clock_that_jumps_changes_nothing(
+    undisturbed: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Back and forth by years while cells run, in this process as in the workers; what is timed is timed steadily."""
+    plugin = tmp_path / "jump.py"
+    plugin.write_text(
+        "import random, time\nfrom finetune_bench.method import Method\n"
+        "real = time.time\ntime.time = lambda: real() + random.uniform(-1e8, 1e8)\n\n"
+        "class Jump(Method):\n    'The clock jumps.'\n    name = 'jump'\n",
+        "utf-8",
+    )
+    monkeypatch.setattr(time, "time", lambda real=time.time: real() - 1e8)
+    frame = run(replace(study, out=tmp_path / "run", plugins=(str(plugin),), seeds=(1,), timeout=300))
+    assert set(frame["status"]) == {"done"}
+    assert ((frame["seconds"] > 0) & (frame["seconds"] < 300)).all()
+    found, expected = Store(tmp_path / "run").without_measurements(), undisturbed.without_measurements()
+    assert found == {cell: expected[cell] for cell in found}
+
+
 def test_two_runs_on_one_store_share_the_work(undisturbed: Store, study: Study, tmp_path: Path) -> None:
     store = Store(tmp_path / "shared")
     typed = command(*GRID, "--workers", "1", tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
@@ -317,8 +358,6 @@ def test_two_runs_on_one_store_share_the_work(undisturbed: Store, study: Study, 
 
 
 def test_saved_models_are_plain(study: Study, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     quick = replace(
@@ -347,8 +386,6 @@ def test_saved_models_are_plain(study: Study, tmp_path: Path) -> None:
 
 def test_what_one_model_cannot_do_is_skipped(study: Study, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """R-Drop needs passes that differ: on a checkpoint without dropout its cells are skipped, and the rest runs."""
-    from dataclasses import replace
-
     from transformers import AutoConfig
 
     still = tmp_path / "still-bert"

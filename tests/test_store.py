@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,10 @@ def test_a_cell_is_read_as_written(tmp_path: Path) -> None:
     store = Store(tmp_path / "run")
     arrays = {"trace": {"loss": np.arange(3.0)}, "predictions": {"validation.labels": np.array([1, 0])}}
     store.write({"id": "a"}, {"id": "a", "status": "done", "cost": {"seconds": 1.5}}, arrays=arrays)
-    assert store.row("a") == {"id": "a", "status": "done", "cost": {"seconds": 1.5}}
+    row = store.row("a")
+    assert row is not None
+    assert set(row.pop("files")) == {"trace.npz", "predictions.npz"}
+    assert row == {"id": "a", "status": "done", "cost": {"seconds": 1.5}}
     assert np.array_equal(store.arrays("a", "trace")["loss"], np.arange(3.0))
     assert store.arrays("a", "absent") == {}
     assert store.frame()["cost.seconds"].tolist() == [1.5]
@@ -60,6 +64,18 @@ def test_a_truncated_row_counts_as_none(tmp_path: Path) -> None:
     (store.folder("a") / "row.json").write_text('{"id": "a", "sta', "utf-8")
     assert store.row("a") is None
     assert store.rows() == []
+
+
+def test_a_row_with_an_array_that_was_cut_counts_as_none(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write({}, {"id": "a", "status": "done"}, arrays={"trace": {"loss": np.zeros(9)}})
+    row = store.row("a")
+    assert row is not None
+    assert row["files"] == {"trace.npz": (store.folder("a") / "trace.npz").stat().st_size}
+    os.truncate(store.folder("a") / "trace.npz", 100)
+    assert store.row("a") is None
+    (store.folder("a") / "trace.npz").unlink()
+    assert store.row("a") is None
 
 
 def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def test_every_option_is_a_flag() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "arrangement executor gpus-per-worker slurm "
+        "arrangement budget executor gpus-per-worker slurm "
         "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
