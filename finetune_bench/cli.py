@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from finetune_bench.progress import Tally
     from finetune_bench.runner import Plan
     from finetune_bench.store import Store
+    from finetune_bench.study import Study
 
 FORMATS = "markdown,html,csv"
 _GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the training recipe"}
@@ -174,9 +175,20 @@ def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ())
 
 
 def _run(parsed: argparse.Namespace) -> int:
-    flags: dict[str, Any] = {option.name: getattr(parsed, option.name) for option in OPTIONS}
-    plan, tally = _train(flags)
-    _summarise(plan.store, plan.store.root / "report", FORMATS.split(","), DEFAULT)
+    from finetune_bench import receipt, registry
+    from finetune_bench.study import make_study
+
+    study = make_study({option.name: getattr(parsed, option.name) for option in OPTIONS}, registry.default_options)
+    if (said := receipt.give(study)) is not None:
+        _say(said[0])
+        print(said[1])
+        return 0
+    plan, tally = _train(study)
+    answer, paths = _summarise(plan.store, plan.store.root / "report", FORMATS.split(","), DEFAULT)
+    count = len(plan.cells)
+    if tally.done + tally.cached == count and not plan.study.save_model:
+        talk = f"{count} cells in '{plan.store.root}', {count} cached: nothing to do."
+        receipt.keep(study, "\n".join([*plan.notes, talk]), answer, paths)
     return 1 if tally.failed or tally.failed_before else 0
 
 
@@ -224,14 +236,16 @@ def _dose(parsed: argparse.Namespace) -> int:
 
     import torch
 
+    from finetune_bench import registry
     from finetune_bench.attribution import label_of
     from finetune_bench.dose import default_dose, measure_doses, read_doses
     from finetune_bench.reports.dose import DoseStudy, write_dose
+    from finetune_bench.study import make_study
 
     option = words[0][2:].replace("-", "_")
     doses = read_doses(parsed.method, option, words[1])
     flags = {one.name: getattr(parsed, one.name, None) for one in OPTIONS} | {"methods": list(doses.values())}
-    plan, tally = _train(flags)
+    plan, tally = _train(make_study(flags, registry.default_options))
     _say("Measuring what each dose does to a batch ...")
     cell = plan.cells[0]
     root = plan.study.data_root
@@ -255,16 +269,13 @@ def _dose(parsed: argparse.Namespace) -> int:
     return 1 if tally.failed or tally.failed_before else 0
 
 
-def _train(flags: dict[str, Any]) -> tuple[Plan, Tally]:
+def _train(study: Study) -> tuple[Plan, Tally]:
     """Check a study and run what is missing of it."""
     from rich.console import Console
 
-    from finetune_bench import registry
     from finetune_bench.progress import Reporter, Tally
     from finetune_bench.runner import execute, make_plan
-    from finetune_bench.study import make_study
 
-    study = make_study(flags, registry.default_options)
     _say("Checking the study: methods, data, checkpoints ...")
     plan = make_plan(study)
     for note in plan.notes:
@@ -302,17 +313,18 @@ def _intention(plan: Plan) -> str:
     )
 
 
-def _summarise(store: Store, folder: Path, formats: list[str], options: Options) -> None:
+def _summarise(store: Store, folder: Path, formats: list[str], options: Options) -> tuple[str, list[Path]]:
+    """Write and print a report; returns what was printed, and the files."""
     from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
 
     folder.mkdir(parents=True, exist_ok=True)
     gc.disable()  # every collection would walk all rows, and a report of ten thousand needs no memory back
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
-    print(summary_table(store, options))
-    print()
-    for name, paths in written.items():
-        print(f"{name}: {paths[0]}")
+    places = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
+    answer = f"{summary_table(store, options)}\n\n{places}"
+    print(answer)
+    return answer, [path for paths in written.values() for path in paths]
 
 
 def _report(parsed: argparse.Namespace) -> int:

@@ -27,7 +27,7 @@ from finetune_bench.training import Encoded, TrainingRun
 if TYPE_CHECKING:
     from finetune_bench.runner import Plan
 
-_WARM, _TIMED = 1, 5  # steps of a calibration: not counted, and counted
+_WARM, _TIMED = 1, 7  # steps of a calibration: not counted, and counted
 _SCORED = 64  # examples of every evaluation split that are timed
 _FILES_BYTES = 14_000  # of a cell: specification, row, and what its arrays take beside their numbers
 
@@ -166,8 +166,8 @@ def _measure(cell: Cell, root: Path | None, device: torch.device) -> _Measured:
         around += (time.process_time() - begin) * scale
     finally:
         stack.teardown(run)
-    timed = float(trace.cpu_seconds[_WARM:].sum()) / sizes[chosen[_WARM:]].sum()
-    return _Measured(timed * float(sizes.mean()), setup, around, peak, int(sizes.max()))
+    per_token = float(np.median(trace.cpu_seconds[_WARM:] / sizes[chosen[_WARM:]]))
+    return _Measured(per_token * float(sizes.mean()), setup, around, peak, int(sizes.max()))
 
 
 def _tokens(examples: Encoded, step: list[list[int]], arrangement: str) -> int:

@@ -7,8 +7,6 @@ work here. What is impossible for every cell of a method is an error; for some, 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -23,9 +21,8 @@ from finetune_bench.executors import Event
 from finetune_bench.grid import Cell
 from finetune_bench.progress import Reporter, Tally
 from finetune_bench.search import settings
-from finetune_bench.spec import parse_call
 from finetune_bench.store import Store
-from finetune_bench.study import ARRANGEMENTS, AUTO, Study, as_dict, read_options
+from finetune_bench.study import ARRANGEMENTS, AUTO, Study, as_dict, run_name, with_defaults
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -93,7 +90,7 @@ def make_plan(study: Study) -> Plan:
     forget()  # in a long-lived process, files may have changed since the last plan
     for plugin in study.plugins:
         registry.load_plugin(plugin)
-    study = with_defaults(study)
+    study = with_defaults(study, registry.default_options)
     _, added = grid.stacks(study)
     notes = [f"Added for comparison: {', '.join(added)} (--no-baseline leaves them out)."] if added else []
     if study.attribution and (
@@ -272,42 +269,6 @@ def cell_name(cell: Cell, study: Study) -> str:
     words += [cell.model] if len(study.models) > 1 else []
     words += [f"lr {cell.recipe.lr:g}"] if len(study.lrs) > 1 or study.search else []
     return " · ".join(words)
-
-
-def with_defaults(study: Study) -> Study:
-    """Fill in what the study leaves open: the embedded study's tasks, or its model alone where tasks are named."""
-    if study.tasks and study.models:
-        return study
-    options = read_options(registry.default_options(), source="the embedded study")
-    models = study.models or options["model"]
-    return dataclasses.replace(study, tasks=study.tasks or options["tasks"], models=models)
-
-
-def run_name(study: Study) -> str:
-    """The folder that a study gets by default; other methods or seeds of the same comparison share it."""
-    apart = {
-        "methods",
-        "seeds",
-        "out",
-        "device",
-        "workers",
-        "executor",
-        "slurm",
-        "gpus_per_worker",
-        "timeout",
-        "budget",
-        "checkpoint_every",
-        "save_model",
-        "baseline",
-        "retry_failed",
-        "plugins",
-        "attribution",
-        "fair_cost",
-    }
-    rest = {key: value for key, value in as_dict(study).items() if key not in apart}
-    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
-    stems = [Path(parse_call(text).name).stem for text in study.tasks[:4]]
-    return "-".join([*stems, digest])
 
 
 def _cores() -> int:

@@ -7,6 +7,8 @@ a flag without its dashes (`batch_size = 16`). Flags win over the file, the file
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import os
 import re
 import tomllib
@@ -18,7 +20,7 @@ from typing import Any
 from finetune_bench import executors
 from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.parameters import parameter, validate
-from finetune_bench.spec import split
+from finetune_bench.spec import parse_call, split
 
 DEFAULT_SEEDS = (1, 2, 3, 4, 5)
 DEFAULT_EPOCHS = 3
@@ -457,3 +459,39 @@ def as_dict(study: Study) -> dict[str, Any]:
         key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for key, value in dataclasses.asdict(study).items()
     }
+
+
+def with_defaults(study: Study, defaults: Callable[[], Mapping[str, Any]]) -> Study:
+    """Fill in what the study leaves open: the embedded study's tasks, or its model alone where tasks are named."""
+    if study.tasks and study.models:
+        return study
+    options = read_options(defaults(), source="the embedded study")
+    models = study.models or options["model"]
+    return dataclasses.replace(study, tasks=study.tasks or options["tasks"], models=models)
+
+
+def run_name(study: Study) -> str:
+    """The folder that a study gets by default; other methods or seeds of the same comparison share it."""
+    apart = {
+        "methods",
+        "seeds",
+        "out",
+        "device",
+        "workers",
+        "executor",
+        "slurm",
+        "gpus_per_worker",
+        "timeout",
+        "budget",
+        "checkpoint_every",
+        "save_model",
+        "baseline",
+        "retry_failed",
+        "plugins",
+        "attribution",
+        "fair_cost",
+    }
+    rest = {key: value for key, value in as_dict(study).items() if key not in apart}
+    digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
+    stems = [Path(parse_call(text).name).stem for text in study.tasks[:4]]
+    return "-".join([*stems, digest])

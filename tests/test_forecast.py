@@ -1,0 +1,102 @@
+"""What a study will take: predictions against what it took, and a budget that keeps the design balanced."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from finetune_bench import cli
+from finetune_bench.errors import UsageError
+from finetune_bench.forecast import Forecast, forecast
+from finetune_bench.runner import execute, make_plan, within_budget
+from finetune_bench.store import Store
+from finetune_bench.study import Recipe, Study
+
+
+@pytest.fixture
+def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> Study:
+    return Study(
+        methods=("rdrop", "child_tuning_d", "ema"),
+        tasks=(str(tiny_data),),
+        models=(str(tiny_checkpoint),),
+        seeds=(1, 2, 3),
+        recipe=Recipe(lr=1e-3, epochs=30, batch_size=4),
+        out=tmp_path / "run",
+        workers=1,
+        device="cpu",
+    )
+
+
+@pytest.mark.slow
+def test_cpu_time_memory_and_disk_are_foretold(study: Study) -> None:
+    plan = make_plan(study)
+    found = forecast(plan)
+    assert set(found.seconds) == {cell.id for cell in plan.cells}
+    assert not plan.store.cells.exists()  # nothing is run, nothing written
+    execute(plan)
+    rows = plan.store.rows()
+    took = sum(row["cpu_seconds"] for row in rows)
+    # Tests share the cores, and cells this small are noisy: docs/performance.md has the figures of real ones.
+    assert sum(found.seconds.values()) == pytest.approx(took, rel=0.6)
+    by_method = {cell.label: found.seconds[cell.id] for cell in plan.cells}
+    assert by_method["rdrop"] > 1.1 * by_method["vanilla"]
+    assert found.memory_bytes is not None
+    assert found.memory_bytes == pytest.approx(max(row["cost"]["peak_memory_bytes"] for row in rows), rel=0.4)
+    size = sum(path.stat().st_size for path in Store(plan.store.root).cells.rglob("*") if path.is_file())
+    assert found.disk_bytes == pytest.approx(size, rel=0.5)
+
+
+def test_sums() -> None:
+    found = Forecast({"a": 10.0, "b": 30.0, "c": 20.0}, 5.0, None, 0, 2)
+    assert found.cpu_seconds == 70.0
+    assert found.wall_seconds == 35.0  # two workers with half of the sixty each; none is longer by itself
+    assert replace(found, workers=3).wall_seconds == 35.0  # the longest cell
+
+
+def test_a_budget_takes_whole_comparisons_seed_by_seed(study: Study, tiny_data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    other.write_text(tiny_data.read_text("utf-8"), "utf-8")
+    both = replace(study, tasks=(str(tiny_data), str(other)))
+    plan = make_plan(both)
+    assert len(plan.todo) == 5 * 2 * 3
+    said = within_budget(plan, 27.0, {cell.id: 1.0 for cell in plan.todo})
+    assert said == "The budget has time for 5 of 6 comparisons of all methods; 5 cells wait."
+    counts = Counter((cell.seed, cell.task) for cell in plan.todo)
+    assert set(counts.values()) == {5}  # every method
+    assert sorted(seed for seed, _ in counts) == [1, 1, 2, 2, 3]
+    plan = make_plan(both)
+    with pytest.raises(UsageError, match="one comparison of all methods on one task and seed takes about 5 CPU"):
+        within_budget(plan, 4.0, {cell.id: 1.0 for cell in plan.todo})
+
+
+def test_the_dearest_of_a_comparison_comes_first(study: Study) -> None:
+    first = make_plan(study).todo[:5]
+    assert {cell.seed for cell in first} == {1}
+    assert first[0].label == "rdrop"
+
+
+@pytest.mark.slow
+def test_the_command_says_it_and_runs_nothing(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [
+        "--methods",
+        "rdrop",
+        "--tasks",
+        study.tasks[0],
+        "--model",
+        study.models[0],
+        "--seeds",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert cli.main(["plan", *words, "--out", str(study.out)]) == 0
+    shown = capsys.readouterr()
+    for word in ("rdrop", "CPU time", "wall time", "memory", "MiB a worker", "disk"):
+        assert word in shown.out
+    assert not Store(str(study.out)).cells.exists()
+    assert cli.main(["run", *words, "--out", str(study.out), "--budget", "1h"]) == 0
+    assert "The budget has time for 1 of 1 comparisons" in capsys.readouterr().err
+    assert cli.main(["run", *words, "--out", str(study.out), "--budget", "1h", "--executor", "ray"]) == 2
