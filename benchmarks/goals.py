@@ -367,7 +367,8 @@ def grid_command(setting: Setting, out: Path, seeds: int, *more: str) -> list[st
     words = [sys.executable, "-m", "finetune_bench.cli", "run", "--seeds", str(seeds), "--steps", "20"]
     words += ["--methods", "vanilla,vanilla(dropout=hidden_off),hype,noisytune", "--limit-train", "480"]
     words += ["--tasks", "cola", "--model", setting.model, "--data-root", str(setting.data_root)]
-    return [*words, "--out", str(out), "--device", "cpu", *more]
+    device = "cuda" if "--gpus-per-worker" in more else "cpu"
+    return [*words, "--out", str(out), "--device", device, *more]
 
 
 SCRIPT = """
@@ -423,6 +424,21 @@ def workers(setting: Setting) -> Iterator[Line]:
     yield few("6 · one worker / two workers, wall", ratios, "≥ 1.7")
 
 
+def gpu(setting: Setting) -> Iterator[Line]:
+    """Goal 9: several cells per device against one; that no step waits for it is a test (`pytest -m cuda`)."""
+    if not torch.cuda.is_available():
+        raise SystemExit("9 · this machine shows no CUDA device to torch")
+    ratios = []
+    with tempfile.TemporaryDirectory() as folder:
+        for place in range(3):
+            one, four = (
+                wall(grid_command(setting, Path(folder) / f"{place}-{share}", 6, "--gpus-per-worker", share))
+                for share in ("1", "0.25")
+            )
+            ratios.append(one / four)
+    yield few("9 · one cell per GPU / four, wall", ratios, "≥ 2")
+
+
 def cached(setting: Setting) -> Iterator[Line]:
     """Goal 8: a grid of 1,000 cells that is done, and --help."""
     with tempfile.TemporaryDirectory() as name:
@@ -460,6 +476,7 @@ FIGURES = {
     "workers": workers,
     "evaluation": evaluate,
     "cached": cached,
+    "gpu": gpu,
 }
 
 

@@ -149,7 +149,7 @@ def main() -> None:
         different = sorted(cell for cell in expected.keys() | found.keys() if expected.get(cell) != found.get(cell))
         if different:
             raise SystemExit(f"round {rounds}: cells {different} differ from the undisturbed run; see {store.root}")
-        left = [*store.checkpoints.glob("*.safetensors"), *store.cells.glob(".*")]
+        left = [*store.checkpoints.iterdir(), *store.cells.glob(".*"), *(store.root / "locks").iterdir()]
         if left:
             raise SystemExit(f"round {rounds}: '{left[0]}' was left behind")
         print(f"round {rounds}: {len(found)} cells, all equal; so far {dict(total)}", flush=True)

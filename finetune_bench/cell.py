@@ -84,7 +84,7 @@ def run_cell(cell: Cell, place: Place) -> Row:
             "cpu_seconds": time.process_time() - cpu,
         }
         store.write(cell.to_dict(), row, arrays=arrays, log=log, into=folder)
-    for checkpoint in store.checkpoints.glob(f"{cell.id}-*"):
+    for checkpoint in store.checkpoints.glob(f"*{cell.id}-*"):  # with what was half-written when somebody was killed
         checkpoint.unlink()
     return row
 

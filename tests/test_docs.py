@@ -128,7 +128,7 @@ def test_commands_parse(
         if hasattr(parsed, "plugin") and parsed.plugin:
             assert Path(parsed.plugin).is_file(), command
         if hasattr(parsed, "methods"):
-            flags = {option.name: getattr(parsed, option.name) for option in OPTIONS}
+            flags = {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
             study = make_study(flags, registry.default_options)
             assert grid.stacks(study)[0], command
             names = {parse_call(task).name for task in study.tasks}

@@ -296,8 +296,10 @@ def test_mask_keeps_the_stated_share() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str) -> None:
-    recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision)
-    toy, stack = testing.toy_run(registry.method_class(name)(), recipe=recipe)
+    owner = registry.method_class(name)
+    arrangement = "padded" if owner.arrangement == "padded" else "packed"
+    recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision, arrangement=arrangement)
+    toy, stack = testing.toy_run(owner(), recipe=recipe)
     device = torch.device("cuda", 0)
     run = TrainingRun(
         toy.model.to(device),
