@@ -214,6 +214,18 @@ def _skeleton(name: str, outputs: int, dropout: Any) -> torch.nn.Module:
     return model.skeleton(model.with_dropout(model.config(name, outputs), dropout))
 
 
+def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:
+    """A cell's model before any training, under its dropout policy, arranged and checkpointed as its recipe says."""
+    task = registry.task(cell.task)
+    config = model.with_dropout(model.config(cell.model, task.outputs), stack.dropout)
+    classifier = model.load(cell.model, config, derive(cell.seed, "init", task.name, cell.weights)).to(device)
+    if cell.recipe.arrangement != "padded":
+        packing.prepare(classifier)
+    if cell.recipe.gradient_checkpointing:
+        model.checkpoint_activations(classifier)
+    return classifier
+
+
 def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Row, dict[str, dict[str, np.ndarray]]]:
     device, data_root = place.device, place.data_root
     task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
@@ -228,15 +240,8 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
     stack = cell.stack
 
     measured = devices.reset_peak(device)
-    config = model.config(cell.model, task.outputs)
-    init_seed = derive(cell.seed, "init", task.name, cell.weights)
-    classifier = model.load(cell.model, model.with_dropout(config, stack.dropout), init_seed)
+    classifier = initial_model(cell, stack, device)
     initial = model.digest(classifier)
-    classifier.to(device)
-    if cell.recipe.arrangement != "padded":
-        packing.prepare(classifier)
-    if cell.recipe.gradient_checkpointing:
-        model.checkpoint_activations(classifier)
     run = TrainingRun(
         classifier,
         task,
@@ -271,7 +276,7 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
         with torch.no_grad():
             for name, weight in run.params.items():  # without what methods had added
                 weight.copy_(kept[name])
-        model.save(classifier, model.tokenizer(cell.model), config, save_to)
+        model.save(classifier, model.tokenizer(cell.model), model.config(cell.model, task.outputs), save_to)
 
     labels = {name: split.labels.numpy() for name, split in splits.items()}
     metrics = {name: task.score(predictions[name], labels[name]) for name in splits}

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from finetune_bench import model, registry
-from finetune_bench.cell import encoded, load_data
+from finetune_bench import registry
+from finetune_bench.cell import encoded, initial_model, load_data
 from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.grid import Cell
 from finetune_bench.method import Dropout, Method, Stack, View
@@ -158,8 +158,7 @@ def _one_step(
     """Logits of every pass of the objective, and the gradients."""
     task, _ = load_data(cell.task, cell.limit_train, data_root)
     train, _ = encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
-    config = model.with_dropout(model.config(cell.model, task.outputs), stack.dropout)
-    classifier = model.load(cell.model, config, derive(cell.seed, "init", task.name, cell.weights)).to(device)
+    classifier = initial_model(cell, stack, device)
     order = TrainingRun(classifier, task, train, cell.recipe, seed=cell.seed, device=device)
     indices = next(order.steps())[0]
     run = TrainingRun(

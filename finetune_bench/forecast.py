@@ -18,10 +18,9 @@ import numpy as np
 import torch
 
 from finetune_bench import device as devices
-from finetune_bench import evaluation, model, packing, registry, training
-from finetune_bench.cell import encoded, load_data
+from finetune_bench import evaluation, model, registry, training
+from finetune_bench.cell import encoded, initial_model, load_data
 from finetune_bench.grid import Cell
-from finetune_bench.seeds import derive
 from finetune_bench.training import Encoded, TrainingRun
 
 if TYPE_CHECKING:
@@ -129,18 +128,12 @@ def _measure(cell: Cell, root: Path | None, device: torch.device) -> _Measured:
     train, splits = encoded(
         cell.model, cell.task, cell.limit_train, root, cell.recipe.max_length, held_out=cell.held_out
     )
-    stack, seed = cell.stack, derive(cell.seed, "init", task.name, cell.weights)
-    config = model.with_dropout(model.config(cell.model, task.outputs), stack.dropout)
-    model.load(cell.model, config, seed)  # the first time reads files that the next ones find in memory
+    stack = cell.stack
+    initial_model(cell, stack, device)  # the first time reads files that the next ones find in memory
     devices.reset_peak(device)
     begin = time.process_time()
-    classifier = model.load(cell.model, config, seed)
+    classifier = initial_model(cell, stack, device)
     model.digest(classifier)
-    classifier.to(device)
-    if cell.recipe.arrangement != "padded":
-        packing.prepare(classifier)
-    if cell.recipe.gradient_checkpointing:
-        model.checkpoint_activations(classifier)
     around = time.process_time() - begin
     run = _Sample(
         classifier, task, train, cell.recipe, seed=cell.seed, device=device, keep_pretrained=stack.reads_pretrained

@@ -247,10 +247,10 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
 
 
 def digest(model: nn.Module) -> str:
-    """A hash of every weight's bytes; the model is on the CPU."""
+    """A hash of every weight's bytes, wherever the model is."""
     sha = hashlib.sha256()
     for parameter in model.parameters():
-        sha.update(parameter.detach().contiguous().numpy().tobytes())
+        sha.update(parameter.detach().cpu().contiguous().numpy().tobytes())
     return sha.hexdigest()[:16]
 
 
