@@ -157,7 +157,8 @@ def test_what_the_package_imports_is_declared() -> None:
     # datasets depends on the hub's client
     distributions = {"sklearn": "scikit-learn", "huggingface_hub": "datasets", "pynvml": "nvidia-ml-py"}
     extras = PROJECT["project"]["optional-dependencies"]
-    listed = [*PROJECT["project"]["dependencies"], *extras["lora"], *extras["trainer"], *extras["energy"]]
+    used_by_us = ("lora", "trainer", "energy", "ray", "slurm")
+    listed = [*PROJECT["project"]["dependencies"], *(name for extra in used_by_us for name in extras[extra])]
     declared = {re.split(r"[<>=~! \[]", text)[0] for text in listed}
     used: set[str] = set()
     for room in ROOMS:
