@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from finetune_bench import __version__
+from finetune_bench import __version__, executors
 from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.study import OPTIONS
@@ -201,7 +201,10 @@ def _plan(parsed: argparse.Namespace) -> int:
     from finetune_bench.study import make_study
 
     flags: dict[str, Any] = {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
-    plan = make_plan(make_study(flags, registry.default_options))
+    study = make_study(flags, registry.default_options)
+    if study.executor != executors.DEFAULT:
+        raise UsageError("plan: it calibrates on this machine; leave --executor out, and run it on a node.")
+    plan = make_plan(study)
     for note in plan.notes:
         _say(note)
     _say(_intention(plan))

@@ -102,3 +102,4 @@ def test_the_command_says_it_and_runs_nothing(study: Study, capsys: pytest.Captu
     peak = max(row["cost"]["peak_memory_bytes"] for row in Store(str(study.out)).rows())
     assert float(shown.partition("memory")[2].split()[0]) * 2**20 == pytest.approx(peak, rel=0.25)
     assert cli.main(["run", *words, "--out", str(study.out), "--budget", "1h", "--executor", "ray"]) == 2
+    assert cli.main(["plan", *words, "--executor", "ray"]) == 2
