@@ -29,7 +29,8 @@ from torch import nn
 
 from finetune_bench import evaluation, model, packing, registry, training
 from finetune_bench.cell import encoded
-from finetune_bench.method import Method, Passes, Run, Stack
+from finetune_bench.grid import relative_passes
+from finetune_bench.method import Method, Run, Stack
 from finetune_bench.study import Recipe
 from finetune_bench.training import Encoded, TrainingRun
 
@@ -304,8 +305,7 @@ def methods(setting: Setting) -> Iterator[Line]:
     for name in registry.names("methods"):
         stack = registry.make_stack(name)
         twin = f"vanilla(dropout={stack.dropout})"
-        declared = stack.passes(Passes())
-        least = (declared.forwards + 2 * declared.backwards) / 3
+        least = relative_passes(stack)
         for arrangement in ("padded", "trimmed") if name in BOUNDS else ("padded",):
             bound = BOUNDS.get(name, (None, None))[arrangement == "trimmed"]
             ratios = race(ours(setting, "cola", name, arrangement), ours(setting, "cola", twin, arrangement))
