@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 from tests.synthetic_store import CONTROL, TASKS, make_row, make_trace, put
 
 SINGLES = (

@@ -27,12 +27,20 @@ import torch
 from scipy.stats import binom
 from torch import nn
 
-from finetune_bench import evaluation, model, packing, registry, training
-from finetune_bench.cell import encoded
-from finetune_bench.grid import relative_passes
-from finetune_bench.method import Method, Run, Stack
-from finetune_bench.study import Recipe
-from finetune_bench.training import Encoded, TrainingRun
+from finetune_bench import registry
+from finetune_bench.method.base import Method
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import Run
+from finetune_bench.model import packing, pretrained
+from finetune_bench.model.dropout import with_dropout
+from finetune_bench.recipe import Recipe
+from finetune_bench.runner.inputs import encoded
+from finetune_bench.study.grid import relative_passes
+from finetune_bench.training import evaluation
+from finetune_bench.training.examples import Encoded
+from finetune_bench.training.loop import make_optimizer, make_scheduler, train
+from finetune_bench.training.memory import saved_activation_bytes
+from finetune_bench.training.run import TrainingRun
 
 PAIRS, WARM = 24, 2
 LENGTH = 128
@@ -155,7 +163,9 @@ def make_run(setting: Setting, task: str, stack: Stack, recipe: Recipe) -> Train
     """A run on the first 480 examples of a task, seed 1."""
     train, _ = encoded(setting.model, task, 480, setting.data_root, LENGTH)
     owner = registry.task(task)
-    net = model.load(setting.model, model.with_dropout(model.config(setting.model, owner.outputs), stack.dropout), 1)
+    net = pretrained.load(
+        setting.model, with_dropout(pretrained.config(setting.model, owner.outputs), stack.dropout), 1
+    )
     if recipe.arrangement != "padded":
         packing.prepare(net)
     return TrainingRun(net, owner, train, recipe, seed=1, device=CPU, keep_pretrained=stack.reads_pretrained)
@@ -169,7 +179,7 @@ def ours(setting: Setting, task: str, method: str, arrangement: str) -> Callable
 
     def loop(pass_on: Callable[[], None]) -> TrainingRun:
         turn.pass_on = pass_on
-        training.train(run, stack)
+        train(run, stack)
         stack.teardown(run)
         return run
 
@@ -241,8 +251,8 @@ def bare(setting: Setting, task: str) -> Callable[[Callable[[], None]], Training
 
     def loop(pass_on: Callable[[], None]) -> TrainingRun:
         run.model.train()
-        optimizer = training.make_optimizer(run)
-        scheduler = training.make_scheduler(optimizer, run.recipe, run.total_steps)
+        optimizer = make_optimizer(run)
+        scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
         for (part,) in run.steps():
             batch = run.examples.batch(part, CPU)
             optimizer.zero_grad()
@@ -321,7 +331,7 @@ def memory(setting: Setting) -> Iterator[Line]:
         run = make_run(setting, "rte", stack, RECIPE)
         run.method = stack
         stack.setup(run)
-        saved[name] = training.saved_activation_bytes(run)
+        saved[name] = saved_activation_bytes(run)
         stack.teardown(run)
     more = float(saved["hype"] - saved["vanilla(dropout=hidden_off)"])
     yield Line(
@@ -443,7 +453,7 @@ def cached(setting: Setting) -> Iterator[Line]:
     """Goal 8: a grid of 1,000 cells that is done, and --help."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        from finetune_bench.testing import tiny_checkpoint, tiny_texts
+        from finetune_bench.testing.toys import tiny_checkpoint, tiny_texts
 
         tiny_checkpoint(folder / "tiny")
         tiny_texts(folder / "toy.jsonl")

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune_bench import bootstrap, robust, stats
-from finetune_bench.stats import Estimate
+from finetune_bench import stats
+from finetune_bench.stats import bootstrap, robust
+from finetune_bench.stats.estimates import Estimate
 
 TASKS, METHODS = 8, 7
 SEEDS = (3, 5, 10)

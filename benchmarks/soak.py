@@ -23,8 +23,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune_bench import registry
-from finetune_bench.store import Store
-from finetune_bench.testing import tiny_checkpoint, tiny_texts
+from finetune_bench.store.store import Store
+from finetune_bench.testing.toys import tiny_checkpoint, tiny_texts
 
 FAULTS = ("kill a worker", "kill the runner", "kill everything", "interrupt", "cut a checkpoint", "a second runner")
 PATIENCE = 600.0  # seconds that one command may take

@@ -11,14 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
 
 from finetune_bench.errors import UnknownName
-
-if TYPE_CHECKING:
-    from finetune_bench.task import Kind
 
 # Below this spread, relative to the mean, the values differ by the rounding of float64 only.
 ROUNDING = 1e-13
@@ -155,3 +152,6 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spearman": _spearman,
     "pearson_spearman": _pearson_spearman,
 }
+
+
+Kind = Literal["classification", "regression"]

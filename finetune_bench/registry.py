@@ -26,7 +26,8 @@ from finetune_bench.parameters import as_text, check_fields, from_text
 from finetune_bench.spec import parse_call, parse_stack
 
 if TYPE_CHECKING:
-    from finetune_bench.method import Method, Stack
+    from finetune_bench.method.base import Method
+    from finetune_bench.method.stack import Stack
     from finetune_bench.report import Report
     from finetune_bench.task import Task
 
@@ -79,7 +80,7 @@ def make_stack(text: str) -> Stack:
     Raises:
         UnknownName, ParameterError, UsageError: says which part is wrong.
     """
-    from finetune_bench.method import Stack
+    from finetune_bench.method.stack import Stack
 
     calls = parse_stack(text)
     called = [call.name for call in calls]
@@ -151,7 +152,7 @@ def load_plugin(path: str | Path) -> list[str]:
     Raises:
         UsageError: no such file, nothing in it, an error while importing it, or a name that is taken.
     """
-    from finetune_bench.method import Method
+    from finetune_bench.method.base import Method
     from finetune_bench.report import Report
     from finetune_bench.task import Task
 

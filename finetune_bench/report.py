@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:  # the command line reads this module before it knows whether a store is needed
-    from finetune_bench.store import Store
+    from finetune_bench.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,17 +13,17 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from finetune_bench.errors import DataError
+from finetune_bench.metrics import Kind
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 HELD_OUT = "held_out"  # the evaluation split that a search chooses by; no table compares it
-Kind = Literal["classification", "regression"]
 
 
 @dataclass(frozen=True)

@@ -49,10 +49,12 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from finetune_bench import model
 from finetune_bench.errors import FinetuneBenchError, ModelError
 from finetune_bench.functional import bernoulli_mask
-from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Run, Step, View
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.step import Inner, Objective, Run, Step, View
+from finetune_bench.model.structure import layers
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Batch
 
@@ -152,7 +154,7 @@ class ChildTuningD(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         try:
-            model.layers(facts.skeleton)
+            layers(facts.skeleton)
         except ModelError as error:
             return str(error)
         return None
@@ -215,7 +217,7 @@ def encoder_weights(run: Run) -> dict[str, Parameter]:
     Raises:
         FinetuneBenchError: there are none, or one has no canonical name and would train without a mask.
     """
-    inside = {id(weight) for layer in model.layers(run.model) for weight in layer.parameters() if weight.requires_grad}
+    inside = {id(weight) for layer in layers(run.model) for weight in layer.parameters() if weight.requires_grad}
     found = {name: weight for name, weight in run.params.items() if id(weight) in inside}
     if not found or len(found) != len(inside):
         raise FinetuneBenchError(

@@ -37,8 +37,10 @@ from contextlib import contextmanager
 
 import torch
 
-from finetune_bench.method import Facts, Memory, Method, Run, State
-from finetune_bench.model import weights_replaced
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.step import Run, State
+from finetune_bench.model.structure import weights_replaced
 from finetune_bench.parameters import parameter
 
 

@@ -40,7 +40,9 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from finetune_bench.method import Facts, Inner, Method, Objective, Passes, Run, Step, View
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Passes
+from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.parameters import Range, parameter
 
 

@@ -48,8 +48,10 @@ import torch
 from torch import Generator, Tensor
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Dropout, Facts, Method, Phase, Run
-from finetune_bench.model import attention_blocks, attention_outputs_changed, layer_inputs_changed, layers
+from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.step import Run
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.structure import attention_blocks, attention_outputs_changed, layer_inputs_changed, layers
 from finetune_bench.parameters import Range, parameter
 
 # Standard deviation of each noise at eps = 1.

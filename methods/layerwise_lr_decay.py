@@ -39,8 +39,9 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Method, Run
-from finetune_bench.model import layers, places
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.step import Run
+from finetune_bench.model.structure import layers, places
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import Range, parameter
 

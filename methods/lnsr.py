@@ -41,8 +41,10 @@ import torch
 from torch import Generator, Tensor
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, Step, View
-from finetune_bench.model import is_sequence_first, layer_inputs_changed, layers
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.step import Inner, Objective, Run, Step, View
+from finetune_bench.model.structure import is_sequence_first, layer_inputs_changed, layers
 from finetune_bench.parameters import Range, parameter
 
 

@@ -45,8 +45,10 @@ import torch
 from torch import Tensor, nn
 
 from finetune_bench.errors import FinetuneBenchError, ModelError
-from finetune_bench.method import Facts, Memory, Method, Phase, Run
-from finetune_bench.model import body, layers, weights_replaced
+from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.step import Run
+from finetune_bench.model.structure import body, layers, weights_replaced
 from finetune_bench.parameters import parameter
 
 REFUSED = {

@@ -43,8 +43,9 @@ import torch
 from torch import Tensor, nn
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Inner, Method, Objective, Phase, Run, Step, View
-from finetune_bench.model import output_layer
+from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.step import Inner, Objective, Run, Step, View
+from finetune_bench.model.structure import output_layer
 from finetune_bench.parameters import Range, parameter
 
 

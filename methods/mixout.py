@@ -49,9 +49,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from finetune_bench import model
 from finetune_bench.errors import FinetuneBenchError
-from finetune_bench.method import Dropout, Facts, Memory, Method, Phase, Run
+from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.step import Run
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.structure import body
 from finetune_bench.parameters import Range, parameter
 
 
@@ -156,7 +159,7 @@ class Mixout(Method):
 
     def setup(self, run: Run) -> None:
         self.mixing_ = False
-        in_body = {id(weight) for weight in model.body(run.model).parameters()}
+        in_body = {id(weight) for weight in body(run.model).parameters()}
         self.targets_ = []
         for name, weight in run.params.items():
             path, _, attribute = name.rpartition(".")

@@ -35,7 +35,8 @@ import torch
 from torch import Generator, Tensor
 
 from finetune_bench.errors import FinetuneBenchError
-from finetune_bench.method import Method, Phase, Run
+from finetune_bench.method.base import Method, Phase
+from finetune_bench.method.step import Run
 from finetune_bench.parameters import Range, parameter
 
 

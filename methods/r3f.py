@@ -54,8 +54,10 @@ import torch
 from torch import Generator, Tensor, nn
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, State, Step, View
-from finetune_bench.model import output_layer, weights_replaced
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
+from finetune_bench.model.structure import output_layer, weights_replaced
 from finetune_bench.parameters import Range, parameter
 
 NOTICEABLE = 1e-2  # noise below this changes predictions so little that its square, the divergence, is about 0

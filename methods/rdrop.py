@@ -40,7 +40,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Step, View
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.step import Inner, Objective, Step, View
 from finetune_bench.parameters import Range, parameter
 
 

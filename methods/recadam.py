@@ -46,8 +46,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from finetune_bench.method import Facts, Memory, Method, Run, State
-from finetune_bench.model import body
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.step import Run, State
+from finetune_bench.model.structure import body
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import Range, parameter
 

@@ -38,9 +38,10 @@ import torch
 from torch import nn
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Method, Phase, Run
-from finetune_bench.model import body
-from finetune_bench.model import layers as layers_of
+from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.step import Run
+from finetune_bench.model.structure import body
+from finetune_bench.model.structure import layers as layers_of
 from finetune_bench.parameters import parameter
 
 _LOADED = "_is_hf_initialized"  # transformers' mark on loaded tensors, which its initialisers leave alone

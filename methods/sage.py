@@ -44,8 +44,10 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Memory, Method, Run, State
-from finetune_bench.model import layers
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.step import Run, State
+from finetune_bench.model.structure import layers
 from finetune_bench.parameters import Range, parameter
 
 

@@ -47,7 +47,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from finetune_bench.method import Facts, Inner, Memory, Method, Objective, Passes, Run, State, Step, View
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
 

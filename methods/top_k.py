@@ -35,8 +35,10 @@ the pre-trained weights act on what trains. A penalty on noisy embeddings (R3F) 
 from __future__ import annotations
 
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Facts, Memory, Method, Phase, Run
-from finetune_bench.model import layers, places
+from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.step import Run
+from finetune_bench.model.structure import layers, places
 from finetune_bench.parameters import parameter
 
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from finetune_bench.method import Method
+from finetune_bench.method.base import Method
 
 
 class Vanilla(Method):

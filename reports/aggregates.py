@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_bench import robust, stats
-from finetune_bench.bootstrap import METRICS, multi_bootstrap
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Row, Section
 from finetune_bench.reports.once import once
 from finetune_bench.reports.tables import Difference
-from finetune_bench.stats import Estimate
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats import robust
+from finetune_bench.stats.bootstrap import METRICS, multi_bootstrap
+from finetune_bench.stats.estimates import Estimate
 
 
 @dataclass(frozen=True)

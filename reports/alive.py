@@ -14,14 +14,14 @@ from pathlib import Path
 
 import numpy as np
 
-from finetune_bench import derived
 from finetune_bench.errors import UnknownName
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports import data as rows_of
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import ANY_ORDER, NO_EFFECT, Data, Row, Section
 from finetune_bench.reports.once import once
-from finetune_bench.store import Store
+from finetune_bench.store import row_index
+from finetune_bench.store.store import Store
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def load(store: Store, options: Options = DEFAULT) -> Data:
     Raises:
         UsageError: the baseline asked for is no method of this store.
     """
-    return _load(store.root, options, tuple(sorted(derived.stamps(store))), json.dumps(store.study()))
+    return _load(store.root, options, tuple(sorted(row_index.stamps(store))), json.dumps(store.study()))
 
 
 @functools.lru_cache(maxsize=1)

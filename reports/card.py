@@ -10,7 +10,7 @@ from tabulate import tabulate
 
 from finetune_bench.errors import UsageError
 from finetune_bench.reports.data import flat
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 
 _PARTS = ("metrics", "majority", "training", "cost", "hashes", "recipe", "environment")
 _LONGEST_LOG = 40  # lines

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from finetune_bench import robust, stats
 from finetune_bench.reports import tables, words
 from finetune_bench.reports.aggregates import bootstraps, exploratory, ranking, suite_tests
 from finetune_bench.reports.alive import departures
@@ -18,6 +17,8 @@ from finetune_bench.reports.fair import fair_differences
 from finetune_bench.reports.plots import Plot
 from finetune_bench.reports.tables import Difference, Ratio, Score
 from finetune_bench.reports.words import counted, interval
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats import robust
 
 # --- one section ------------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from finetune_bench import stats
 from finetune_bench.reports import comparison, tables, words
 from finetune_bench.reports.data import Data
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Table, bold, bullets, code, table
@@ -14,6 +13,7 @@ from finetune_bench.reports.once import once
 from finetune_bench.reports.plots import Plot
 from finetune_bench.reports.selection import Search, searches
 from finetune_bench.reports.words import counted, interval, points
+from finetune_bench.stats import estimates as stats
 
 
 @once

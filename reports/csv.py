@@ -13,7 +13,7 @@ from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports import tables
 from finetune_bench.reports.alive import Departure, departures, load
 from finetune_bench.reports.data import Data
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 
 
 class Csv(Report):

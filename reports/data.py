@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from finetune_bench import derived
-from finetune_bench.derived import Trace
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.once import once
-from finetune_bench.store import Store
+from finetune_bench.store import row_index
+from finetune_bench.store.row_index import Trace
+from finetune_bench.store.store import Store
 from finetune_bench.task import HELD_OUT
 
 Row = dict[str, Any]
@@ -185,7 +185,7 @@ class Data:
 def load(store: Store) -> Data:
     """Read a store and sort its rows into sections."""
     study = store.study()
-    found = derived.read(store)
+    found = row_index.read(store)
     rows = [row for row, _ in found]
     current = _current(rows)
     return Data(

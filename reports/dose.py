@@ -17,12 +17,12 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from finetune_bench import stats
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.data import NO_EFFECT, Section, bare
 from finetune_bench.reports.looks import COLOURS, GREY, STYLE
 from finetune_bench.reports.words import interval
-from finetune_bench.store import Store
+from finetune_bench.stats import estimates as stats
+from finetune_bench.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Row, Section, is_vanilla
-from finetune_bench.stats import Estimate
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate
 
 STEPS, PASSES, SECONDS = "equal steps", "equal passes", "equal seconds"
 _SAME_FACTOR = 0.02  # vanilla's longer run stands for a method whose passes, or seconds, are no further from it

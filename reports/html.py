@@ -17,13 +17,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from finetune_bench import __version__
+from finetune_bench._version import __version__
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Block, Bullets, Entry, Heading, Paragraph, Picture, Table, spans
 from finetune_bench.reports.plots import draw
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 
 FILTERED = 8  # a table of that many rows gets a filter
 _SHARED = ("recipe", "environment", "methods", "dropout", "majority", "notes")  # of a run: the same in many

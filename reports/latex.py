@@ -9,7 +9,7 @@ from finetune_bench.reports.alive import load
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Heading, Picture, Table, spans
 from finetune_bench.reports.plots import draw
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 
 _NAMES = {
     "scores",

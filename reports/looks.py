@@ -12,10 +12,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench import stats
 from finetune_bench.reports.data import Column, Section
 from finetune_bench.reports.once import once
-from finetune_bench.stats import Estimate
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate
 
 MOST = 20  # methods in one plot; the tables have them all
 _MOST_PANELS = (

@@ -15,7 +15,7 @@ from finetune_bench.reports.content import document
 from finetune_bench.reports.data import Data
 from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Picture, Table, spans
 from finetune_bench.reports.plots import Plot, draw
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 
 
 class Markdown(Report):

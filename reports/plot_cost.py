@@ -28,7 +28,7 @@ from finetune_bench.reports.looks import (
     shown,
 )
 from finetune_bench.reports.tables import Cost, Ratio
-from finetune_bench.stats import Estimate
+from finetune_bench.stats.estimates import Estimate
 
 
 def draw_memory(data: Data, section: Section) -> Figure | None:

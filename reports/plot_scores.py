@@ -9,7 +9,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Section
 from finetune_bench.reports.looks import (
@@ -30,7 +29,8 @@ from finetune_bench.reports.looks import (
     short,
     shown,
 )
-from finetune_bench.stats import Estimate
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate
 
 
 def draw_scores(data: Data, section: Section) -> Figure | None:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import Column, Data, Section, bare
 from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, head, panels_across, short
-from finetune_bench.stats import Estimate
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate
 
 _SCALE = LinearSegmentedColormap.from_list("synergy", [COLOURS[1], "#FFFFFF", COLOURS[0]])
 _MOST_PAIRS = 12

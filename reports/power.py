@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from tabulate import tabulate
 
-from finetune_bench import stats
 from finetune_bench.errors import UsageError
 from finetune_bench.reports import tables
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.data import Column, Section
-from finetune_bench.store import Store
+from finetune_bench.stats import estimates as stats
+from finetune_bench.store.store import Store
 
 SEEDS = (3, 5, 10, 20)
 

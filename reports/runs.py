@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from finetune_bench import stats
 from finetune_bench.reports import data as rows_of
 from finetune_bench.reports.data import SETTING, Row, flat, pairing
 from finetune_bench.reports.words import counted, interval
-from finetune_bench.store import Store
+from finetune_bench.stats import estimates as stats
+from finetune_bench.store.store import Store
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from finetune_bench import stats
 from finetune_bench.reports.data import (
     SETTING,
     Column,
@@ -25,7 +24,8 @@ from finetune_bench.reports.data import (
     canonical,
     section_of,
 )
-from finetune_bench.stats import Estimate
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate
 from finetune_bench.task import HELD_OUT
 
 HONEST = "settings chosen on held-out training data"

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from finetune_bench import stats
 from finetune_bench.reports.data import Column, Data, Row, Section, bare, is_vanilla
 from finetune_bench.reports.once import once
-from finetune_bench.stats import Estimate
+from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate
 
 SUITE = "mean over tasks"
 TWO_WAY, PAIRED, WELCH, OVER_TASKS = "two-way", "paired t", "Welch–Satterthwaite", "t over tasks"

@@ -7,10 +7,10 @@ import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
-from finetune_bench import stats
 from finetune_bench.reports import tables
 from finetune_bench.reports.data import NO_EFFECT, STATUSES, Data, Row, Section, bare, flat
 from finetune_bench.reports.tables import Difference
+from finetune_bench.stats import estimates as stats
 
 INTERVAL = "Brackets: 95 % t interval for new seeds on these tasks and these examples; n = seeds."
 

@@ -7,7 +7,7 @@ the others.
 
 from __future__ import annotations
 
-from finetune_bench.task import Kind
+from finetune_bench.metrics import Kind
 from finetune_bench.tasks.hub import HubTask
 
 TWO_SENTENCES = ("sentence1", "sentence2")

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_bench.errors import DataError, UnknownName
-from finetune_bench.metrics import METRICS
-from finetune_bench.task import Kind, Split, Task, TaskData
+from finetune_bench.metrics import METRICS, Kind
+from finetune_bench.task import Split, Task, TaskData
 
 OPTIONS = ("text", "text_pair", "label", "validation", "kind", "metric")
 DEFAULT_METRICS: dict[Kind, str] = {"classification": "accuracy", "regression": "pearson_spearman"}

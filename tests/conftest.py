@@ -37,7 +37,7 @@ def minilm() -> Path:
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint's folder: a random BERT of 2 layers × 16 and a word tokenizer."""
-    from finetune_bench.testing import tiny_checkpoint
+    from finetune_bench.testing.toys import tiny_checkpoint
 
     return tiny_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny-bert")
 
@@ -45,6 +45,6 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A JSONL file of 60 short texts with two labels that can be learnt."""
-    from finetune_bench.testing import tiny_texts
+    from finetune_bench.testing.toys import tiny_texts
 
     return tiny_texts(tmp_path_factory.mktemp("data") / "toy.jsonl")

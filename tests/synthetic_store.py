@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune_bench.spec import parse_stack
-from finetune_bench.store import SCHEMA, Store
+from finetune_bench.store.store import SCHEMA, Store
 
 CONTROL = "vanilla(dropout=hidden_off)"
 FIVE = ("vanilla", CONTROL, "hype", "rdrop", "hype+rdrop")

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 from finetune_bench import cli, registry
-from finetune_bench.attribution import effect_chain, label_of
 from finetune_bench.reports import tables
 from finetune_bench.reports.alive import departures, load
 from finetune_bench.reports.data import NO_EFFECT
 from finetune_bench.reports.markdown import render, summary_table
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
+from finetune_bench.study.attribution import effect_chain, label_of
 from tests.synthetic_store import CONTROL, make_row, make_store, make_trace, put
 
 CHAIN = [["dropout removal", CONTROL], ["noise", "hype"]]

@@ -9,7 +9,7 @@ import pytest
 from scipy import stats as scipy_stats
 from sklearn import metrics as reference
 
-from finetune_bench.bootstrap import METRICS, multi_bootstrap, weighted_scores
+from finetune_bench.stats.bootstrap import METRICS, multi_bootstrap, weighted_scores
 
 RNG = np.random.default_rng(5)
 LABELS = RNG.integers(0, 2, 60).astype(float)

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from finetune_bench import checkpoint
-from finetune_bench.checkpoint import Checkpoints
-from finetune_bench.method import Method, Run
+from finetune_bench.method.base import Method
+from finetune_bench.method.step import Run
 from finetune_bench.methods.ema import EMA
 from finetune_bench.methods.r3f import R4F
 from finetune_bench.methods.rdrop import RDrop
-from finetune_bench.testing import RECIPE, same, toy_run, toy_train
-from finetune_bench.training import train
+from finetune_bench.testing.toys import RECIPE, same, toy_run, toy_train
+from finetune_bench.training import checkpoint
+from finetune_bench.training.checkpoint import Checkpoints
+from finetune_bench.training.loop import train
 
 LONG = dataclasses.replace(RECIPE, epochs=6)  # 18 steps
 

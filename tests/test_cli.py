@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from finetune_bench import cli
-from finetune_bench.executors.local import LocalExecutor
+from finetune_bench.runner import execution
+from finetune_bench.runner.executors.local import LocalExecutor
 
 
 @pytest.fixture
@@ -123,8 +124,7 @@ def test_the_python_door_stays_a_function() -> None:
     import importlib
 
     import finetune_bench
-    from finetune_bench import runner
 
     for module in Path(finetune_bench.__file__).parent.glob("[a-z]*.py"):
         importlib.import_module(f"finetune_bench.{module.stem}")
-    assert finetune_bench.run is runner.run
+    assert finetune_bench.run is execution.run

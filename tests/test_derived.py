@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from finetune_bench import derived
-from finetune_bench.store import Store
+from finetune_bench.store import row_index
+from finetune_bench.store.store import Store
 from tests.synthetic_store import make_row, make_store, make_trace, put
 
 
@@ -21,7 +21,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def rows_of(store: Store) -> list[dict[str, Any]]:
-    return [row for row, _ in derived.read(store)]
+    return [row for row, _ in row_index.read(store)]
 
 
 def lines_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
@@ -35,7 +35,7 @@ def lines_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_rows_and_traces_are_the_stores(store: Store) -> None:
-    found = derived.read(store)
+    found = row_index.read(store)
     assert [row for row, _ in found] == store.rows()
     for row, trace in found:
         original = store.arrays(row["id"], "trace")
@@ -99,10 +99,10 @@ def test_a_damaged_table_is_made_anew(store: Store, damage: str) -> None:
     else:
         table = pd.read_parquet(path)
         table["row"] = "{}"
-        table.attrs = {"version": derived.VERSION - 1}
+        table.attrs = {"version": row_index.VERSION - 1}
         table.to_parquet(path)
     assert rows_of(store) == expected
-    assert pd.read_parquet(path).attrs["version"] == derived.VERSION
+    assert pd.read_parquet(path).attrs["version"] == row_index.VERSION
 
 
 def test_a_store_that_cannot_be_written_to_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +125,13 @@ def test_a_read_only_store_is_read(store: Store) -> None:
 
 
 def test_a_store_without_cells_has_no_rows(tmp_path: Path) -> None:
-    assert derived.read(Store(tmp_path)) == []
+    assert row_index.read(Store(tmp_path)) == []
 
 
 def test_equal_runs_have_equal_digests(store: Store) -> None:
     row = make_row("hype", "rte", 1)
     put(store, row, make_trace(make_row("vanilla", "rte", 1)))
-    digests = {found["id"]: trace.digest for found, trace in derived.read(store)}
+    digests = {found["id"]: trace.digest for found, trace in row_index.read(store)}
     assert digests[row["id"]] == digests[make_row("vanilla", "rte", 1)["id"]]
     put(store, row, {"loss": np.zeros(3)})  # without sketches nothing can be said
-    assert {found["id"]: trace.digest for found, trace in derived.read(store)}[row["id"]] is None
+    assert {found["id"]: trace.digest for found, trace in row_index.read(store)}[row["id"]] is None

@@ -19,12 +19,17 @@ import pytest
 import torch
 
 import finetune_bench
-from finetune_bench import cli, grid, registry, runner, testing
-from finetune_bench.dose import read_doses
+from finetune_bench import registry, testing
+from finetune_bench.cli.arguments import make_parser
 from finetune_bench.errors import ParameterError
+from finetune_bench.runner import execution
+from finetune_bench.runner.dose import read_doses
 from finetune_bench.spec import parse_call
-from finetune_bench.store import Store
-from finetune_bench.study import OPTIONS, Study, make_study
+from finetune_bench.store.store import Store
+from finetune_bench.study import grid
+from finetune_bench.study.options import OPTIONS
+from finetune_bench.study.study import Study, make_study
+from finetune_bench.testing import toys
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
@@ -117,7 +122,7 @@ def test_commands_parse(
             check_help(shlex.split(command)[1:])
             continue
         try:
-            parsed, rest = cli._parser().parse_known_args(shlex.split(command)[1:])
+            parsed, rest = make_parser().parse_known_args(shlex.split(command)[1:])
         except SystemExit:
             pytest.fail(f"can't be parsed: {command}")
         if "dose" in command.split()[:2]:
@@ -144,7 +149,7 @@ def test_commands_parse(
 def check_help(arguments: list[str]) -> None:
     """These arguments print a help page, as they do for commands that exist."""
     with pytest.raises(SystemExit) as end:
-        cli._parser().parse_args(arguments)
+        make_parser().parse_args(arguments)
     assert end.value.code == 0, arguments
 
 
@@ -161,7 +166,7 @@ def test_the_readme_names_every_method_task_and_format() -> None:
 
 
 def test_the_readme_gives_the_passes_right() -> None:
-    from finetune_bench.method import Passes
+    from finetune_bench.method.cost import Passes
 
     rows = re.findall(r"^\| `(\w+)` \|.*\| (\d) \+ (\d)", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
     assert len(rows) == len(registry._installed("methods"))
@@ -177,7 +182,7 @@ def test_the_python_call_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: 
         seen.append(study)
         return pd.DataFrame({"method": ["hype", "hype"], "metrics.validation.accuracy": [0.5, 0.7]})
 
-    monkeypatch.setattr(runner, "run", fake)
+    monkeypatch.setattr(execution, "run", fake)
     assert finetune_bench.run is fake
     exec(code, {})
     assert "0.6" in capsys.readouterr().out
@@ -197,7 +202,7 @@ def test_the_plugin_of_the_readme(load: Callable[[str, str], Path]) -> None:
         testing.accumulates,
     ):
         check(owner)
-    assert "entropy" in str(testing.unsupported(owner(), kind="regression"))
+    assert "entropy" in str(toys.unsupported(owner(), kind="regression"))
 
 
 # --- the tutorial -----------------------------------------------------------------------------------------------------
@@ -233,7 +238,7 @@ def test_the_tutorials_message_is_the_one_that_comes(load: Callable[[str, str], 
 
 
 def test_the_tutorial_lists_every_hook() -> None:
-    from finetune_bench.method import Method
+    from finetune_bench.method.base import Method
 
     declared = {"passes", "memory", "noise_scale", "warning", "effects"}  # told to the core, not called while training
     hooks = {name for name in vars(Method) if not name.startswith("_") and callable(getattr(Method, name))} - declared
@@ -249,7 +254,7 @@ def test_the_architecture_names_every_module() -> None:
 
 
 def test_the_architecture_says_who_uses_which_hook() -> None:
-    from finetune_bench.method import Method
+    from finetune_bench.method.base import Method
 
     rows = re.findall(
         r"^\| `(\w+)\(.*\|(.*)\|$", (ROOT / "docs" / "architecture.md").read_text("utf-8"), flags=re.MULTILINE

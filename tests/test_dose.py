@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from finetune_bench import cli, registry
-from finetune_bench.dose import default_dose, read_doses
 from finetune_bench.errors import UsageError
+from finetune_bench.runner.dose import default_dose, read_doses
 
 
 @pytest.fixture

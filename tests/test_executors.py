@@ -17,11 +17,13 @@ import pytest
 
 from finetune_bench import cli
 from finetune_bench.errors import MachineError, UsageError
-from finetune_bench.executors.ray import capacity, check_room
-from finetune_bench.executors.slurm import SlurmExecutor
-from finetune_bench.runner import execute, make_plan
-from finetune_bench.store import Store
-from finetune_bench.study import Recipe, Study
+from finetune_bench.recipe import Recipe
+from finetune_bench.runner.execution import execute
+from finetune_bench.runner.executors.ray import capacity, check_room
+from finetune_bench.runner.executors.slurm import SlurmExecutor
+from finetune_bench.runner.plan import make_plan
+from finetune_bench.store.store import Store
+from finetune_bench.study.study import Study
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,7 @@ from finetune_bench import cli, stats
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.fair import PASSES, SECONDS, STEPS, FairDifference, fair_differences
 from finetune_bench.reports.markdown import render
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 from tests.synthetic_store import fail, make_row, make_store, put
 
 GAIN = {2.0: 0.03, 3.0: 0.05}  # of vanilla by training so many times longer

@@ -12,10 +12,12 @@ import pytest
 
 from finetune_bench import cli
 from finetune_bench.errors import UsageError
-from finetune_bench.forecast import Forecast, forecast
-from finetune_bench.runner import execute, make_plan, within_budget
-from finetune_bench.store import Store
-from finetune_bench.study import Recipe, Study
+from finetune_bench.recipe import Recipe
+from finetune_bench.runner.execution import execute
+from finetune_bench.runner.forecast import Forecast, forecast, within_budget
+from finetune_bench.runner.plan import make_plan
+from finetune_bench.store.store import Store
+from finetune_bench.study.study import Study
 
 
 @pytest.fixture

@@ -17,12 +17,15 @@ from torch.utils.data import Dataset, Sampler
 
 from finetune_bench import home, registry
 from finetune_bench.errors import FinetuneBenchError, UnknownName, Unsupported, UsageError
-from finetune_bench.method import Dropout, Method
-from finetune_bench.model import active_dropout, checkpoint_activations
-from finetune_bench.study import Recipe
-from finetune_bench.task import Batch, Kind
-from finetune_bench.testing import ARCHITECTURES, CPU, toy_examples, toy_model, toy_task
-from finetune_bench.training import TrainingRun, make_scheduler, train
+from finetune_bench.method.base import Method
+from finetune_bench.metrics import Kind
+from finetune_bench.model.dropout import Dropout, active_dropout
+from finetune_bench.model.structure import checkpoint_activations
+from finetune_bench.recipe import Recipe
+from finetune_bench.task import Batch
+from finetune_bench.testing.toys import ARCHITECTURES, CPU, toy_examples, toy_model, toy_task
+from finetune_bench.training.loop import make_scheduler, train
+from finetune_bench.training.run import TrainingRun
 
 STEPS = 20
 RECIPE = Recipe(lr=1e-3, batch_size=10, steps=STEPS, warmup=0.0)
@@ -310,7 +313,7 @@ def trainer_of(
 ) -> Any:
     from transformers import TrainingArguments
 
-    from finetune_bench.home_trainer import RegularisedTrainer
+    from finetune_bench.home.trainer import RegularisedTrainer
 
     class Ordered(RegularisedTrainer):
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:

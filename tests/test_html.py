@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from finetune_bench.reports.html import Html
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(1)> \" ' & \u202egnp.exe"

@@ -14,7 +14,7 @@ from finetune_bench.reports.data import load
 from finetune_bench.reports.document import table
 from finetune_bench.reports.latex import Latex, tabular
 from finetune_bench.reports.markdown import render
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
 
 HOSTILE = r"\input{/etc/passwd} & % $x_1^2$ {a} #1 ~ <b> |c| `d' “e” — ü ŝ 中 ²₀"

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from finetune_bench import lease
-from finetune_bench.lease import Leases
+from finetune_bench.store import lease
+from finetune_bench.store.lease import Leases
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from finetune_bench.lease import Leases
+from finetune_bench.store.lease import Leases
 with Leases(Path(sys.argv[1])).hold("cell") as mine:
     print(mine, flush=True)
     time.sleep(float(sys.argv[2]))

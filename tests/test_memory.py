@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from finetune_bench import registry, testing
-from finetune_bench.memory import expected_bytes, memory_sizes
-from finetune_bench.method import Memory
-from finetune_bench.training import saved_activation_bytes, train
+from finetune_bench.method.cost import Memory
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import train
+from finetune_bench.training.memory import expected_bytes, memory_sizes, saved_activation_bytes
 
 # Each method trains in a child of one process that has imported everything, so that the peak is the training's.
 SCRIPT = """
@@ -102,18 +103,18 @@ def test_formulas_are_right_to_the_byte(name: str) -> None:
 @pytest.mark.parametrize("k", [1, 2])
 def test_frozen_layers_save_nothing_below(k: int) -> None:
     method = registry.method_class("top_k")(k=k)
-    run, stack = testing.toy_run(method)
+    run, stack = toys.toy_run(method)
     train(run, stack)
     frozen = {name for name, weight in run.params.items() if not weight.requires_grad}
-    sizes = memory_sizes(testing.toy_run(registry.method_class("vanilla")())[0], frozen)
+    sizes = memory_sizes(toys.toy_run(registry.method_class("vanilla")())[0], frozen)
     assert saved_activation_bytes(run) == expected_bytes(method.memory(Memory()), sizes)[0]
     assert sizes["F_frozen"] > 0
 
 
 @pytest.mark.parametrize("text", ["hype+rdrop", "rdrop+l2_sp", "hype+r3f", "rdrop+r3f", "r3f+rdrop"])
 def test_stacks_save_what_their_formulas_add_up_to(text: str) -> None:
-    run, stack = testing.toy_run(list(registry.make_stack(text).methods))
-    plain, _ = testing.toy_run(registry.method_class("vanilla")(dropout=stack.dropout))
+    run, stack = toys.toy_run(list(registry.make_stack(text).methods))
+    plain, _ = toys.toy_run(registry.method_class("vanilla")(dropout=stack.dropout))
     train(run, stack)
     frozen = {name for name, weight in run.params.items() if not weight.requires_grad}
     expected, _ = expected_bytes(stack.memory(Memory()), memory_sizes(plain, frozen))

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_bench import packing
-from finetune_bench.method import Dropout, View
+from finetune_bench.method.step import View
 from finetune_bench.methods.vanilla import Vanilla
-from finetune_bench.packing import attend_one_by_one, attend_padded, make_packing
-from finetune_bench.testing import CPU, RECIPE, toy_model, toy_run, toy_train, weights
+from finetune_bench.model import packing
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.packing import attend_one_by_one, attend_padded, make_packing
+from finetune_bench.testing.toys import CPU, RECIPE, toy_model, toy_run, toy_train, weights
 
 PACKED = dataclasses.replace(RECIPE, arrangement="packed")
 TRIMMED = dataclasses.replace(RECIPE, arrangement="trimmed")
@@ -106,7 +107,7 @@ def test_rows_that_never_come_get_their_weight_decay() -> None:
 def test_examples_and_names_are_as_before() -> None:
     run, stack = toy_run(off(), recipe=TRIMMED)
     table, examples, names = run.model.get_input_embeddings().weight, run.examples, list(run.params)  # type: ignore[operator]
-    from finetune_bench.training import train
+    from finetune_bench.training.loop import train
 
     train(run, stack)
     assert run.model.get_input_embeddings().weight is table  # type: ignore[operator]
@@ -119,8 +120,9 @@ def test_a_study_takes_the_furthest_that_all_of_it_can_do(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
     from finetune_bench.errors import UsageError
-    from finetune_bench.runner import make_plan
-    from finetune_bench.study import Recipe, Study
+    from finetune_bench.recipe import Recipe
+    from finetune_bench.runner.plan import make_plan
+    from finetune_bench.study.study import Study
 
     study = Study(("hype",), (str(tiny_data),), (str(tiny_checkpoint),), seeds=(1,), out=tmp_path, device="cpu")
 

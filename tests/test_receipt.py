@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from finetune_bench import cli, receipt, registry
-from finetune_bench.study import make_study
+from finetune_bench import cli, registry
+from finetune_bench.cli import receipt
+from finetune_bench.study.study import make_study
 
 PLUGIN = "from finetune_bench.method import Method\n\nclass Own(Method):\n    'Does nothing.'\n    name = 'own'\n"
 
@@ -19,7 +20,7 @@ PLUGIN = "from finetune_bench.method import Method\n\nclass Own(Method):\n    'D
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with copies of all that it read, so that each can be changed."""
-    from finetune_bench.testing import tiny_checkpoint, tiny_texts
+    from finetune_bench.testing.toys import tiny_checkpoint, tiny_texts
 
     folder = tmp_path_factory.mktemp("receipt")
     tiny_checkpoint(folder / "tiny")

@@ -8,7 +8,7 @@ import pytest
 
 from finetune_bench import registry
 from finetune_bench.errors import ParameterError, UnknownName, UsageError
-from finetune_bench.method import Dropout
+from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import inside
 
 

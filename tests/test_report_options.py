@@ -18,7 +18,7 @@ from finetune_bench.reports.data import Data, Section
 from finetune_bench.reports.looks import MOST, crowd, few, short, shown
 from finetune_bench.reports.markdown import render
 from finetune_bench.reports.plots import draw
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 from tests.synthetic_store import CONTROL, FIVE, TASKS, THIRTEEN, fail, make_row, make_store, make_trace, put
 
 

@@ -20,7 +20,7 @@ from finetune_bench.reports import tables, words
 from finetune_bench.reports.csv import Csv
 from finetune_bench.reports.data import Section, load
 from finetune_bench.reports.markdown import Markdown, _text, render, summary_table
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 from tests.synthetic_store import CONTROL, FIVE, fail, make_row, make_store, make_trace, put
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from finetune_bench import robust
+from finetune_bench.stats import robust
 
 
 def test_ranks_by_hand() -> None:

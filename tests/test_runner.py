@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from finetune_bench import cli, run
-from finetune_bench.store import Store
-from finetune_bench.study import Recipe, Study
+from finetune_bench.recipe import Recipe
+from finetune_bench.store.store import Store
+from finetune_bench.study.study import Study
 
 pytestmark = pytest.mark.slow
 

@@ -12,7 +12,7 @@ import pytest
 
 from finetune_bench import cli, stats
 from finetune_bench.reports.runs import as_text, compare
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
 from tests.synthetic_store import fail, make_row, make_store, put
 
 FORMATS = "markdown,html,csv,latex"

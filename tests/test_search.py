@@ -10,17 +10,18 @@ import pandas as pd
 import pytest
 import scipy.stats
 
-from finetune_bench import cli, registry, search
+from finetune_bench import cli, registry
 from finetune_bench.errors import DataError, ParameterError, UnknownName
-from finetune_bench.method import Method
+from finetune_bench.method.base import Method
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.reports.alive import load
 from finetune_bench.reports.markdown import render
 from finetune_bench.reports.selection import Search, searches
 from finetune_bench.spec import parse_stack
-from finetune_bench.store import Store
+from finetune_bench.store.store import Store
+from finetune_bench.study import search
 from finetune_bench.task import HELD_OUT, Split, TaskData, hold_out
-from finetune_bench.testing import can_be_searched
+from finetune_bench.testing.checks import can_be_searched
 from tests.synthetic_store import fail, make_row, put
 
 # --- what is tried ----------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 import scipy.stats
 
 from finetune_bench import stats
-from finetune_bench.stats import Estimate
+from finetune_bench.stats.estimates import Estimate
 
 A = np.array([70.0, 72.0, 71.0])
 B = np.array([69.0, 70.0, 70.0])

@@ -44,9 +44,9 @@ def test_pooling_finds_what_is_not_there() -> None:
 
 
 def test_the_simulations_see_a_wrong_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    from finetune_bench import stats
+    from finetune_bench.stats import estimates
 
-    monkeypatch.setattr(stats, "_quantile", lambda df: 1.96)  # as if the standard deviation were known
+    monkeypatch.setattr(estimates, "_quantile", lambda df: 1.96)  # as if the standard deviation were known
     assert simulations.share(simulations.mean_covers, RUNS, (3,))[3] < 0.87
 
 

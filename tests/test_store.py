@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from finetune_bench.errors import UsageError
-from finetune_bench.store import Store, to_json
+from finetune_bench.store.store import Store, to_json
 
 
 def test_a_cell_is_read_as_written(tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from finetune_bench.errors import UnknownName, UsageError
-from finetune_bench.study import OPTIONS, Recipe, Study, make_study, read_options, read_toml
+from finetune_bench.recipe import Recipe
+from finetune_bench.study.options import OPTIONS, read_options, read_toml
+from finetune_bench.study.study import Study, make_study
 
 
 def embedded() -> dict[str, Any]:

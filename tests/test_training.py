@@ -11,13 +11,19 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_bench import measure, registry, testing
+from finetune_bench import registry
 from finetune_bench.errors import Diverged, FinetuneBenchError
 from finetune_bench.functional import bernoulli_mask
-from finetune_bench.method import Inner, Method, Objective, Phase, Stack, Step, View
+from finetune_bench.method.base import Method, Phase
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import Inner, Objective, Step, View
+from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
-from finetune_bench.study import Recipe
-from finetune_bench.training import TrainingRun, TrainingStep, make_optimizer, saved_activation_bytes, train
+from finetune_bench.testing import toys
+from finetune_bench.training import measure, memory
+from finetune_bench.training.loop import make_optimizer, train
+from finetune_bench.training.memory import saved_activation_bytes
+from finetune_bench.training.run import TrainingRun, TrainingStep
 
 
 def vanilla(**parameters: Any) -> Method:
@@ -72,7 +78,7 @@ class Diary(Method):
 def test_hooks_run_in_the_order_of_the_map() -> None:
     diary = Diary()
     recipe = Recipe(lr=1e-3, batch_size=8, steps=2, clip=0.01)
-    testing.toy_train(diary, recipe=recipe)
+    toys.toy_train(diary, recipe=recipe)
     step = ["objective", "perturbing", "perturbed", "gradients", "after_step"]
     assert diary.entries_ == ["setup", "optimizer", *step, *step, "evaluating", "teardown"]
 
@@ -94,7 +100,7 @@ def test_setup_runs_by_phase_then_left_to_right_and_teardown_reversed() -> None:
         return Part()
 
     parts = [make("a", Phase.MEASURE), make("b", Phase.SURGERY), make("c", Phase.WRAP), make("d", Phase.SURGERY)]
-    run, stack = testing.toy_run(parts)
+    run, stack = toys.toy_run(parts)
     stack.setup(run)
     stack.teardown(run)
     assert order == [f"setup {x}" for x in "bdca"] + [f"teardown {x}" for x in "dcba"]
@@ -108,7 +114,7 @@ def test_teardown_of_all_runs_when_one_raises() -> None:
             raise RuntimeError("no")
 
     diary = Diary()
-    run, _ = testing.toy_run(vanilla())
+    run, _ = toys.toy_run(vanilla())
     with pytest.raises(RuntimeError, match="no"):
         Stack([diary, Failing()]).teardown(run)
     assert diary.entries_ == ["teardown"]
@@ -121,16 +127,16 @@ def test_accumulation_gives_the_same_weights(examples: int) -> None:
     for accumulation in (1, 4):
         # A large epsilon: Adam divides by the gradient, which blows up the last bits of those near zero.
         recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, accumulation=accumulation, adam_eps=1e-2)
-        run, stack = testing.toy_run(vanilla(dropout="all_off"), recipe=recipe)
-        run.examples = testing.toy_examples("classification", examples)
+        run, stack = toys.toy_run(vanilla(dropout="all_off"), recipe=recipe)
+        run.examples = toys.toy_examples("classification", examples)
         train(run, stack)
-        found.append(testing.weights(run))
+        found.append(toys.weights(run))
     worst = max(float((found[0][n].double() - found[1][n].double()).abs().max()) for n in found[0])
     assert worst < 1e-6
 
 
 def test_accumulation_counts_passes_per_micro_batch() -> None:
-    _, trace, _ = testing.toy_train(vanilla(), recipe=Recipe(batch_size=8, accumulation=4, epochs=1))
+    _, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=8, accumulation=4, epochs=1))
     assert (trace.forwards_per_step, trace.backwards_per_step) == (1.0, 1.0)
 
 
@@ -148,12 +154,12 @@ def test_divergence_names_its_step(bad: float) -> None:
             return Objective(found.loss * (bad if self.calls_ >= 4 else 1.0), found.output)
 
     with pytest.raises(Diverged, match="diverged at step 4") as caught:
-        testing.toy_train(Exploding())
+        toys.toy_train(Exploding())
     assert caught.value.step == 4
 
 
 def test_reading_the_pretrained_weights_must_be_declared() -> None:
-    run, _ = testing.toy_run(vanilla())
+    run, _ = toys.toy_run(vanilla())
     with pytest.raises(FinetuneBenchError, match="reads_pretrained = True"):
         _ = run.pretrained
 
@@ -167,16 +173,16 @@ def test_a_log_cannot_replace_the_runs_own_record() -> None:
             return Objective(found.loss, found.output, {"loss": 0.0})
 
     with pytest.raises(FinetuneBenchError, match="A method logs 'loss'"):
-        testing.toy_train(Liar())
+        toys.toy_train(Liar())
 
 
 def test_examples_are_counted_as_they_came() -> None:
-    _, trace, _ = testing.toy_train(vanilla(), recipe=Recipe(batch_size=10, epochs=2))
+    _, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=10, epochs=2))
     assert trace.examples.tolist() == [10, 10, 4] * 2
 
 
 def test_streams_do_not_touch_each_other() -> None:
-    run, _ = testing.toy_run(vanilla())
+    run, _ = toys.toy_run(vanilla())
     before = torch.get_rng_state()
     first = torch.rand(3, generator=run.generator("a"))
     assert run.generator("a") is run.generator("a")
@@ -185,7 +191,7 @@ def test_streams_do_not_touch_each_other() -> None:
         once = torch.rand(3)
     with run.own_randomness("a"):
         again = torch.rand(3)
-    other, _ = testing.toy_run(vanilla())
+    other, _ = toys.toy_run(vanilla())
     with other.own_randomness("b"), other.own_randomness("a"):
         assert torch.equal(once, torch.rand(3))  # another method's block shifts nothing
     assert not torch.equal(once, again)
@@ -202,23 +208,23 @@ def test_stream_seeds_are_fixed() -> None:
 
 def test_order_is_the_same_for_every_method() -> None:
     hashes = {
-        testing.toy_train(registry.method_class(name)())[0].order.hexdigest() for name in ("vanilla", "rdrop", "mixout")
+        toys.toy_train(registry.method_class(name)())[0].order.hexdigest() for name in ("vanilla", "rdrop", "mixout")
     }
     assert len(hashes) == 1
 
 
 def test_bf16_is_autocast_over_fp32_weights() -> None:
-    run, trace, _ = testing.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2, precision="bf16"))
+    run, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2, precision="bf16"))
     assert {p.dtype for p in run.params.values()} == {torch.float32}
-    exact = testing.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2))[1]
+    exact = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2))[1]
     assert not np.array_equal(trace.steps["loss"], exact.steps["loss"])
     np.testing.assert_allclose(trace.steps["loss"], exact.steps["loss"], rtol=0.02)
 
 
 def test_embeds_replace_the_token_embeddings_exactly() -> None:
-    for architecture in testing.ARCHITECTURES:
-        run, _stack = testing.toy_run(vanilla(dropout="all_off"), architecture)
-        step = TrainingStep(run, run.examples.batch(range(6), testing.CPU))
+    for architecture in toys.ARCHITECTURES:
+        run, _stack = toys.toy_run(vanilla(dropout="all_off"), architecture)
+        step = TrainingStep(run, run.examples.batch(range(6), toys.CPU))
         assert torch.equal(step.forward().logits, step.forward(View(embeds=step.embeds())).logits), architecture
 
 
@@ -240,7 +246,7 @@ def test_sketches_are_spread_over_the_run(steps: int, expected: list[int]) -> No
 def test_saved_bytes_of_a_known_graph() -> None:
     """(x·w).sin(): sin keeps its input of 5×3, the product keeps x of 5×4, and w is a parameter, hence apart."""
     x, w = torch.randn(5, 4), torch.randn(4, 3, requires_grad=True)
-    meter = measure.SavedActivations([w])
+    meter = memory.SavedActivations([w])
     with meter.counting():
         y = (x @ w).sin().sum()
     assert meter.peak_bytes == (5 * 3 + 5 * 4) * 4
@@ -254,7 +260,7 @@ def test_saved_bytes_of_a_known_graph() -> None:
 
 def test_a_counted_graph_is_let_go_without_a_backward_pass() -> None:
     """tanh saves its output: a hook that keeps it as it is makes a cycle, and a worker grows with every cell."""
-    meter = measure.SavedActivations([])
+    meter = memory.SavedActivations([])
     x = torch.randn(31, 37, requires_grad=True)
     with meter.counting():
         y = x.tanh()
@@ -266,12 +272,12 @@ def test_a_counted_graph_is_let_go_without_a_backward_pass() -> None:
 
 def test_saved_bytes_of_methods() -> None:
     def saved(name: str, **parameters: Any) -> int:
-        run, stack = testing.toy_run(registry.method_class(name)(**parameters))
+        run, stack = toys.toy_run(registry.method_class(name)(**parameters))
         train(run, stack)
-        before = torch.get_rng_state(), testing.weights(run)["classifier.weight"].clone()
+        before = torch.get_rng_state(), toys.weights(run)["classifier.weight"].clone()
         count = saved_activation_bytes(run)
         assert torch.equal(before[0], torch.get_rng_state())
-        assert torch.equal(before[1], testing.weights(run)["classifier.weight"])
+        assert torch.equal(before[1], toys.weights(run)["classifier.weight"])
         assert all(p.grad is None for p in run.params.values())
         return count
 
@@ -299,7 +305,7 @@ def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str)
     owner = registry.method_class(name)
     arrangement = "padded" if owner.arrangement == "padded" else "packed"
     recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision, arrangement=arrangement)
-    toy, stack = testing.toy_run(owner(), recipe=recipe)
+    toy, stack = toys.toy_run(owner(), recipe=recipe)
     device = torch.device("cuda", 0)
     run = TrainingRun(
         toy.model.to(device),

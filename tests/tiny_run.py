@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from finetune_bench.method import Dropout, Method, Stack
+from finetune_bench.method.base import Method
+from finetune_bench.method.stack import Stack
 from finetune_bench.methods.vanilla import Vanilla
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
 from finetune_bench.task import Task
-from finetune_bench.testing import ARCHITECTURES as CONFIGS
-from finetune_bench.testing import CPU, toy_examples, toy_model, toy_task
-from finetune_bench.training import TrainingRun, TrainingStep
+from finetune_bench.testing.toys import ARCHITECTURES as CONFIGS
+from finetune_bench.testing.toys import CPU, toy_examples, toy_model, toy_task
+from finetune_bench.training.run import TrainingRun, TrainingStep
 
 CLASSIFICATION = toy_task("classification")
 REGRESSION = toy_task("regression")

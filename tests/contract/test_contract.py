@@ -8,8 +8,10 @@ from collections.abc import Callable
 import pytest
 
 from finetune_bench import registry, testing
-from finetune_bench.method import Method, Run, State
-from finetune_bench.task import Kind
+from finetune_bench.method.base import Method
+from finetune_bench.method.step import Run, State
+from finetune_bench.metrics import Kind
+from finetune_bench.testing import toys
 
 METHODS = registry.names("methods")
 ORDERED_PAIRS = [(a, b) for a in METHODS for b in METHODS if a != b and registry.BASELINE not in (a, b)]
@@ -38,9 +40,9 @@ def covering_sample() -> list[tuple[str, str, str, Kind]]:
     methods = sorted({left for left, _ in ORDERED_PAIRS})
     random.Random(17).shuffle(methods)
     return [
-        (left, methods[(i + j + 1) % len(methods)], architecture, testing.KINDS[(i + j // 2) % 2])
+        (left, methods[(i + j + 1) % len(methods)], architecture, toys.KINDS[(i + j // 2) % 2])
         for i, left in enumerate(methods)
-        for j, architecture in enumerate(testing.ARCHITECTURES)
+        for j, architecture in enumerate(toys.ARCHITECTURES)
     ]
 
 
@@ -52,14 +54,14 @@ def test_pair_of_a_covering_sample(left: str, right: str, architecture: str, kin
 def test_the_sample_covers_every_pairing_of_two_factors() -> None:
     sample = covering_sample()
     sizes = [len({row[factor] for row in sample}) for factor in range(4)]
-    assert sizes == [len(METHODS) - 1, len(METHODS) - 1, len(testing.ARCHITECTURES), len(testing.KINDS)]
+    assert sizes == [len(METHODS) - 1, len(METHODS) - 1, len(toys.ARCHITECTURES), len(toys.KINDS)]
     for one, other in [(0, 2), (1, 2), (0, 3), (1, 3), (2, 3)]:
         assert len({(row[one], row[other]) for row in sample}) == sizes[one] * sizes[other], (one, other)
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("kind", testing.KINDS)
-@pytest.mark.parametrize("architecture", testing.ARCHITECTURES)
+@pytest.mark.parametrize("kind", toys.KINDS)
+@pytest.mark.parametrize("architecture", toys.ARCHITECTURES)
 @pytest.mark.parametrize("left", sorted({left for left, _ in ORDERED_PAIRS}))
 def test_every_pair_everywhere(left: str, architecture: str, kind: Kind) -> None:
     for one, right in ORDERED_PAIRS:
@@ -77,9 +79,9 @@ def test_every_architecture_is_supported_by_default(name: str) -> None:
     }
     found = {
         architecture
-        for architecture in testing.ARCHITECTURES
+        for architecture in toys.ARCHITECTURES
         for kind in ("classification", "regression")
-        if testing.unsupported(registry.method_class(name)(), architecture, kind)  # type: ignore[arg-type]
+        if toys.unsupported(registry.method_class(name)(), architecture, kind)  # type: ignore[arg-type]
     }
     assert found == known.get(name, set())
 

@@ -11,7 +11,10 @@ from torch import Tensor
 from torch.optim import AdamW
 
 from finetune_bench.errors import FinetuneBenchError, ParameterError
-from finetune_bench.method import Dropout, Facts, Method, Passes, Run, Stack
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Passes
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import Run
 from finetune_bench.methods.child_tuning import (
     ChildTuningD,
     ChildTuningF,
@@ -25,9 +28,11 @@ from finetune_bench.methods.child_tuning import (
 )
 from finetune_bench.methods.mixout import Mixout
 from finetune_bench.methods.vanilla import Vanilla
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
 from finetune_bench.task import Task
-from finetune_bench.training import TrainingRun, make_optimizer, train
+from finetune_bench.training.loop import make_optimizer, train
+from finetune_bench.training.run import TrainingRun
 from tests.tiny_run import CLASSIFICATION, CONFIGS, REGRESSION, first_step, tiny_model, tiny_run
 
 HEADS = ("classifier", "pooler", "pre_classifier", "head", "sequence_summary", "logits_proj")

@@ -4,13 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_bench import registry, testing
-from finetune_bench.method import Method
+from finetune_bench import registry
+from finetune_bench.method.base import Method
 from finetune_bench.methods.child_tuning import ChildTuningD
 from finetune_bench.methods.ema import EMA, scale_beta
 from finetune_bench.methods.swa import SWA, counts
 from finetune_bench.methods.vanilla import Vanilla
-from finetune_bench.training import train
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import train
 from tests.tiny_run import tiny_run
 
 
@@ -59,7 +60,7 @@ def test_constant_weights_are_their_own_average_and_weights_come_back(method: EM
     with method.evaluating(run):
         assert all(torch.equal(weight, run.pretrained[name]) for name, weight in run.params.items())
         assert {name: weight.data_ptr() for name, weight in run.params.items()} == storage
-    run, stack = testing.toy_run(method)
+    run, stack = toys.toy_run(method)
     train(run, stack)
     raw = {name: weight.detach().clone() for name, weight in run.params.items()}
     with pytest.raises(RuntimeError, match="inside"), stack.evaluating(run):
@@ -71,19 +72,19 @@ def test_constant_weights_are_their_own_average_and_weights_come_back(method: EM
 @pytest.mark.parametrize("name", ["ema", "swa"])
 def test_the_run_beneath_is_vanillas(name: str) -> None:
     method: Method = registry.method_class(name)()
-    run, trace, predictions = testing.toy_train(method)
-    twin, twin_trace, twin_predictions = testing.toy_train(Vanilla())
-    assert testing.same(run, twin)
+    run, trace, predictions = toys.toy_train(method)
+    twin, twin_trace, twin_predictions = toys.toy_train(Vanilla())
+    assert toys.same(run, twin)
     assert np.array_equal(trace.steps["loss"], twin_trace.steps["loss"])
     assert not np.array_equal(predictions, twin_predictions)
 
 
 def test_conflicts_are_refused() -> None:
-    assert "which weights" in str(testing.unsupported([EMA(), SWA()]))
-    assert "which weights" in str(testing.unsupported([SWA(), EMA()]))
+    assert "which weights" in str(toys.unsupported([EMA(), SWA()]))
+    assert "which weights" in str(toys.unsupported([SWA(), EMA()]))
     for method in (EMA(), SWA()):
-        assert "after the step" in str(testing.unsupported([method, ChildTuningD(strict=True)]))
-        assert testing.unsupported([method, ChildTuningD()]) is None
+        assert "after the step" in str(toys.unsupported([method, ChildTuningD(strict=True)]))
+        assert toys.unsupported([method, ChildTuningD()]) is None
 
 
 @pytest.mark.parametrize("average", ["ema", "swa"])
@@ -91,7 +92,7 @@ def test_conflicts_are_refused() -> None:
 def test_weights_for_evaluation_are_made_from_the_average(average: str, other: str) -> None:
     """Left of such a method the average is what it starts from; right of it, it would undo its work."""
     left, right = registry.method_class(average), registry.method_class(other)
-    assert f"write {average}+{other}" in str(testing.unsupported([right(), left()]))
-    stacked, alone = testing.toy_train([left(), right()]), testing.toy_train([right()])
-    assert testing.same(stacked[0], alone[0])
+    assert f"write {average}+{other}" in str(toys.unsupported([right(), left()]))
+    stacked, alone = toys.toy_train([left(), right()]), toys.toy_train([right()])
+    assert toys.same(stacked[0], alone[0])
     assert not np.array_equal(stacked[2], alone[2])

@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 from finetune_bench import registry, testing
-from finetune_bench.method import Dropout, Inner, Method, Objective, Stack, Step, View
+from finetune_bench.method.base import Method
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import Inner, Objective, Step, View
 from finetune_bench.methods.freelb import FreeLB, climb_noise, sentence_norm, start_noise
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
+from finetune_bench.testing import toys
 from tests.tiny_run import first_step, tiny_run
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
@@ -97,12 +101,12 @@ def test_without_the_weight_the_check_would_fail() -> None:
 
 
 def test_what_is_refused_and_said() -> None:
-    assert "fp16" in str(testing.unsupported(FreeLB(), recipe=Recipe(precision="fp16")))
+    assert "fp16" in str(toys.unsupported(FreeLB(), recipe=Recipe(precision="fp16")))
     stack = Stack([FreeLB(init_magnitude=0.0, learning_rate=0.0)])
-    assert ["stays 0" in text for text in stack.warnings(testing.toy_facts(stack))] == [True]
+    assert ["stays 0" in text for text in stack.warnings(toys.toy_facts(stack))] == [True]
     both = Stack([FreeLB(), registry.method_class("r3f")()])
-    assert any("all put noise on the token embeddings" in text for text in both.warnings(testing.toy_facts(both)))
-    assert Stack([FreeLB()]).warnings(testing.toy_facts(Stack([FreeLB()]))) == []
+    assert any("all put noise on the token embeddings" in text for text in both.warnings(toys.toy_facts(both)))
+    assert Stack([FreeLB()]).warnings(toys.toy_facts(Stack([FreeLB()]))) == []
 
 
 @pytest.mark.parametrize("name", ["freelb", "sam"])

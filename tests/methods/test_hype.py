@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Generator, Tensor, nn
 
-from finetune_bench import registry, testing
+from finetune_bench import registry
 from finetune_bench.errors import ModelError
-from finetune_bench.method import Dropout, Method
+from finetune_bench.method.base import Method
 from finetune_bench.methods.hype import perturb_hidden, select_layers
-from finetune_bench.model import attention_blocks, build, layers, with_dropout
+from finetune_bench.model.dropout import Dropout, with_dropout
+from finetune_bench.model.pretrained import build
+from finetune_bench.model.structure import attention_blocks, layers
+from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
-from finetune_bench.study import Recipe
+from finetune_bench.testing import toys
 
 
 def hype(**parameters: Any) -> Method:
@@ -113,12 +116,12 @@ def reference_xlnet(model: Any, inputs: dict[str, Tensor], noise: Noise) -> Tens
 
 
 def noised_logits(architecture: str, method: Method) -> tuple[Any, dict[str, Tensor], Tensor]:
-    from finetune_bench.method import Stack
-    from finetune_bench.training import TrainingStep
+    from finetune_bench.method.stack import Stack
+    from finetune_bench.training.run import TrainingStep
 
     method = replace(method, dropout=Dropout.ALL_OFF)
-    run, stack = testing.toy_run(method, architecture)
-    batch = run.examples.batch(range(6), testing.CPU)
+    run, stack = toys.toy_run(method, architecture)
+    batch = run.examples.batch(range(6), toys.CPU)
     run.model.train()
     assert isinstance(stack, Stack)
     return run.model, batch.inputs, TrainingStep(run, batch).forward().logits
@@ -145,13 +148,13 @@ def test_noise_within_layers_enters_the_feed_forward_block(architecture: str) ->
     torch.testing.assert_close(logits, expected, atol=1e-6, rtol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", sorted(testing.ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(toys.ARCHITECTURES))
 @pytest.mark.parametrize(("options", "expected"), [({}, [0, 1]), ({"top": 1}, [1]), ({"bottom": 1}, [0])])
 def test_every_selected_layer_is_noised_once(
     architecture: str, options: dict[str, int], expected: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from finetune_bench.methods import hype as module
-    from finetune_bench.training import TrainingStep
+    from finetune_bench.training.run import TrainingStep
 
     places: list[int] = []
     original = module.layer_inputs_changed
@@ -167,8 +170,8 @@ def test_every_selected_layer_is_noised_once(
         return original(model, seen)
 
     monkeypatch.setattr(module, "layer_inputs_changed", spy)
-    run, _stack = testing.toy_run(hype(**options), architecture)
-    step = TrainingStep(run, run.examples.batch(range(4), testing.CPU))
+    run, _stack = toys.toy_run(hype(**options), architecture)
+    step = TrainingStep(run, run.examples.batch(range(4), toys.CPU))
     run.model.train()
     step.forward()
     assert places == expected
@@ -177,11 +180,11 @@ def test_every_selected_layer_is_noised_once(
 
 
 def test_layers_and_steps_draw_independent_noise() -> None:
-    from finetune_bench.model import layer_inputs_changed
+    from finetune_bench.model.structure import layer_inputs_changed
 
-    run, stack = testing.toy_run(hype(eps=1.0, dropout="all_off"))
+    run, stack = toys.toy_run(hype(eps=1.0, dropout="all_off"))
     run.model.train()
-    batch = run.examples.batch(range(8), testing.CPU)
+    batch = run.examples.batch(range(8), toys.CPU)
     seen: list[Tensor] = []
     for _ in range(2):
         with layer_inputs_changed(run.model, lambda _, hidden: seen.append(hidden.detach()) or hidden):  # type: ignore[func-returns-value]
@@ -193,10 +196,10 @@ def test_layers_and_steps_draw_independent_noise() -> None:
 
 
 def test_noise_on_padding_leaves_the_logits_alone() -> None:
-    from finetune_bench.model import layer_inputs_changed
+    from finetune_bench.model.structure import layer_inputs_changed
 
-    run, _ = testing.toy_run(registry.method_class("vanilla")(dropout="all_off"))
-    batch = run.examples.batch(range(8), testing.CPU)
+    run, _ = toys.toy_run(registry.method_class("vanilla")(dropout="all_off"))
+    batch = run.examples.batch(range(8), toys.CPU)
     padding = (1 - batch.inputs["attention_mask"])[..., None].float()
     assert padding.sum() > 0
     run.model.eval()
@@ -208,20 +211,20 @@ def test_noise_on_padding_leaves_the_logits_alone() -> None:
 
 def test_within_layers_is_refused_where_no_module_has_the_place() -> None:
     with pytest.raises(ModelError, match="no module's output"):
-        attention_blocks(build(testing.toy_config("modernbert", "classification", hype().dropout)))
-    assert testing.unsupported(hype(where="within"), "modernbert")
-    for architecture in set(testing.ARCHITECTURES) - {"modernbert"}:
-        assert testing.unsupported(hype(where="within"), architecture) is None
+        attention_blocks(build(toys.toy_config("modernbert", "classification", hype().dropout)))
+    assert toys.unsupported(hype(where="within"), "modernbert")
+    for architecture in set(toys.ARCHITECTURES) - {"modernbert"}:
+        assert toys.unsupported(hype(where="within"), architecture) is None
 
 
 def test_within_layers_and_checkpointing_exclude_each_other() -> None:
     recipe = Recipe(gradient_checkpointing=True)
-    assert "again" in str(testing.unsupported(hype(where="both"), recipe=recipe))
-    assert testing.unsupported(hype(), recipe=recipe) is None
+    assert "again" in str(toys.unsupported(hype(where="both"), recipe=recipe))
+    assert toys.unsupported(hype(), recipe=recipe) is None
 
 
 def test_more_layers_than_there_are_is_refused() -> None:
-    assert "more than the 2" in str(testing.unsupported(hype(top=3)))
+    assert "more than the 2" in str(toys.unsupported(hype(top=3)))
 
 
 @pytest.mark.parametrize(
@@ -239,9 +242,9 @@ def test_more_layers_than_there_are_is_refused() -> None:
     ],
 )
 def test_hidden_dropout_off_is_what_the_official_script_turns_off(architecture: str, active: set[str]) -> None:
-    from finetune_bench.model import active_dropout
+    from finetune_bench.model.dropout import active_dropout
 
-    found = active_dropout(build(testing.toy_config(architecture, "classification", hype().dropout)))
+    found = active_dropout(build(toys.toy_config(architecture, "classification", hype().dropout)))
     assert {max((end for end in active if name.endswith(end)), key=len, default=name) for name in found} == active
 
 
@@ -255,6 +258,6 @@ def test_linear_network_pays_the_noise_variance() -> None:
 
 
 def test_layers_are_found_by_structure() -> None:
-    for architecture in testing.ARCHITECTURES:
-        config = with_dropout(testing.toy_config(architecture, "classification", hype().dropout), hype().dropout)
+    for architecture in toys.ARCHITECTURES:
+        config = with_dropout(toys.toy_config(architecture, "classification", hype().dropout), hype().dropout)
         assert len(layers(build(config))) == 2

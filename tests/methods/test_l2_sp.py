@@ -5,12 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune_bench import testing
-from finetune_bench.method import Dropout, Stack
+from finetune_bench.method.stack import Stack
 from finetune_bench.methods.l2_sp import L2SP, squared_distance
 from finetune_bench.methods.prior_decay import PriorDecay
 from finetune_bench.methods.rdrop import RDrop
-from finetune_bench.training import TrainingStep, make_optimizer
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import make_optimizer
+from finetune_bench.training.run import TrainingStep
 from tests.tiny_run import tiny_run
 
 
@@ -56,12 +58,12 @@ def test_what_is_penalised_does_not_decay_to_zero(method: L2SP, spared: set[str]
 
 
 def test_accumulation_counts_the_penalty_once() -> None:
-    recipe = replace(testing.RECIPE, adam_eps=1e-2)
+    recipe = replace(toys.RECIPE, adam_eps=1e-2)
     method = L2SP(alpha=1.0, beta=1.0, dropout=Dropout.ALL_OFF)
-    whole, parts = (testing.toy_train(method, recipe=replace(recipe, accumulation=n))[1].steps for n in (1, 4))
+    whole, parts = (toys.toy_train(method, recipe=replace(recipe, accumulation=n))[1].steps for n in (1, 4))
     assert whole["l2_sp_penalty"] == pytest.approx(parts["l2_sp_penalty"], rel=1e-5)
 
 
 def test_two_pulls_are_refused() -> None:
     for stack in ([L2SP(), PriorDecay()], [PriorDecay(), L2SP()]):
-        assert "both pull" in str(testing.unsupported(stack))
+        assert "both pull" in str(toys.unsupported(stack))

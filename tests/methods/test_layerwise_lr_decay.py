@@ -3,13 +3,15 @@ from __future__ import annotations
 import pytest
 from torch.optim import Optimizer
 
-from finetune_bench import testing
-from finetune_bench.method import Method, Run
+from finetune_bench.method.base import Method
+from finetune_bench.method.step import Run
 from finetune_bench.methods.layerwise_lr_decay import LayerwiseLRDecay
 from finetune_bench.methods.top_k import TopKTuning
 from finetune_bench.methods.vanilla import Vanilla
 from finetune_bench.optimizers import regroup
-from finetune_bench.training import TrainingRun, make_optimizer, make_scheduler
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import make_optimizer, make_scheduler
+from finetune_bench.training.run import TrainingRun
 from tests.tiny_run import CONFIGS, tiny_run
 
 
@@ -62,10 +64,10 @@ def test_the_schedule_scales_each_rate() -> None:
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
 def test_split_groups_leave_adams_arithmetic_alone(architecture: str) -> None:
-    vanilla = testing.toy_train(Vanilla(), architecture)[0]
-    assert testing.same(vanilla, testing.toy_train(LayerwiseLRDecay(decay=1.0), architecture)[0])
+    vanilla = toys.toy_train(Vanilla(), architecture)[0]
+    assert toys.same(vanilla, toys.toy_train(LayerwiseLRDecay(decay=1.0), architecture)[0])
     # The same rate everywhere, and yet every parameter in a group of its own.
-    assert testing.same(vanilla, testing.toy_train(Apart(), architecture)[0])
+    assert toys.same(vanilla, toys.toy_train(Apart(), architecture)[0])
 
 
 def test_frozen_layers_are_in_no_group() -> None:
@@ -75,8 +77,8 @@ def test_frozen_layers_are_in_no_group() -> None:
 
 
 def test_lower_layers_move_less() -> None:
-    run, _, _ = testing.toy_train(LayerwiseLRDecay(decay=0.01))
-    fresh = testing.toy_model("bert", "classification", LayerwiseLRDecay().dropout).state_dict()
+    run, _, _ = toys.toy_train(LayerwiseLRDecay(decay=0.01))
+    fresh = toys.toy_model("bert", "classification", LayerwiseLRDecay().dropout).state_dict()
     moved = {name: float((weight.detach() - fresh[name]).abs().mean()) for name, weight in run.params.items()}
     parts = ("pooler.dense", "encoder.layer.1.output.dense", "encoder.layer.0.output.dense")
     top, low, bottom = (moved[f"bert.{part}.weight"] for part in parts)

@@ -3,9 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune_bench import registry, testing
-from finetune_bench.method import Stack, View
+from finetune_bench import registry
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import View
 from finetune_bench.methods.lnsr import LNSR, draw_noise, state_distance
+from finetune_bench.testing import toys
 from tests.tiny_run import first_step, tiny_run
 
 
@@ -23,11 +25,11 @@ def test_the_distance_by_hand() -> None:
     assert state_distance(noised, clean, torch.tensor([[1, 0]])) == 7.0  # (1 + 4)/2 + 9/2; the second token is padding
 
 
-@pytest.mark.parametrize("architecture", testing.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", toys.ARCHITECTURES)
 def test_states_between_layers(architecture: str) -> None:
-    run, _ = testing.toy_run(LNSR(), architecture)
+    run, _ = toys.toy_run(LNSR(), architecture)
     run.model.eval()
-    batch = run.examples.batch(range(5), testing.CPU)
+    batch = run.examples.batch(range(5), toys.CPU)
     length = batch.inputs["input_ids"].shape[1]
     with torch.no_grad():
         hidden = run.forward(batch, View(hidden=True, perturb=False)).hidden
@@ -79,8 +81,8 @@ def test_the_clean_pass_may_be_detached() -> None:
 
 
 def test_what_is_refused_and_said() -> None:
-    assert "none of the 2 layers" in str(testing.unsupported(LNSR(layer=2)))
+    assert "none of the 2 layers" in str(toys.unsupported(LNSR(layer=2)))
     stack = Stack([LNSR(noise=0.0)])
-    assert ["penalty is 0" in text for text in stack.warnings(testing.toy_facts(stack))] == [True]
+    assert ["penalty is 0" in text for text in stack.warnings(toys.toy_facts(stack))] == [True]
     both = Stack([registry.method_class("hype")(), LNSR()])
-    assert any("all put noise on the layer inputs" in text for text in both.warnings(testing.toy_facts(both)))
+    assert any("all put noise on the layer inputs" in text for text in both.warnings(toys.toy_facts(both)))

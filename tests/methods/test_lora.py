@@ -3,10 +3,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune_bench import registry, testing
-from finetune_bench.method import View
+from finetune_bench import registry
+from finetune_bench.method.step import View
 from finetune_bench.methods.lora import REFUSED, LoRA, merge_update, target_names
-from finetune_bench.training import train
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import train
 
 pytest.importorskip("peft")
 
@@ -17,8 +18,8 @@ def test_the_merge_by_hand() -> None:
 
 
 def test_it_starts_as_the_plain_model() -> None:
-    run, stack = testing.toy_run(LoRA(dropout="all_off"))
-    batch = run.examples.batch(range(6), testing.CPU)
+    run, stack = toys.toy_run(LoRA(dropout="all_off"))
+    batch = run.examples.batch(range(6), toys.CPU)
     before = run.forward(batch, View()).logits
     frozen = {id(weight) for weight in run.model.parameters()}
     names, objects = list(run.params), {id(weight) for weight in run.params.values()}
@@ -36,11 +37,11 @@ def test_it_starts_as_the_plain_model() -> None:
 
 
 def test_merged_predicts_what_unmerged_predicts() -> None:
-    run, stack = testing.toy_run(LoRA(dropout="all_off"))
+    run, stack = toys.toy_run(LoRA(dropout="all_off"))
     start = {name: weight.detach().clone() for name, weight in run.params.items()}
     train(run, stack)
     run.model.eval()
-    batch = run.examples.batch(range(6), testing.CPU)
+    batch = run.examples.batch(range(6), toys.CPU)
     unmerged = run.forward(batch, View()).logits
     with stack.evaluating(run):
         merged = run.forward(batch, View()).logits
@@ -53,9 +54,9 @@ def test_merged_predicts_what_unmerged_predicts() -> None:
     stack.teardown(run)
 
 
-@pytest.mark.parametrize("architecture", testing.ARCHITECTURES)
+@pytest.mark.parametrize("architecture", toys.ARCHITECTURES)
 def test_targets_are_linear_layers_of_the_encoder(architecture: str) -> None:
-    run, _ = testing.toy_run(LoRA(), architecture)
+    run, _ = toys.toy_run(LoRA(), architecture)
     names = target_names(run.model)
     assert names
     for name in names:
@@ -65,4 +66,4 @@ def test_targets_are_linear_layers_of_the_encoder(architecture: str) -> None:
 @pytest.mark.parametrize("other", sorted(REFUSED))
 def test_what_is_refused(other: str) -> None:
     stack = [LoRA(), registry.method_class(other)()]
-    assert REFUSED[other] in str(testing.unsupported(stack))  # type: ignore[arg-type]
+    assert REFUSED[other] in str(toys.unsupported(stack))  # type: ignore[arg-type]

@@ -4,10 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_bench import evaluation, registry, testing
-from finetune_bench.method import Dropout, Stack, View
+from finetune_bench import registry
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import View
 from finetune_bench.methods.match_tuning import MatchTuning, match_batch
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
+from finetune_bench.testing import toys
+from finetune_bench.training import evaluation
 from tests.tiny_run import first_step, tiny_run
 
 
@@ -57,11 +61,11 @@ def test_alone_an_example_is_its_own_mixture_and_a_reordered_batch_is_reordered(
     method = MatchTuning()
     first_step(run, method)
     method.setup(run)
-    single = run.examples.batch([3], testing.CPU)
+    single = run.examples.batch([3], toys.CPU)
     torch.testing.assert_close(run.forward(single).logits, run.forward(single, View(perturb=False)).logits)
-    ordered, reordered = (run.forward(run.examples.batch(i, testing.CPU)).logits for i in ([0, 1, 2, 3], [2, 0, 3, 1]))
+    ordered, reordered = (run.forward(run.examples.batch(i, toys.CPU)).logits for i in ([0, 1, 2, 3], [2, 0, 3, 1]))
     torch.testing.assert_close(reordered, ordered[[2, 0, 3, 1]])
-    mates = run.forward(run.examples.batch([0, 4, 5, 6], testing.CPU)).logits
+    mates = run.forward(run.examples.batch([0, 4, 5, 6], toys.CPU)).logits
     assert not torch.allclose(mates[0], ordered[0], atol=1e-4)  # in training the mates matter
 
 
@@ -77,27 +81,27 @@ def test_the_two_passes_of_rdrop_mix_within_themselves() -> None:
 
 
 def test_the_record_of_a_run_says_how_much_is_mixed() -> None:
-    cold, hot = (testing.toy_train(MatchTuning(temperature=t))[1].steps["self_match"] for t in (1e-3, 1e6))
+    cold, hot = (toys.toy_train(MatchTuning(temperature=t))[1].steps["self_match"] for t in (1e-3, 1e6))
     assert len(cold) == len(hot) == 6
     assert (cold > hot).all()
-    assert "self_match" not in testing.toy_train(MatchTuning(strength=0.0))[1].steps
+    assert "self_match" not in toys.toy_train(MatchTuning(strength=0.0))[1].steps
 
 
 def test_predictions_do_not_depend_on_batch_mates() -> None:
-    run, _, predictions = testing.toy_train(MatchTuning())
-    alone = [run.forward(run.examples.batch([i], testing.CPU), View(perturb=False)).logits for i in range(3)]
+    run, _, predictions = toys.toy_train(MatchTuning())
+    alone = [run.forward(run.examples.batch([i], toys.CPU), View(perturb=False)).logits for i in range(3)]
     np.testing.assert_allclose(torch.cat(alone).detach().numpy(), predictions[:3], rtol=1e-4, atol=1e-5)
     assert np.array_equal(evaluation.predict(run, run.examples), predictions)
 
 
 def test_a_cut_batch_is_refused() -> None:
     recipe = Recipe(batch_size=8, epochs=1, accumulation=2)
-    assert "cuts the batch" in str(testing.unsupported(MatchTuning(), recipe=recipe))
-    assert testing.unsupported(MatchTuning()) is None
+    assert "cuts the batch" in str(toys.unsupported(MatchTuning(), recipe=recipe))
+    assert toys.unsupported(MatchTuning()) is None
 
 
 def test_a_head_without_an_output_layer_is_refused() -> None:
     method = MatchTuning()
-    facts = testing.toy_facts(Stack([method]))
+    facts = toys.toy_facts(Stack([method]))
     facts.skeleton.classifier = torch.nn.Identity()
     assert "ends in no linear layer" in str(method.unsupported(facts))

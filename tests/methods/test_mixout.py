@@ -6,15 +6,20 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.parametrizations import orthogonal
 
-from finetune_bench import testing
 from finetune_bench.errors import FinetuneBenchError, ParameterError
-from finetune_bench.method import Dropout, Facts, Method, Passes, Stack, View
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Passes
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import View
 from finetune_bench.methods.mixout import Mixout, mix_weights
 from finetune_bench.methods.noisytune import NoisyTune
 from finetune_bench.methods.vanilla import Vanilla
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
 from finetune_bench.task import Task
-from finetune_bench.training import TrainingRun, make_optimizer, train
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import make_optimizer, train
+from finetune_bench.training.run import TrainingRun
 from tests.tiny_run import CLASSIFICATION, CONFIGS, REGRESSION, first_step, tiny_model, tiny_run
 
 # How many matrices are mixed in two layers, pooler and factorised embeddings included, the head not.
@@ -343,4 +348,4 @@ def test_teardown_without_setup() -> None:
 def test_dropout_beside_it_is_told() -> None:
     for dropout, said in (("keep", True), ("all_off", False)):
         stack = Stack([Mixout(dropout=dropout)])
-        assert ["dropout stays on" in text for text in stack.warnings(testing.toy_facts(stack))] == [True] * said
+        assert ["dropout stays on" in text for text in stack.warnings(toys.toy_facts(stack))] == [True] * said

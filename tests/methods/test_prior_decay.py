@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune_bench.method import Stack
+from finetune_bench.method.stack import Stack
 from finetune_bench.methods.layerwise_lr_decay import LayerwiseLRDecay
 from finetune_bench.methods.prior_decay import PriorDecay, pull_weight
-from finetune_bench.training import make_optimizer
+from finetune_bench.training.loop import make_optimizer
 from tests.tiny_run import tiny_run
 
 

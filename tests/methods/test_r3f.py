@@ -8,12 +8,16 @@ import pytest
 import torch
 
 from finetune_bench.errors import ParameterError
-from finetune_bench.method import Dropout, Facts, Method, Passes, Run, View
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Passes
+from finetune_bench.method.step import Run, View
 from finetune_bench.methods.r3f import R3F, add_noise
 from finetune_bench.methods.vanilla import Vanilla
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
 from finetune_bench.task import Task
-from finetune_bench.training import TrainingRun, train
+from finetune_bench.training.loop import train
+from finetune_bench.training.run import TrainingRun
 from tests.tiny_run import CLASSIFICATION, CONFIGS, REGRESSION, first_step, tiny_model, tiny_run
 
 

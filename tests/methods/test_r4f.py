@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import torch
 
-from finetune_bench import registry, testing
-from finetune_bench.method import Dropout, Stack, View
+from finetune_bench import registry
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import View
 from finetune_bench.methods.r3f import R3F, R4F, iterate_power
-from finetune_bench.model import output_layer
-from finetune_bench.training import train
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.structure import output_layer
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import train
 from tests.tiny_run import first_step, tiny_run
 
 
@@ -18,8 +21,8 @@ def test_the_power_method_finds_the_largest_singular_value() -> None:
 
 
 def test_what_is_used_and_kept_has_a_norm_of_one() -> None:
-    for kind in testing.KINDS:
-        run, stack = testing.toy_run(R4F(), kind=kind)
+    for kind in toys.KINDS:
+        run, stack = toys.toy_run(R4F(), kind=kind)
         train(run, stack)
         layer = output_layer(run.model)
         with stack.evaluating(run):
@@ -83,7 +86,7 @@ def test_mixed_weights_are_divided_last() -> None:
 def test_r3f_says_when_its_noise_does_nothing() -> None:
     def said(**parameters: object) -> list[str]:
         stack = Stack([R3F(**parameters)])  # type: ignore[arg-type]
-        return stack.warnings(testing.toy_facts(stack))
+        return stack.warnings(toys.toy_facts(stack))
 
     assert "next to 0" in said(dropout="all_off")[0]
     assert said() == said(dropout="all_off", eps=0.1) == []

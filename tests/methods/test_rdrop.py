@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_bench import functional, registry, testing
-from finetune_bench.method import Stack
+from finetune_bench import functional, registry
+from finetune_bench.method.stack import Stack
 from finetune_bench.methods.rdrop import combine_passes
+from finetune_bench.testing import toys
 
 
 def test_symmetric_kl_by_hand() -> None:
@@ -52,10 +53,10 @@ def test_loss_by_hand() -> None:
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_objective_is_the_two_passes(kind: str) -> None:
     """The objective of a step, against two forward passes and the formula, on the same random state."""
-    from finetune_bench.training import TrainingStep
+    from finetune_bench.training.run import TrainingStep
 
-    run, _stack = testing.toy_run(registry.method_class("rdrop")(alpha=2.0), kind=kind)  # type: ignore[arg-type]
-    batch = run.examples.batch(range(8), testing.CPU)
+    run, _stack = toys.toy_run(registry.method_class("rdrop")(alpha=2.0), kind=kind)  # type: ignore[arg-type]
+    batch = run.examples.batch(range(8), toys.CPU)
     run.model.train()
     torch.manual_seed(0)
     objective = TrainingStep(run, batch).objective()
@@ -75,9 +76,9 @@ def test_objective_is_the_two_passes(kind: str) -> None:
 
 def test_identical_passes_are_refused() -> None:
     rdrop, hype = registry.method_class("rdrop"), registry.method_class("hype")
-    assert "identical" in str(testing.unsupported(rdrop(dropout="all_off")))
-    assert testing.unsupported([hype(), rdrop(dropout="all_off")]) is None  # HyPe's noise tells the passes apart
-    assert testing.unsupported(rdrop(dropout="hidden_off")) is None  # the attention dropout does
+    assert "identical" in str(toys.unsupported(rdrop(dropout="all_off")))
+    assert toys.unsupported([hype(), rdrop(dropout="all_off")]) is None  # HyPe's noise tells the passes apart
+    assert toys.unsupported(rdrop(dropout="hidden_off")) is None  # the attention dropout does
 
 
 def test_passes_that_hardly_differ_are_told() -> None:
@@ -85,7 +86,7 @@ def test_passes_that_hardly_differ_are_told() -> None:
 
     def warned(eps: float, **parameters: object) -> list[str]:
         stack = Stack([hype(eps=eps, **parameters), rdrop()])
-        return stack.warnings(testing.toy_facts(stack))
+        return stack.warnings(toys.toy_facts(stack))
 
     (said,) = warned(1e-5, dropout="all_off")
     assert said.startswith("rdrop: no dropout is active, so its two passes differ by noise of 1e-05 only")
@@ -96,7 +97,7 @@ def test_passes_that_hardly_differ_are_told() -> None:
 def test_hype_and_rdrop_noise_both_passes() -> None:
     """HyPe + R-Drop needs no code of its own: with all dropout off, only HyPe's noise makes the passes differ."""
     methods = [registry.method_class("hype")(eps=0.3, dropout="all_off"), registry.method_class("rdrop")()]
-    _, trace, _ = testing.toy_train(methods)
+    _, trace, _ = toys.toy_train(methods)
     assert (trace.steps["rdrop_divergence"] > 0).all()
     still = [registry.method_class("hype")(eps=0.0, dropout="all_off"), registry.method_class("rdrop")()]
-    assert np.array_equal(testing.toy_train(still)[1].steps["rdrop_divergence"], np.zeros(6))
+    assert np.array_equal(toys.toy_train(still)[1].steps["rdrop_divergence"], np.zeros(6))

@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 
-from finetune_bench import registry, testing
-from finetune_bench.method import Stack
+from finetune_bench import registry
+from finetune_bench.method.stack import Stack
 from finetune_bench.methods.recadam import RecAdam, anneal_task
-from finetune_bench.study import Recipe
-from finetune_bench.training import TrainingRun, make_optimizer, make_scheduler
+from finetune_bench.recipe import Recipe
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import make_optimizer, make_scheduler
+from finetune_bench.training.run import TrainingRun
 from tests.tiny_run import tiny_run
 
 
@@ -130,26 +132,26 @@ def test_the_anchor_is_the_clean_point_under_noisytune() -> None:
 
 
 def test_t0_may_be_a_share_of_the_run() -> None:
-    runs = [testing.toy_train(RecAdam(t0=t0, k=1.0))[0] for t0 in (0.5, 3.0)]  # of six steps
-    assert testing.same(*runs)
+    runs = [toys.toy_train(RecAdam(t0=t0, k=1.0))[0] for t0 in (0.5, 3.0)]  # of six steps
+    assert toys.same(*runs)
 
 
 def test_what_is_refused_and_said() -> None:
     for other in ("l2_sp", "prior_decay", "sage", "sam"):
         for stack in ([RecAdam(), registry.method_class(other)()], [registry.method_class(other)(), RecAdam()]):
-            assert "both" in str(testing.unsupported(stack)), other
-    assert "no pre-trained values" in str(testing.unsupported([RecAdam(), registry.method_class("lora")()]))
-    assert "fp16" in str(testing.unsupported(RecAdam(), recipe=Recipe(precision="fp16")))
+            assert "both" in str(toys.unsupported(stack)), other
+    assert "no pre-trained values" in str(toys.unsupported([RecAdam(), registry.method_class("lora")()]))
+    assert "fp16" in str(toys.unsupported(RecAdam(), recipe=Recipe(precision="fp16")))
     stack = Stack([RecAdam()])
-    (said,) = stack.warnings(testing.toy_facts(stack, recipe=Recipe(steps=100)))
+    (said,) = stack.warnings(toys.toy_facts(stack, recipe=Recipe(steps=100)))
     assert "hardly trains before step t0=250, and there are 100" in said
-    (said,) = stack.warnings(testing.toy_facts(stack, recipe=Recipe(weight_decay=0.1)))
+    (said,) = stack.warnings(toys.toy_facts(stack, recipe=Recipe(weight_decay=0.1)))
     assert "pulls to zero" in said
-    assert stack.warnings(testing.toy_facts(stack, recipe=Recipe(weight_decay=0.01))) == []
+    assert stack.warnings(toys.toy_facts(stack, recipe=Recipe(weight_decay=0.01))) == []
     short = Recipe(steps=100, weight_decay=0.01)
     for quiet in (RecAdam(t0=0.3), RecAdam(anneal="none"), RecAdam(t0=100)):
         stack = Stack([quiet])
-        assert stack.warnings(testing.toy_facts(stack, recipe=short)) == []
+        assert stack.warnings(toys.toy_facts(stack, recipe=short)) == []
     for idle in (RecAdam(gamma=0.0), RecAdam(anneal="none")):  # nothing pulls to the pre-trained weights
         stack = Stack([idle])
-        assert stack.warnings(testing.toy_facts(stack, recipe=Recipe(weight_decay=0.1))) == []
+        assert stack.warnings(toys.toy_facts(stack, recipe=Recipe(weight_decay=0.1))) == []

@@ -3,19 +3,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune_bench import testing
-from finetune_bench.method import Stack
+from finetune_bench.method.stack import Stack
 from finetune_bench.methods.l2_sp import L2SP
 from finetune_bench.methods.mixout import Mixout
 from finetune_bench.methods.reinit_layers import ReinitLayers, redraw_weights
-from finetune_bench.model import layers, places
+from finetune_bench.model.structure import layers, places
+from finetune_bench.testing import toys
 from tests.tiny_run import CONFIGS, tiny_run
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
 def test_exactly_the_top_layers_are_drawn_anew(architecture: str) -> None:
     method = ReinitLayers(layers=2 if architecture == "albert" else 1)
-    assert testing.unsupported(method, architecture) is None
+    assert toys.unsupported(method, architecture) is None
     run = tiny_run(architecture)
     before = {name: weight.detach().clone() for name, weight in run.params.items()}
     state = torch.get_rng_state()
@@ -85,7 +85,7 @@ def test_the_draw_depends_on_the_seed_alone() -> None:
 
 
 def test_what_can_not_be_drawn_is_refused() -> None:
-    assert "more than the 2" in str(testing.unsupported(ReinitLayers(layers=3)))
-    assert "shares its layers" in str(testing.unsupported(ReinitLayers(layers=1), "albert"))
-    assert "no pooler" in str(testing.unsupported(ReinitLayers(layers=0), "roberta"))
-    assert testing.unsupported(ReinitLayers(layers=0)) is None
+    assert "more than the 2" in str(toys.unsupported(ReinitLayers(layers=3)))
+    assert "shares its layers" in str(toys.unsupported(ReinitLayers(layers=1), "albert"))
+    assert "no pooler" in str(toys.unsupported(ReinitLayers(layers=0), "roberta"))
+    assert toys.unsupported(ReinitLayers(layers=0)) is None

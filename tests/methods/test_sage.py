@@ -3,11 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune_bench import registry, testing
+from finetune_bench import registry
 from finetune_bench.methods import sage
 from finetune_bench.methods.sage import SAGE, scale_by_sensitivity, sensitive_weights
-from finetune_bench.study import Recipe
-from finetune_bench.training import make_optimizer
+from finetune_bench.recipe import Recipe
+from finetune_bench.testing import toys
+from finetune_bench.training.loop import make_optimizer
 from tests.tiny_run import tiny_run
 
 
@@ -159,8 +160,8 @@ def test_with_a_factor_of_one_it_is_adamw(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_the_weights_chosen() -> None:
-    for architecture in testing.ARCHITECTURES:
-        run, _ = testing.toy_run(SAGE(), architecture)
+    for architecture in toys.ARCHITECTURES:
+        run, _ = toys.toy_run(SAGE(), architecture)
         names = {
             name for name, weight in run.params.items() if id(weight) in set(map(id, sensitive_weights(run.model)))
         }
@@ -176,7 +177,7 @@ def test_the_weights_chosen() -> None:
 def test_what_is_refused() -> None:
     for other, reason in (("child_tuning_f", "read as insensitivity"), ("recadam", "own the update rule")):
         for stack in ([SAGE(), registry.method_class(other)()], [registry.method_class(other)(), SAGE()]):
-            assert reason in str(testing.unsupported(stack))
-    assert "frozen" in str(testing.unsupported([SAGE(), registry.method_class("lora")()]))
-    assert "fp16" in str(testing.unsupported(SAGE(), recipe=Recipe(precision="fp16")))
-    assert testing.unsupported([SAGE(), registry.method_class("child_tuning_d")()]) is None
+            assert reason in str(toys.unsupported(stack))
+    assert "frozen" in str(toys.unsupported([SAGE(), registry.method_class("lora")()]))
+    assert "fp16" in str(toys.unsupported(SAGE(), recipe=Recipe(precision="fp16")))
+    assert toys.unsupported([SAGE(), registry.method_class("child_tuning_d")()]) is None

@@ -3,10 +3,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from finetune_bench import registry, testing
-from finetune_bench.method import Dropout, Method, View
+from finetune_bench import registry
+from finetune_bench.method.base import Method
+from finetune_bench.method.step import View
 from finetune_bench.methods.sam import SAM, climb_weights
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
+from finetune_bench.testing import toys
 from tests.tiny_run import first_step, tiny_run
 
 
@@ -106,7 +109,7 @@ def test_up_there_the_masks_are_those_below_and_the_loss_is_higher() -> None:
 
 def test_what_does_not_train_does_not_climb(monkeypatch: pytest.MonkeyPatch) -> None:
     climbed: dict[str, torch.Tensor] = {}
-    run, stack = testing.toy_run([SAM(), method("child_tuning_d"), method("top_k", k=1)])
+    run, stack = toys.toy_run([SAM(), method("child_tuning_d"), method("top_k", k=1)])
     stack.setup(run)
     run.model.train()
     step = first_step(run, *stack.methods)
@@ -135,7 +138,7 @@ def test_what_does_not_train_does_not_climb(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_is_refused() -> None:
     def reason(*stack: Method, **recipe: object) -> str:
-        return str(testing.unsupported(list(stack), recipe=Recipe(batch_size=8, epochs=1, **recipe)))  # type: ignore[arg-type]
+        return str(toys.unsupported(list(stack), recipe=Recipe(batch_size=8, epochs=1, **recipe)))  # type: ignore[arg-type]
 
     assert "two sweeps" in reason(SAM(), accumulation=2)
     assert "weights below" in reason(SAM(), gradient_checkpointing=True)

@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import torch
 
-from finetune_bench import testing
-from finetune_bench.method import Dropout, Stack
+from finetune_bench.method import View
+from finetune_bench.method.stack import Stack
 from finetune_bench.methods.smart import SMART, climb_adversary
-from finetune_bench.study import Recipe
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.recipe import Recipe
+from finetune_bench.testing import toys
 from tests.tiny_run import first_step, tiny_run
 
 
@@ -24,7 +26,7 @@ def test_the_noise_is_in_its_ball_and_touches_no_gradient() -> None:
     smart.setup(run)
     mark = step.mark()
     clean = step.forward()
-    noise = smart.find_noise(step, clean, testing.View(), mark)
+    noise = smart.find_noise(step, clean, View(), mark)
     assert 0.04 < float(noise.abs().max()) <= 0.05 + 1e-8
     padding = step.batch.inputs["attention_mask"] == 0
     assert padding.any()
@@ -88,11 +90,11 @@ def test_both_terms_are_in_the_loss() -> None:
 
 
 def test_what_is_refused_said_and_split() -> None:
-    assert "fp16" in str(testing.unsupported(SMART(), recipe=Recipe(precision="fp16")))
+    assert "fp16" in str(toys.unsupported(SMART(), recipe=Recipe(precision="fp16")))
 
     def said(**parameters: object) -> list[str]:
         stack = Stack([SMART(**parameters)])  # type: ignore[arg-type]
-        return stack.warnings(testing.toy_facts(stack))
+        return stack.warnings(toys.toy_facts(stack))
 
     assert "only its teacher term acts" in said()[0]
     assert "next to no effect" in said(mu=0.0)[0]

@@ -5,20 +5,20 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune_bench import testing
 from finetune_bench.errors import ParameterError
-from finetune_bench.method import Method
+from finetune_bench.method.base import Method
 from finetune_bench.methods.child_tuning import ChildTuningD
 from finetune_bench.methods.reinit_layers import ReinitLayers
 from finetune_bench.methods.top_k import TopKTuning
-from finetune_bench.model import layers, places
+from finetune_bench.model.structure import layers, places
+from finetune_bench.testing import toys
 from tests.tiny_run import CONFIGS, tiny_model, tiny_run
 
 
 def trained(method: Method, architecture: str) -> tuple[set[str], set[str]]:
     """Names of what moved and of what stayed to the last bit, weight decay included."""
-    run, _, _ = testing.toy_train(method, architecture)
-    fresh = testing.toy_model(architecture, "classification", method.dropout).state_dict()
+    run, _, _ = toys.toy_train(method, architecture)
+    fresh = toys.toy_model(architecture, "classification", method.dropout).state_dict()
     stayed = {name for name, weight in run.params.items() if torch.equal(weight, fresh[name])}
     assert all(weight.requires_grad for weight in run.params.values())
     return set(run.params) - stayed, stayed
@@ -45,7 +45,7 @@ def test_every_parameter_has_a_place(architecture: str) -> None:
 @pytest.mark.parametrize("k", [0, 1, 2])
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
 def test_what_is_below_the_top_layers_stays_to_the_last_bit(architecture: str, k: int) -> None:
-    if reason := testing.unsupported(TopKTuning(k=k), architecture):
+    if reason := toys.unsupported(TopKTuning(k=k), architecture):
         assert (architecture, k) == ("albert", 1)
         assert "1 shared layer 2 times" in reason
         return
@@ -66,24 +66,24 @@ def test_the_embeddings_can_train() -> None:
 
 
 def test_more_than_all_layers_are_all() -> None:
-    runs = [testing.toy_train(TopKTuning(k=k))[0] for k in (2, 3, None)]
-    assert testing.same(runs[0], runs[1])
-    assert testing.same(runs[0], runs[2])
+    runs = [toys.toy_train(TopKTuning(k=k))[0] for k in (2, 3, None)]
+    assert toys.same(runs[0], runs[1])
+    assert toys.same(runs[0], runs[2])
 
 
 @pytest.mark.parametrize("k", [0, 1])
 def test_checkpointing_changes_nothing_with_frozen_layers(k: int) -> None:
-    recipe = replace(testing.RECIPE, gradient_checkpointing=True)
-    plain, checkpointed = testing.toy_train(TopKTuning(k=k))[0], testing.toy_train(TopKTuning(k=k), recipe=recipe)[0]
-    assert testing.same(plain, checkpointed)
+    recipe = replace(toys.RECIPE, gradient_checkpointing=True)
+    plain, checkpointed = toys.toy_train(TopKTuning(k=k))[0], toys.toy_train(TopKTuning(k=k), recipe=recipe)[0]
+    assert toys.same(plain, checkpointed)
 
 
 def test_conflicts_are_refused() -> None:
-    assert "Child-Tuning-D" in str(testing.unsupported([TopKTuning(k=0), ChildTuningD()]))
-    assert testing.unsupported([TopKTuning(k=1), ChildTuningD()]) is None
+    assert "Child-Tuning-D" in str(toys.unsupported([TopKTuning(k=0), ChildTuningD()]))
+    assert toys.unsupported([TopKTuning(k=1), ChildTuningD()]) is None
     for stack in ([TopKTuning(k=1), ReinitLayers(layers=2)], [ReinitLayers(layers=2), TopKTuning(k=1)]):
-        assert "2 layers would be re-drawn" in str(testing.unsupported(stack))
-    testing.toy_train([ChildTuningD(), TopKTuning(k=1)])
+        assert "2 layers would be re-drawn" in str(toys.unsupported(stack))
+    toys.toy_train([ChildTuningD(), TopKTuning(k=1)])
 
 
 def test_teardown_without_setup_and_wrong_values() -> None:

@@ -7,19 +7,20 @@ import pytest
 import torch
 from torch import nn
 
-from finetune_bench import registry, testing
+from finetune_bench import registry
+from finetune_bench.metrics import Kind
+from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
-from finetune_bench.study import Recipe
-from finetune_bench.task import Kind
+from finetune_bench.testing import toys
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
 def test_vanilla_equals_a_plain_loop(kind: Kind) -> None:
     recipe = Recipe(lr=2e-3, batch_size=7, epochs=3, warmup=0.2, weight_decay=0.1)
     vanilla = registry.method_class("vanilla")()
-    trained, trace, _ = testing.toy_train(vanilla, kind=kind, recipe=recipe)
+    trained, trace, _ = toys.toy_train(vanilla, kind=kind, recipe=recipe)
 
-    run, _ = testing.toy_run(vanilla, kind=kind, recipe=recipe)  # for its fresh model only
+    run, _ = toys.toy_run(vanilla, kind=kind, recipe=recipe)  # for its fresh model only
     model, examples = run.model, run.examples
     norms = {id(p) for m in model.modules() if isinstance(m, nn.LayerNorm) for p in m.parameters()}
     decayed = [p for name, p in model.named_parameters() if id(p) not in norms and not name.endswith("bias")]
@@ -59,5 +60,5 @@ def test_vanilla_equals_a_plain_loop(kind: Kind) -> None:
             step += 1
     assert step == total
     assert np.array_equal(np.array(losses), trace.steps["loss"])
-    for name, weight in testing.weights(run).items():
-        assert torch.equal(weight, testing.weights(trained)[name]), name
+    for name, weight in toys.weights(run).items():
+        assert torch.equal(weight, toys.weights(trained)[name]), name

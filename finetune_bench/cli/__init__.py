@@ -1,0 +1,7 @@
+"""The command line: `finetune-bench COMMAND`. Loads nothing heavy before a command needs it."""
+
+from __future__ import annotations
+
+from finetune_bench.cli.entry import main
+
+__all__ = ["main"]

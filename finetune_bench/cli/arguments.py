@@ -1,0 +1,126 @@
+"""The command line's parser: every sub-command with its arguments."""
+
+from __future__ import annotations
+
+import argparse
+
+from finetune_bench._version import __version__
+from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
+from finetune_bench.cli.show import check_command, list_command, show_command
+from finetune_bench.cli.train import dose_command, plan_command, run_command
+from finetune_bench.study.options import OPTIONS
+
+_GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the training recipe"}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="finetune-bench",
+        description="Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, and "
+        "at what price in memory and time.",
+    )
+    parser.add_argument("--version", action="version", version=f"finetune-bench {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="train a grid of methods, tasks and seeds, and report",
+        description="Train a grid of methods × tasks × models × learning rates × seeds and report. What is done "
+        "already is not run again. Without --tasks the embedded study runs, without any hub.",
+        epilog="Stacks are written with '+', hyper-parameters in brackets: "
+        "--methods 'hype(eps=1e-4,noise=uniform_symmetric)+rdrop(alpha=0.5)'.",
+    )
+    _add_options(run)
+    run.set_defaults(command=run_command)
+
+    plan = commands.add_parser(
+        "plan",
+        help="what a run will take: time, memory, disk",
+        description="Check a study as `run` does, calibrate on this machine with a few steps of every method, and say "
+        "what the run will take. Runs no cell.",
+    )
+    _add_options(plan, without=("budget",))
+    plan.set_defaults(command=plan_command)
+
+    dose = commands.add_parser(
+        "dose",
+        allow_abbrev=False,  # --eps is a parameter, whatever options begin alike
+        help="score and disturbance against a method's strength",
+        description="Train a method at several strengths, and measure what each does to logits and gradients of a real "
+        "batch: dose hype --eps 1e-5,1e-3,1e-1. Of a stack, the parameter is written --hype.eps; so is one with "
+        "the name of an option below.",
+    )
+    dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
+    _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget"))
+    dose.set_defaults(command=dose_command)
+
+    report = commands.add_parser(
+        "report", help="write a run's report", description="Write a run's report; trains nothing."
+    )
+    report.add_argument("run", metavar="RUN", help="the run's folder")
+    report.add_argument("--format", default=FORMATS, metavar="LIST", help=f"formats (default: {FORMATS})")
+    report.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/report)")
+    report.add_argument("--baseline", metavar="METHOD", help="what differences are to (default: vanilla)")
+    report.add_argument("--margin", metavar="POINTS", type=float, help="test also for equality within this margin")
+    report.add_argument(
+        "--bootstrap", action="store_true", help="also resample seeds and examples together; reads every prediction"
+    )
+    report.add_argument(
+        "--check", action="store_true", help="write nothing; recompute the written report and fail on any difference"
+    )
+    report.add_argument("--plugin", metavar="LIST", help="Python files with more report formats")
+    report.set_defaults(command=report_command)
+
+    compare = commands.add_parser(
+        "compare",
+        help="hold two runs against each other, cell by cell",
+        description="Hold two runs against each other: the same method, task, seed and setting in both.",
+    )
+    compare.add_argument("runs", metavar="RUN", nargs=2, help="the runs' folders")
+    compare.set_defaults(command=compare_command)
+
+    merge = commands.add_parser(
+        "merge",
+        help="one run from several, as from several machines",
+        description="Copy the cells of several runs into one; equal cells are kept once.",
+    )
+    merge.add_argument("out", metavar="OUT", help="the folder to merge into; made where it isn't there")
+    merge.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders, left as they are")
+    merge.set_defaults(command=merge_command)
+
+    power = commands.add_parser(
+        "power",
+        help="how many seeds for a difference",
+        description="From a pilot run: what each number of seeds would find, and how many a difference takes.",
+    )
+    power.add_argument("run", metavar="RUN", help="the folder of a run with two seeds or more")
+    power.add_argument("--difference", metavar="POINTS", type=float, default=1.0, help="to be found (default 1)")
+    power.add_argument("--power", metavar="SHARE", type=float, default=0.8, help="how surely (default 0.8)")
+    power.set_defaults(command=power_command)
+
+    listing = commands.add_parser("list", help="list methods, tasks or reports")
+    listing.add_argument("group", choices=("methods", "tasks", "reports"))
+    listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    listing.set_defaults(command=list_command)
+
+    show = commands.add_parser("show", help="show a method's card, a task, or a cell of a run")
+    show.add_argument("name", metavar="NAME|CELL", help="a method, a task, a cell's id (or its first digits) or folder")
+    show.add_argument("--run", metavar="RUN", help="where the cell is looked for (default: every folder in runs/)")
+    show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    show.set_defaults(command=show_command)
+
+    check = commands.add_parser("check", help="run the contract's tests on a method: a name, or a plugin's file")
+    check.add_argument("target", metavar="METHOD|FILE")
+    check.set_defaults(command=check_command)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
+    for option in OPTIONS:
+        if option.name in without:
+            continue
+        if option.is_switch:
+            groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)
+        else:
+            groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))

@@ -1,0 +1,51 @@
+"""The command line: thin. stdout is data, stderr is talk.
+
+Exit codes: 0 all done · 1 some cells or checks failed · 2 usage · 3 the machine lacks something · 130 interrupted.
+Nothing heavy is imported before it is needed: `--help` is instant.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import sys
+from collections.abc import Sequence
+
+from finetune_bench.cli.arguments import make_parser
+from finetune_bench.cli.console import say
+from finetune_bench.cli.train import dose_command
+from finetune_bench.errors import FinetuneBenchError, UsageError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    typed = list(sys.argv[1:] if arguments is None else arguments)
+    parser = make_parser()
+    parsed, rest = parser.parse_known_args(typed)
+    if rest and parsed.command is not dose_command:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    parsed.rest = rest
+    try:
+        code: int = parsed.command(parsed)
+    except UsageError as error:
+        say(f"finetune-bench: {error}")
+        return 2
+    except FinetuneBenchError as error:  # the machine lacks something
+        say(f"finetune-bench: {error}")
+        return 3
+    except KeyboardInterrupt:
+        say(f"\nInterrupted; every finished cell is kept. To go on:\n\n    finetune-bench {shlex.join(typed)}\n")
+        return 130
+    except BrokenPipeError:  # the reader of stdout (head, less) went away
+        sys.stderr.close()
+        return 0
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "make room and give the same command again" if full else "give another place with --out"
+        say(f"finetune-bench: {error.filename or 'the run folder'}: {error.strerror or error}; {advice}.")
+        return 3
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

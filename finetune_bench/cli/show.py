@@ -1,0 +1,122 @@
+"""The commands that show what there is: `list`, `show` and `check`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from finetune_bench.errors import UsageError
+
+if TYPE_CHECKING:
+    from finetune_bench.method.base import Method
+
+
+def list_command(parsed: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from finetune_bench import registry
+
+    load_plugins(parsed.plugin)
+    lines: list[list[str | int]] = []
+    for name in registry.names(parsed.group):
+        if parsed.group == "methods":
+            from finetune_bench.method.cost import Passes
+
+            method = registry.method_class(name)()
+            passes = method.passes(Passes())
+            said = (type(method).__doc__ or "").strip().partition("\n")[0]
+            lines.append([name, said, f"{passes.forwards} + {passes.backwards}"])
+        elif parsed.group == "tasks":
+            task = registry.task(name)
+            lines.append([name, task.kind, ", ".join(task.metrics), len(task.labels) or ""])
+        else:
+            lines.append([name, (registry.report_class(name).__doc__ or "").strip().splitlines()[0]])
+    heads = {
+        "methods": ["method", "what it is", "passes per step (forward + backward)"],
+        "tasks": ["task", "kind", "metrics (the first is compared)", "classes"],
+        "reports": ["format", "what it is"],
+    }
+    print(tabulate(lines, headers=heads[parsed.group], tablefmt="simple"))
+    return 0
+
+
+def show_command(parsed: argparse.Namespace) -> int:
+    import dataclasses
+
+    from tabulate import tabulate
+
+    from finetune_bench import registry
+    from finetune_bench.errors import UnknownName
+    from finetune_bench.parameters import as_text, expectation
+
+    load_plugins(parsed.plugin)
+    if parsed.name in registry.names("methods"):
+        owner = registry.method_class(parsed.name)
+        print((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
+        print(f"\n{_costs(owner())}\n\nParameters:\n")
+        lines = [
+            [field.name, as_text(field.default), expectation(owner, field), field.metadata.get("help", "")]
+            for field in dataclasses.fields(owner)
+        ]
+        print(tabulate(lines, headers=["parameter", "default", "must be", "what it is"], tablefmt="simple"))
+        return 0
+    if parsed.name in registry.names("tasks"):
+        task = registry.task(parsed.name)
+        print(f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)}")
+        if task.labels:
+            print(f"classes, from id 0: {', '.join(task.labels)}")
+        return 0
+    from finetune_bench.reports.card import card, find_cell
+
+    found = find_cell(parsed.name, [Path(parsed.run)] if parsed.run else sorted(Path("runs").glob("*")))
+    if found is not None:
+        print(card(*found))
+        return 0
+    known = [*registry.names("methods"), *registry.names("tasks")]
+    hint = "'finetune-bench list methods' shows the methods; a cell's run is given by --run."
+    raise UnknownName("method, task or cell", parsed.name, known, hint)
+
+
+def _costs(method: Method) -> str:
+    """The cost model of a method at its defaults."""
+    from finetune_bench.method.cost import SIZES, Memory, Passes
+
+    passes, memory = method.passes(Passes()), method.memory(Memory())
+    used = [name for name in SIZES if memory.saved.get(name) or memory.kept.get(name)]
+    return "\n".join(
+        [
+            "Cost model, at the defaults:\n",
+            f"  passes per step             {passes.forwards} forward + {passes.backwards} backward",
+            f"  saved for the backward pass {memory.saved_formula}",
+            f"  kept beside weights, gradients and two moments: {memory.kept_formula}\n",
+            *(f"  {name:8} {SIZES[name]}" for name in used),
+        ]
+    )
+
+
+def check_command(parsed: argparse.Namespace) -> int:
+    from finetune_bench import registry
+    from finetune_bench.testing.checks import check_method
+
+    names = [parsed.target]
+    if Path(parsed.target).suffix == ".py":
+        names = [name for name in registry.load_plugin(parsed.target) if name in registry.names("methods")]
+        if not names:
+            raise UsageError(f"'{parsed.target}' defines no method to check.")
+    failed = 0
+    for name in names:
+        print(f"{name}:")
+        for check in check_method(registry.method_class(name)):
+            print(f"  {check.outcome:4}  {check.name}" + (f": {check.detail}" if check.detail else ""), flush=True)
+            failed += check.outcome == "FAIL"
+    return 1 if failed else 0
+
+
+def load_plugins(text: str | None) -> None:
+    from finetune_bench import registry
+    from finetune_bench.study.options import read_options
+
+    for plugin in read_options({"plugin": text}).get("plugin", ()):
+        registry.load_plugin(plugin)

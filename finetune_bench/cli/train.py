@@ -1,0 +1,161 @@
+"""The commands that train or prepare to: `run`, `plan` and `dose`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from finetune_bench.cli.console import say
+from finetune_bench.cli.report import FORMATS, summarise
+from finetune_bench.cli.show import load_plugins
+from finetune_bench.errors import UsageError
+from finetune_bench.report import DEFAULT
+from finetune_bench.study.options import DEFAULT_EXECUTOR, OPTIONS
+
+if TYPE_CHECKING:
+    from finetune_bench.runner.plan import Plan
+    from finetune_bench.runner.progress import Tally
+    from finetune_bench.study.study import Study
+
+
+def run_command(parsed: argparse.Namespace) -> int:
+    from finetune_bench import registry
+    from finetune_bench.cli import receipt
+    from finetune_bench.study.study import make_study
+
+    study = make_study({option.name: getattr(parsed, option.name) for option in OPTIONS}, registry.default_options)
+    if (said := receipt.give(study)) is not None:
+        say(said[0])
+        print(said[1])
+        return 0
+    plan, tally = _train(study)
+    answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), DEFAULT)
+    count = len(plan.cells)
+    if tally.done + tally.cached == count and not plan.study.save_model:
+        talk = f"{count} cells in '{plan.store.root}', {count} cached: nothing to do."
+        receipt.keep(study, "\n".join([*plan.notes, talk]), answer, paths)
+    return 1 if tally.failed or tally.failed_before else 0
+
+
+def plan_command(parsed: argparse.Namespace) -> int:
+    from tabulate import tabulate
+
+    from finetune_bench import registry
+    from finetune_bench.runner.forecast import forecast
+    from finetune_bench.runner.plan import make_plan
+    from finetune_bench.study.study import make_study
+
+    flags: dict[str, Any] = {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
+    study = make_study(flags, registry.default_options)
+    if study.executor != DEFAULT_EXECUTOR:
+        raise UsageError("plan: it calibrates on this machine; leave --executor out, and run it on a node.")
+    plan = make_plan(study)
+    for note in plan.notes:
+        say(note)
+    say(_intention(plan))
+    if not plan.todo:
+        return 0
+    say("Calibrating: a few steps of every method ...")
+    found = forecast(plan)
+    rows: dict[str, list[float]] = {}
+    for cell in plan.todo:
+        rows.setdefault(cell.label, []).append(found.seconds[cell.id])
+    table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}"] for label, s in rows.items()]
+    print(tabulate(table, ["method", "cells", "CPU seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
+    memory = "not measured here" if found.memory_bytes is None else f"{found.memory_bytes / 2**20:.0f} MiB a worker"
+    print(f"\ncells      {len(plan.todo)}, with {found.workers} workers on {plan.devices[0]}")
+    print(f"CPU time   {found.cpu_seconds:.0f} s in all, {found.start_seconds:.0f} s of it to start each worker")
+    print(f"wall time  {found.wall_seconds:.0f} s, if nothing else runs")
+    print(f"memory     {memory}")
+    print(f"disk       {found.disk_bytes / 2**20:.1f} MiB")
+    return 0
+
+
+def dose_command(parsed: argparse.Namespace) -> int:
+    import re
+
+    words = [part for word in parsed.rest for part in word.split("=", 1)]
+    if len(words) != 2 or not re.fullmatch(r"--[a-z0-9_.-]+", words[0]):
+        got = " ".join(parsed.rest) or "nothing"
+        raise UsageError(
+            f"dose: expected one parameter of '{parsed.method}' and its values, as --eps 1e-5,1e-3; got {got}."
+        )
+    load_plugins(parsed.plugin)
+
+    import torch
+
+    from finetune_bench import registry
+    from finetune_bench.reports.dose import DoseStudy, write_dose
+    from finetune_bench.runner.dose import default_dose, measure_doses, read_doses
+    from finetune_bench.study.attribution import label_of
+    from finetune_bench.study.study import make_study
+
+    option = words[0][2:].replace("-", "_")
+    doses = read_doses(parsed.method, option, words[1])
+    flags = {one.name: getattr(parsed, one.name, None) for one in OPTIONS} | {"methods": list(doses.values())}
+    plan, tally = _train(make_study(flags, registry.default_options))
+    say("Measuring what each dose does to a batch ...")
+    cell = plan.cells[0]
+    root = plan.study.data_root
+    torch.set_num_threads(max(1, cell.threads))
+    measured, dropout = measure_doses(cell, doses, root.resolve() if root else None, torch.device(plan.devices[0]))
+    study = DoseStudy(
+        method=parsed.method,
+        parameter=option,
+        labels={dose: label_of(full) for dose, full in doses.items()},
+        default=default_dose(parsed.method, option),
+        task=cell.task,
+        logits={dose: one.logits for dose, one in measured.items()},
+        gradients={dose: one.gradients for dose, one in measured.items()},
+        dropout=(dropout.logits, dropout.gradients),
+    )
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{parsed.method}-{option}").strip("-")
+    text, paths = write_dose(plan.store, study, plan.store.root / "dose" / name)
+    print(f"{text}\n")
+    for path in paths:
+        print(path)
+    return 1 if tally.failed or tally.failed_before else 0
+
+
+def _train(study: Study) -> tuple[Plan, Tally]:
+    """Check a study and run what is missing of it."""
+    from rich.console import Console
+
+    from finetune_bench.runner.execution import execute
+    from finetune_bench.runner.plan import make_plan
+    from finetune_bench.runner.progress import Reporter, Tally
+
+    say("Checking the study: methods, data, checkpoints ...")
+    plan = make_plan(study)
+    for note in plan.notes:
+        say(note)
+    tally = Tally(len(plan.cells))
+    reporter = Reporter(tally, Console(stderr=True))
+    say(_intention(plan))
+    if plan.todo and plan.study.budget is not None:
+        from finetune_bench.runner.forecast import forecast, within_budget
+
+        say("Calibrating: a few steps of every method ...")
+        found = forecast(plan)
+        say(within_budget(plan, found.workers * (plan.study.budget - found.start_seconds), found.seconds))
+    if plan.todo:
+        with reporter.live():
+            execute(plan, reporter)
+        say(f"Finished: {tally}.")
+    else:
+        execute(plan, reporter)
+    return plan, tally
+
+
+def _intention(plan: Plan) -> str:
+    parts = [f"{len(plan.cells)} cells in '{plan.store.root}'"]
+    counts = {"cached": len(plan.cached), "skipped": len(plan.skipped), "failed before": len(plan.failed)}
+    parts += [f"{count} {name}" for name, count in counts.items() if count]
+    if plan.failed:
+        parts.append("--retry-failed runs those that failed again")
+    if not plan.todo:
+        return ", ".join(parts) + ": nothing to do."
+    workers = min(len(plan.devices), len(plan.todo))
+    return (
+        ", ".join(parts) + f": {len(plan.todo)} to run with {workers} worker{'s' * (workers > 1)} on {plan.devices[0]}."
+    )

@@ -1,0 +1,297 @@
+"""Take it home: the methods of the benchmark in a training loop of one's own.
+
+    tuned = home.attach("hype(eps=1e-4)+rdrop", model, total_steps=len(loader) * epochs)
+    optimizer = tuned.optimizer(AdamW(tuned.parameters(), lr=2e-5))
+    for batch in loader:                      # a dict of input_ids, attention_mask, labels …
+        optimizer.zero_grad()
+        loss = tuned.backward(batch)
+        nn.utils.clip_grad_norm_(tuned.parameters(), 1.0)
+        tuned.before_step()
+        optimizer.step()
+        scheduler.step()
+        tuned.after_step()
+    with tuned.evaluating(): ...
+    tuned.finish()
+
+The same `TrainingRun`, `TrainingStep` and hooks as the benchmark's loop, so that equal batches give equal weights.
+`docs/take-it-home.md` has complete examples; `home_trainer.py` does the same inside transformers.Trainer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from finetune_bench import device as devices
+from finetune_bench import registry
+from finetune_bench.errors import FinetuneBenchError, Unsupported, UsageError
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import View
+from finetune_bench.metrics import Kind
+from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, with_dropout
+from finetune_bench.recipe import Recipe
+from finetune_bench.task import Batch, Task, TaskData
+from finetune_bench.training.examples import Encoded
+from finetune_bench.training.run import TrainingRun, TrainingStep
+
+Inputs = Mapping[str, Tensor]  # what a data loader yields: the model's arguments, and `labels`
+Passes = Callable[[str], Iterable[Inputs]]  # one pass over the training data, shuffled by the stream of that name
+
+
+def make_stack(method: str | Method | Iterable[Method]) -> Stack:
+    """The stack that a text, a method or several methods describe."""
+    if isinstance(method, str):
+        return registry.make_stack(method)
+    if isinstance(method, Stack):
+        return method
+    return Stack([method] if isinstance(method, Method) else list(method))
+
+
+def attach(
+    method: str | Method | Iterable[Method],
+    model: nn.Module,
+    *,
+    total_steps: int,
+    batches: Iterable[Inputs] | Passes | None = None,
+    batch_size: int = 16,
+    accumulation: int = 1,
+    precision: str = "fp32",
+    kind: Kind | None = None,
+    clip: float = 1.0,
+    seed: int = 0,
+) -> Attached:
+    """Prepare a model for training with a method: its dropout, and the methods' `setup`.
+
+    Args:
+        method: as on the command line, "hype(eps=1e-4)+rdrop"; or a method, or several, the outermost first.
+        model: a text classifier of transformers with fp32 weights, on the device where it trains.
+        total_steps: optimiser steps that will be made.
+        batches: the training data, for methods that pass over it before training; a data loader will do.
+        batch_size: examples per optimiser step.
+        accumulation: micro-batches per step.
+        precision: of the arithmetic: fp32, or bf16 or fp16 under autocast, which `backward` enters by itself.
+        kind: classification or regression; by default what `model.config.num_labels` says.
+        clip: the norm to which you clip gradients; a few methods clip in their setup likewise.
+        seed: of the methods' own random streams. The global one, and with it dropout, stays yours.
+
+    Raises:
+        UsageError: the method's text, the model or an argument is wrong.
+        Unsupported: a method can't run with this model and these arguments.
+    """
+    stack = make_stack(method)
+    recipe = Recipe(
+        steps=total_steps,
+        batch_size=batch_size,
+        accumulation=accumulation,
+        precision=precision,
+        clip=clip,
+        gradient_checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
+    )
+    return Attached(stack, model, _task(model, kind), recipe, batches=batches, seed=seed)
+
+
+def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
+    config: Any = getattr(model, "config", None)
+    if not hasattr(config, "num_labels"):
+        raise UsageError(f"expected a text classifier of transformers; {type(model).__name__} has no config.num_labels")
+    if config.problem_type == "multi_label_classification":
+        raise UsageError("several labels per example are not supported; expected one class or one number.")
+    other = [name for name, weight in model.named_parameters() if weight.dtype != torch.float32]
+    if other:
+        raise UsageError(
+            f"expected fp32 weights, but '{other[0]}' is of {model.get_parameter(other[0]).dtype}: small noise and "
+            "small updates vanish there. Load the model with dtype=torch.float32 and give precision= in its place."
+        )
+    found: Kind = kind or ("regression" if config.num_labels == 1 else "classification")
+    return HomeTask(kind=found, labels=tuple(map(str, range(config.num_labels))) if found == "classification" else ())
+
+
+@dataclass(frozen=True)
+class HomeTask(Task):
+    """The loss and the divergence of a task whose examples are the user's."""
+
+    name: str = "home"
+
+    def load(self, data_root: Path | None) -> TaskData:
+        """Never: the examples are the user's."""
+        raise NotImplementedError
+
+
+Rates = dict[nn.Module, dict[str, float]]
+
+
+def _skeleton(model: nn.Module, policy: Dropout) -> nn.Module:
+    """The model under a dropout policy, without weights: which dropout a policy means shows when a model is built."""
+    with torch.device("meta"):
+        skeleton: nn.Module = type(model)(with_dropout(model.config, policy))
+    return skeleton
+
+
+def _switch_off(model: nn.Module, skeleton: nn.Module) -> Rates:
+    """Switch the dropout off that the skeleton doesn't have; returns what the rates were."""
+    before: Rates = {}
+    built = dict(skeleton.named_modules())
+    for name, module in model.named_modules():
+        wanted = dropout_rates(built[name])  # a rate of 0 may have made no dropout module at all
+        off = {key: rate for key, rate in dropout_rates(module).items() if rate > 0 and not wanted.get(key, 0.0)}
+        for key in off:
+            setattr(module, key, 0.0)
+        if off:
+            before[module] = off
+    return before
+
+
+def _restore(rates: Rates) -> None:
+    for module, own in rates.items():
+        for key, rate in own.items():
+            setattr(module, key, rate)
+
+
+class HomeRun(TrainingRun):
+    """A training run whose batches are the user's."""
+
+    def __init__(self, model: nn.Module, task: Task, recipe: Recipe, seed: int, *, keep_pretrained: bool) -> None:
+        nothing = Encoded({}, {}, False, torch.zeros(0))
+        device = next(model.parameters()).device
+        super().__init__(model, task, nothing, recipe, seed=seed, device=device, keep_pretrained=keep_pretrained)
+        self.passes: Iterable[Inputs] | Passes | None = None
+
+    def batches(self, order: str) -> Iterator[Batch]:
+        """One pass over the training data."""
+        if self.passes is None:
+            raise UsageError(
+                "this method passes over the training data before training, and has none; "
+                "give it: attach(…, batches=loader)."
+            )
+        for inputs in self.passes(order) if callable(self.passes) else self.passes:
+            yield self.batch(inputs)
+
+    def batch(self, inputs: Inputs) -> Batch:
+        """What a data loader yielded, on the device."""
+        if "labels" not in inputs:
+            raise UsageError(f"expected a batch with 'labels'; got {', '.join(inputs) or 'an empty one'}.")
+        tensors = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        labels = tensors.pop("labels")
+        return Batch(tensors, labels.float() if self.task.kind == "regression" else labels)
+
+
+class Attached:
+    """A model in training with a method; made by `attach`."""
+
+    def __init__(
+        self,
+        stack: Stack,
+        model: nn.Module,
+        task: Task,
+        recipe: Recipe,
+        *,
+        batches: Iterable[Inputs] | Passes | None,
+        seed: int,
+    ) -> None:
+        skeleton = _skeleton(model, stack.dropout)
+        self._optimizer: Optimizer | None = None
+        self._open = True
+        # Without a request the model's dropout stays what the user made it, whatever its configuration says.
+        self._rates = {} if stack.dropout is Dropout.KEEP else _switch_off(model, skeleton)
+        try:
+            facts = Facts(skeleton, tuple(active_dropout(model)), task, recipe, devices.DTYPES[recipe.precision])
+            if reason := stack.lost_noise(facts) or stack.unsupported(facts):
+                raise Unsupported(reason)
+            self.warnings = stack.warnings(facts)
+            self.weights = model.state_dict(keep_vars=True)  # the objects stay, whatever is wrapped around them
+            self.run = HomeRun(model, task, recipe, seed, keep_pretrained=stack.reads_pretrained)
+            self.run.passes = batches
+            self.run.method = stack
+        except BaseException:
+            _restore(self._rates)
+            raise
+        try:
+            stack.setup(self.run)
+        except BaseException:
+            self.close()
+            raise
+
+    def parameters(self) -> list[Parameter]:
+        """What trains: for the optimiser, and for clipping."""
+        return [weight for weight in self.run.params.values() if weight.requires_grad]
+
+    def optimizer(self, optimizer: Optimizer) -> Optimizer:
+        """The optimiser to use from here on; some methods change it. Make the scheduler after it."""
+        if self._optimizer is not None:
+            raise FinetuneBenchError("The methods have had their optimiser; attach anew for another one.")
+        self._optimizer = self.run.method.optimizer(optimizer, self.run)
+        return self._optimizer
+
+    def backward(self, batch: Inputs, share: float = 1.0, scaler: torch.amp.GradScaler | None = None) -> Tensor:
+        """Add the gradients of a (micro-)batch's objective, in training mode.
+
+        Args:
+            batch: the model's arguments, and `labels`.
+            share: of the step's examples that are in the micro-batch.
+            scaler: yours, in fp16; unscale before clipping.
+
+        Returns:
+            The objective (0-dim), detached; multiply it by the share to sum it over a step.
+        """
+        if self._optimizer is None:
+            raise FinetuneBenchError("The methods have not seen the optimiser: optimizer = tuned.optimizer(AdamW(…)).")
+        self.run.model.train()
+        step = TrainingStep(self.run, self.run.batch(batch), share, scaler)
+        return step.backward(step.objective().loss, View())
+
+    def before_step(self) -> None:
+        """After clipping, before the optimiser's step: methods may change gradients."""
+        self.run.method.gradients(self.run)
+
+    def after_step(self) -> None:
+        """After the optimiser's and the scheduler's step."""
+        self.run.method.after_step(self.run)
+
+    def evaluating(self) -> AbstractContextManager[None]:
+        """Around every evaluation: averaged or merged weights stand in the model. Put it in `eval()` yourself."""
+        return self.run.method.evaluating(self.run)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The plain model's tensors as they stand; inside `evaluating`, those that are evaluated."""
+        return {name: tensor.detach() for name, tensor in self.weights.items()}
+
+    def finish(self) -> None:
+        """Keep the weights that evaluation uses, and leave a plain model with its own dropout; once is enough."""
+        if not self._open:
+            return
+        with torch.no_grad():
+            with self.evaluating():
+                kept = {name: tensor.clone() for name, tensor in self.state_dict().items()}
+            self.close()
+            for name, tensor in kept.items():
+                self.weights[name].copy_(tensor)
+
+    def close(self) -> None:
+        """Leave a plain model with the last step's weights, as after an error."""
+        if self._open:
+            self._open = False
+            try:
+                self.run.method.teardown(self.run)
+            finally:
+                _restore(self._rates)
+
+    def __enter__(self) -> Attached:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.finish()
+        else:
+            self.close()

@@ -1,0 +1,181 @@
+"""The Method contract: what a fine-tuning regulariser may do, and when.
+
+The base class *is* vanilla fine-tuning: a method overrides only the hooks it needs. `Stack` makes several methods one.
+`training.py` draws where each hook runs; `docs/first-method.md` walks through writing one.
+
+    class MyMethod(Method):
+        \"\"\"The card: what it does, the formula, the deviations from the paper.\"\"\"
+        name = "my_method"
+        neutral = {"strength": 0.0}
+        strength: float = parameter(0.1, interval="[0, inf)", help="...")
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, ClassVar, dataclass_transform
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
+from finetune_bench.model.dropout import Dropout
+from finetune_bench.parameters import Range, parameter, validate
+from finetune_bench.recipe import ARRANGEMENTS, Recipe
+from finetune_bench.task import Task
+
+
+class Phase(IntEnum):
+    """When a method's `setup` runs; every setup of a phase ends before the next phase begins."""
+
+    SURGERY = 0  # change weights
+    SELECT = 1  # choose what trains
+    WRAP = 2  # hooks, parametrisations
+    MEASURE = 3  # passes over the data, and all else
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a cell before any weight is loaded, for `Method.unsupported`.
+
+    Attributes:
+        skeleton: the model without weights (on the meta device); its structure and configuration may be read.
+        active_dropout: names of the modules whose dropout stays above zero under the stack's policy.
+        dtype: of the arithmetic (float32, or autocast's).
+        partners: the other methods of the stack.
+        outer: those to the left, whose objectives are around this method's.
+    """
+
+    skeleton: nn.Module
+    active_dropout: tuple[str, ...]
+    task: Task
+    recipe: Recipe
+    dtype: torch.dtype
+    partners: tuple[Method, ...] = ()
+    outer: tuple[Method, ...] = ()
+
+
+@dataclass_transform(kw_only_default=True)
+@dataclass(kw_only=True, eq=False)
+class Method:
+    """Vanilla fine-tuning; the base class of every method.
+
+    Subclasses become keyword-only dataclasses by themselves. Their fields are hyper-parameters: public, validated when
+    made, never changed after. What a method learns while it runs lives in attributes that end in `_`.
+
+    Class attributes:
+        name: the plugin's id, lower case: the file's name and the entry point's.
+        version: raised when the method's numbers change, so that stale rows never mix with new ones.
+        phase: when `setup` runs.
+        stochastic: whether two training forwards of the same batch differ because of this method.
+        arrangement: the furthest arrangement in which it works: "padded"; "packed" if whatever it does to hidden states
+            between the layers may have them without padding, (1, tokens, dim); "trimmed" if besides, from `optimizer`
+            on, the token embeddings may have only the rows of tokens that occur, and it holds none of them from before.
+        reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
+        early_backward: whether it calls `step.backward`, so that the loss it returns is partly detached.
+        noises: the place where it puts noise, as "token embeddings"; stacking two of one place is said before a run.
+        search_space: by parameter, the range or the choices that a search may try; the default need not be inside.
+        neutral: parameters under which the method equals vanilla (with the same dropout) to the last bit; None where
+            there is no such setting, and the card says why.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    phase: ClassVar[Phase] = Phase.MEASURE
+    stochastic: ClassVar[bool] = False
+    arrangement: ClassVar[str] = ARRANGEMENTS[0]
+    reads_pretrained: ClassVar[bool] = False
+    early_backward: ClassVar[bool] = False
+    noises: ClassVar[str] = ""
+    search_space: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {}
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+
+    dropout: Dropout = parameter(Dropout.KEEP, help="what is asked of the model's dropout")
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if cls.__doc__ is None:  # the file's card, where the class has no words of its own
+            cls.__doc__ = sys.modules[cls.__module__].__doc__
+        dataclass(kw_only=True, eq=False)(cls)
+
+    def __post_init__(self) -> None:
+        validate(self)
+
+    @property
+    def parts(self) -> tuple[Method, ...]:
+        """The methods that this one is made of: itself."""
+        return (self,)
+
+    def unsupported(self, facts: Facts) -> str | None:
+        """Why this method can't run in a cell with these facts, as the end of "NAME is skipped: …"; else None."""
+        return None
+
+    def warning(self, facts: Facts) -> str | None:
+        """What the user should know of a cell that can run: above all that this method has no effect in it."""
+        return None
+
+    def effects(self) -> Mapping[str, Method]:
+        """What this method does, split: each twin turns one more effect on, the last is the method itself.
+
+        The first is compared with vanilla at this method's dropout; what that dropout does is split off before.
+        """
+        return {self.name: self}
+
+    def noise_scale(self) -> float | None:
+        """Standard deviation of the noise this method adds to activations; refused where the dtype can't carry it."""
+        return None
+
+    def passes(self, inner: Passes) -> Passes:
+        """Passes of one step, given those of one call of `inner`. Checked against what is counted."""
+        return inner
+
+    def memory(self, inner: Memory) -> Memory:
+        """What training keeps, given what it keeps with `inner` alone. Checked against what is measured."""
+        return inner
+
+    def setup(self, run: Run) -> None:
+        """Once, after the model is loaded and before the optimiser exists."""
+
+    def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Replace or wrap the optimiser, or change its groups; once, after every setup."""
+        return optimizer
+
+    @contextmanager
+    def perturbing(self, run: Run) -> Iterator[None]:
+        """Around every training forward: perturb activations or weights inside, leave no trace after."""
+        yield
+
+    def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """The loss of one micro-batch. `inner(view)` is that of the methods to the right, at last the task's loss."""
+        return inner(view)
+
+    def gradients(self, run: Run) -> None:
+        """Change the gradients of `run.params` in place: after clipping, before the optimiser's step."""
+
+    def after_step(self, run: Run) -> None:
+        """After the optimiser's and the scheduler's step."""
+
+    @contextmanager
+    def evaluating(self, run: Run) -> Iterator[None]:
+        """Around every evaluation; weights are swapped by copying into the same storage, and back."""
+        yield
+
+    def state(self) -> State:
+        """What changes from step to step and is needed to go on: for a checkpoint in the middle of a run.
+
+        Not what `setup` and `optimizer` make, for they are replayed, nor weights of the model, the optimiser's state or
+        random streams, which are kept by themselves.
+        """
+        return {}
+
+    def load_state(self, state: State) -> None:
+        """Take back what `state` gave, after `setup` and `optimizer`; tensors come on the run's device."""
+
+    def teardown(self, run: Run) -> None:
+        """Leave a plain model, whatever happened; runs also after an error, and after a `setup` that never ran."""

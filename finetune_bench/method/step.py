@@ -1,0 +1,150 @@
+"""What a method is given: the training run, one step of it, and how a forward pass is to be made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import Parameter
+
+from finetune_bench.recipe import Recipe
+from finetune_bench.task import Batch, Output, Task
+
+
+@dataclass(frozen=True)
+class View:
+    """How one forward pass is to be made.
+
+    Attributes:
+        embeds: (batch, seq, dim), replaces the raw token embeddings (before position embeddings, norm and dropout).
+        weights: by canonical name, take the place of the parameters in this pass; gradients flow to them.
+        perturb: False turns every method's `perturbing` off for this pass.
+        hidden: also return the states between the layers, as `Output.hidden`.
+        weight: the factor by which outer methods will multiply the loss of this pass. A method that multiplies
+            `inner`'s loss by c passes `replace(view, weight=c * view.weight)`; early backward passes need it.
+    """
+
+    embeds: Tensor | None = None
+    weights: Mapping[str, Tensor] | None = None
+    perturb: bool = True
+    hidden: bool = False
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What one evaluation of the training loss yields.
+
+    Attributes:
+        loss: 0-dim, of the micro-batch; its graph reaches the weights.
+        output: that of a forward pass of which the graph is alive: the first, unless the method says otherwise.
+        logs: named 0-dim tensors or numbers, kept per step in the training trace.
+    """
+
+    loss: Tensor
+    output: Output
+    logs: Mapping[str, Tensor | float] = field(default_factory=dict)
+
+
+Inner = Callable[[View], Objective]
+
+
+class Step(Protocol):
+    """One micro-batch: the only door from a method to the training step."""
+
+    @property
+    def batch(self) -> Batch: ...
+    def forward(self, view: View = ...) -> Output:
+        """One training forward pass inside the stack's `perturbing` (unless the view says no); it is counted."""
+        ...
+
+    def embeds(self, view: View = ...) -> Tensor:
+        """The view's raw token embeddings (batch, seq, dim), before position embeddings, norm and dropout."""
+        ...
+
+    def divergence(self, p: Output, q: Output) -> Tensor:
+        """The task's distance between two predictions, batch mean: symmetric KL, or the MSE for regression."""
+        ...
+
+    def mark(self) -> Streams:
+        """Where all random streams stand: dropout's, and every method's."""
+        ...
+
+    def replay(self, mark: Streams) -> AbstractContextManager[None]:
+        """Inside, passes draw what they drew from the mark on: the same masks, the same noise, for equal shapes.
+
+        After it the streams stand where they stood before. What a method draws for itself it therefore draws outside:
+        inside it would draw the same at every step.
+        """
+        ...
+
+    def backward(self, part: Tensor, view: View) -> Tensor:
+        """Add the gradients of a part (0-dim) of this method's loss now, and free its graph.
+
+        Args:
+            part: a summand of the loss that this method will return.
+            view: the one that this method was given: its `weight` is applied here, as is all other scaling of losses.
+
+        Returns:
+            The part, detached, to be added to the loss that is returned. Declare `early_backward`.
+        """
+        ...
+
+
+Streams = Mapping[str, Tensor]  # states of random streams, by name
+
+
+State = Mapping[str, Any]  # what a method has to keep, by name: tensors, and what JSON can hold
+
+
+class Run(Protocol):
+    """What `setup` and the other hooks may use of the training run."""
+
+    model: nn.Module
+    # Canonical names, fixed at build; the objects stay the same under wrapping. A method that brings parameters of its
+    # own puts them here in `setup` and takes them out in `teardown`.
+    params: dict[str, Parameter]
+    undecayed: set[str]  # names of the parameters that the recipe's weight decay leaves out: biases and norms
+    weights: Mapping[str, Tensor]  # while a pass runs: what it uses in the place of the parameters of these names
+    trained: dict[str, Tensor]  # masks of the entries that train, for parameters of which a method fixed the others
+    task: Task
+    recipe: Recipe
+    total_steps: int
+    device: torch.device
+    dtype: torch.dtype  # of the arithmetic: float32, or autocast's
+
+    @property
+    def pretrained(self) -> Mapping[str, Tensor]:
+        """The weights as loaded, by canonical name, before any method touched them. Needs `reads_pretrained`."""
+        ...
+
+    def reanchor(self, names: Iterable[str]) -> None:
+        """From here on `pretrained` holds these parameters' present values. For surgery that discards the old ones."""
+        ...
+
+    def generator(self, name: str) -> Generator:
+        """The method's own random stream of that name, on `device`; the same object at each call."""
+        ...
+
+    def batches(self, order: str) -> Iterator[Batch]:
+        """One pass over the training data in batches of the recipe's size, shuffled by the stream `order`."""
+        ...
+
+    def loss(self, batch: Batch, view: View = ...) -> Tensor:
+        """The plain task loss of a batch (0-dim, batch mean), the model in the mode it is in."""
+        ...
+
+    def grad(self, loss: Tensor, weights: Sequence[Tensor], view: View = ...) -> list[Tensor]:
+        """Gradients of a loss, zero for weights that it doesn't depend on; counted, and `.grad` is left alone.
+
+        The loss's graph is freed; with the view that its passes were made from, what lies below its embeddings is not.
+        """
+        ...
+
+    def own_randomness(self, name: str) -> AbstractContextManager[None]:
+        """Inside, the global random streams (dropout) are the method's own; after it they are as they were."""
+        ...

@@ -1,0 +1,68 @@
+"""Pre-trained models: loading them, finding one's way in them, their dropout, and passes without padding."""
+
+from __future__ import annotations
+
+from finetune_bench.model.dropout import HIDDEN_DROPOUT_FIELDS, active_dropout, dropout_rates, with_dropout
+from finetune_bench.model.pretrained import (
+    CONTENT,
+    build,
+    check_fit,
+    config,
+    digest,
+    fingerprint,
+    hash_files,
+    label,
+    load,
+    looks_like_folder,
+    save,
+    skeleton,
+    tokenizer,
+)
+from finetune_bench.model.structure import (
+    attention_blocks,
+    attention_outputs_changed,
+    body,
+    checkpoint_activations,
+    hidden_states_captured,
+    is_sequence_first,
+    layer_inputs_changed,
+    layers,
+    output_layer,
+    places,
+    positions,
+    undecayed,
+    weights_replaced,
+)
+
+__all__ = [
+    "CONTENT",
+    "HIDDEN_DROPOUT_FIELDS",
+    "active_dropout",
+    "attention_blocks",
+    "attention_outputs_changed",
+    "body",
+    "build",
+    "check_fit",
+    "checkpoint_activations",
+    "config",
+    "digest",
+    "dropout_rates",
+    "fingerprint",
+    "hash_files",
+    "hidden_states_captured",
+    "is_sequence_first",
+    "label",
+    "layer_inputs_changed",
+    "layers",
+    "load",
+    "looks_like_folder",
+    "output_layer",
+    "places",
+    "positions",
+    "save",
+    "skeleton",
+    "tokenizer",
+    "undecayed",
+    "weights_replaced",
+    "with_dropout",
+]

@@ -1,0 +1,166 @@
+"""No computing on padding: between the embeddings and the head a batch is one row of real tokens.
+
+A hook on the first layer drops the padding, (batch, seq, dim) → (1, tokens, dim); one on the last layer puts zeros in
+its place for the pooler and the head. In between, linear layers, norms and dropout see real tokens only, and attention,
+registered with transformers under `NAME`, sees each sequence by itself. The model's own code is not touched. What real
+tokens come to is what they come to with padding, but for rounding: padding never reached them. Random draws have other
+shapes, so that with dropout the two arrangements are two runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from finetune_bench import device as devices
+from finetune_bench.model.structure import layers
+from finetune_bench.recipe import ARRANGEMENTS
+
+NAME = "finetune_bench_packed"
+# Models with positions added below their layers, one mask for all layers, and attention through the interface.
+MODEL_TYPES = ("bert", "distilbert", "electra", "roberta", "camembert", "xlm-roberta")
+
+
+@dataclass(frozen=True)
+class Packing:
+    """Where a batch's real tokens are.
+
+    Attributes:
+        lengths: of the sequences.
+        tokens: (tokens,), places of the real tokens in the flattened padded batch.
+        places: (batch · longest,), the token of each place; padding has the first token of its sequence.
+        mask: (batch, 1, 1, longest), true for real tokens.
+    """
+
+    lengths: tuple[int, ...]
+    tokens: Tensor
+    places: Tensor
+    mask: Tensor
+
+
+def furthest(config: Any) -> str:
+    """The furthest arrangement that a model of this configuration can do."""
+    return ARRANGEMENTS[-1] if config.model_type in MODEL_TYPES else ARRANGEMENTS[0]
+
+
+def make_packing(lengths: Sequence[int], device: torch.device) -> Packing:
+    """The packing of a batch padded at its end, made on the host, so that no device is waited for."""
+    sizes = torch.tensor(lengths)
+    column = torch.arange(int(sizes.max()))
+    mask = column < sizes[:, None]
+    starts = (sizes.cumsum(0) - sizes)[:, None]
+    places = torch.where(mask, starts + column, starts)
+    tokens = mask.flatten().nonzero().flatten()
+    return Packing(
+        tuple(lengths),
+        devices.put(tokens, device),
+        devices.put(places.flatten(), device),
+        devices.put(mask[:, None, None, :], device),
+    )
+
+
+_current: list[Packing] = []  # that of the pass which is running
+
+
+@contextmanager
+def packed(model: nn.Module, packing: Packing) -> Iterator[None]:
+    """Inside, one forward pass of a model under `prepare` computes no padding."""
+    runs = layers(model)
+    shape: list[torch.Size] = []
+
+    def drop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        shape.append(hidden.shape)
+        kept = hidden.flatten(0, 1).index_select(0, packing.tokens)[None]
+        return ((kept, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": kept})
+
+    def put_back(module: nn.Module, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        batch, sequence, dim = shape.pop()
+        full = (
+            hidden.new_zeros(batch * sequence, dim).index_copy(0, packing.tokens, hidden[0]).view(batch, sequence, dim)
+        )
+        return (full, *output[1:]) if isinstance(output, tuple) else full
+
+    _current.append(packing)
+    handles = [
+        runs[0].register_forward_pre_hook(drop, with_kwargs=True, prepend=True),
+        runs[-1].register_forward_hook(put_back),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        _current.pop()
+
+
+def prepare(model: nn.Module) -> None:
+    """Let a model attend through this file; outside `packed` that is the library's own attention."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, make_mask)
+    model.set_attn_implementation(NAME)  # type: ignore[operator]
+
+
+def make_mask(*args: Any, **kwargs: Any) -> Any:
+    """The library's mask, or none in a packed pass."""
+    from transformers.masking_utils import sdpa_mask
+
+    return None if _current else sdpa_mask(*args, **kwargs)
+
+
+def attend(  # noqa: PLR0917 — the library's own order
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention within each sequence; query, key and value are (1, heads, tokens, width) in a packed pass."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if not _current:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    packing = _current[-1]
+    parts = query, key, value
+    if query.device.type == "cpu":
+        mixed = attend_one_by_one(parts, packing, dropout_p=dropout, scale=scaling)
+    else:  # many small kernels would cost more than padding in this place alone
+        mixed = attend_padded(parts, packing, dropout_p=dropout, scale=scaling)
+    return mixed.transpose(1, 2), None
+
+
+Parts = tuple[Tensor, Tensor, Tensor]  # query, key and value, each (1, heads, tokens, width)
+
+
+def attend_one_by_one(parts: Parts, packing: Packing, **options: Any) -> Tensor:
+    """One call per sequence; (1, heads, tokens, width)."""
+    queries, keys, values = (torch.split(states, list(packing.lengths), 2) for states in parts)
+    pieces = zip(queries, keys, values, strict=True)
+    return torch.cat([F.scaled_dot_product_attention(q, k, v, **options) for q, k, v in pieces], 2)
+
+
+def attend_padded(parts: Parts, packing: Packing, **options: Any) -> Tensor:
+    """One call for all sequences, on padded views; (1, heads, tokens, width)."""
+    query, key, value = (_pad(states, packing) for states in parts)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=packing.mask, **options)
+    return mixed.transpose(1, 2).flatten(0, 1).index_select(0, packing.tokens).transpose(0, 1)[None]
+
+
+def _pad(states: Tensor, packing: Packing) -> Tensor:
+    """(1, heads, tokens, width) → (batch, heads, longest, width)."""
+    _, heads, _, width = states.shape
+    wide = states[0].transpose(0, 1).index_select(0, packing.places)
+    return wide.view(len(packing.lengths), -1, heads, width).transpose(1, 2)

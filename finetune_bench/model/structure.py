@@ -1,0 +1,235 @@
+"""Checkpoints: loading them, and finding one's way in them: layers, head, dropout, norms.
+
+Everything is found by structure, so that a new encoder needs no new line. Layer inputs arrive as the first positional
+argument or as `hidden_states`; they are (batch, seq, dim), XLNet's (seq, batch, dim). ALBERT calls one group of weights
+for every layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune_bench.errors import ModelError
+
+
+def positions(model: nn.Module) -> int | None:
+    """Tokens that the model has absolute positions for; None where positions are relative."""
+    for name, module in body(model).named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            # RoBERTa counts from the padding token's id on.
+            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+    return None
+
+
+def checkpoint_activations(model: nn.Module) -> None:
+    """Compute activations again in the backward pass in place of keeping them."""
+    # The older name is deprecated where the newer one exists, and the only one where it doesn't.
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()  # type: ignore[operator]
+    model.config.use_cache = False  # type: ignore[union-attr]
+
+
+def body(model: nn.Module) -> nn.Module:
+    """The pre-trained part; what lies outside is the head."""
+    found: nn.Module = model.base_model  # type: ignore[assignment]
+    return found
+
+
+def layers(model: nn.Module) -> list[nn.Module]:
+    """The encoder's layers in the order in which they run; a shared one (ALBERT) stands once for every run.
+
+    Raises:
+        ModelError: no list of layers was found.
+    """
+    count: int = model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
+    lists = [module for module in body(model).modules() if isinstance(module, nn.ModuleList) and len(module)]
+    for candidate in lists:
+        if len(candidate) == count:
+            return list(candidate)
+    groups = getattr(model.config, "num_hidden_groups", None)
+    for candidate in lists:
+        if len(candidate) == groups:
+            return [candidate[index * groups // count] for index in range(count)]
+    raise ModelError(f"No list of {count} layers was found in {type(model).__name__}.")
+
+
+def places(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Where every parameter acts, from the bottom up.
+
+    Returns:
+        −1 for embeddings and whatever the body has outside its layers (projections, tables of relative positions,
+        DeBERTa-v2's convolution), the layer's index from 0 for a layer's own, and the number of layers for what comes
+        after them: a pooler, a last norm, the head. A shared layer counts where it runs last.
+
+    Raises:
+        ModelError: see `layers`.
+    """
+    found, stack = layers(model), body(model)
+    last = set(found[-1].parameters())
+    place = dict.fromkeys(model.parameters(), len(found))
+    for child in stack.children():  # in the order in which they run; what follows the encoder is not below it
+        place |= dict.fromkeys(child.parameters(), -1)
+        if last & set(child.parameters()):
+            break
+    place |= dict.fromkeys(stack.parameters(recurse=False), -1)
+    for index, layer in enumerate(found):
+        place |= dict.fromkeys(layer.parameters(), index)
+    return place
+
+
+@contextmanager
+def weights_replaced(params: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Inside, the named parameters hold other values, copied into the same storage; after it their own, to the bit."""
+    with torch.no_grad():
+        own = {name: params[name].detach().clone() for name in values}
+        for name, value in values.items():
+            params[name].copy_(value)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in own.items():
+                params[name].copy_(value)
+
+
+def is_sequence_first(model: nn.Module) -> bool:
+    """Whether hidden states inside the encoder are (seq, batch, dim), as XLNet's are."""
+    return type(layers(model)[0]).__name__ == "XLNetLayer"  # told by its name: importing the class takes seconds
+
+
+@contextmanager
+def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `change(index, hidden)` replaces the hidden states that enter each layer of one forward pass.
+
+    Args:
+        model: the classifier.
+        change: gets the layer's index from 0 and its input, in the layer's own layout; returns what the layer gets.
+    """
+    runs = layers(model)
+    index_of = {module: index for index, module in enumerate(runs)}
+    shared = len(index_of) < len(runs)
+    calls = 0
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        nonlocal calls
+        index = calls if shared else index_of[module]
+        calls += 1
+        if args:
+            return (change(index, args[0]), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": change(index, kwargs["hidden_states"])}
+
+    with _hooked(module.register_forward_pre_hook(before, with_kwargs=True) for module in index_of):
+        yield
+
+
+@contextmanager
+def attention_outputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
+    """Inside, `change(index, hidden)` replaces what each layer's attention block hands to its feed-forward block.
+
+    Raises:
+        ModelError: see `attention_blocks`.
+    """
+    blocks = attention_blocks(model)
+    index_of = {module: index for index, module in enumerate(blocks)}
+    shared = len(index_of) < len(blocks)
+    calls = 0
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        nonlocal calls
+        index = calls if shared else index_of[module]
+        calls += 1
+        if isinstance(output, tuple):
+            return change(index, output[0]), *output[1:]
+        return change(index, output)
+
+    with _hooked(module.register_forward_hook(after) for module in index_of):
+        yield
+
+
+def attention_blocks(model: nn.Module) -> list[nn.Module]:
+    """Per layer, the module whose output (its first, if several) is the feed-forward block's input and residual.
+
+    Raises:
+        ModelError: no module's output is that (ModernBERT normalises first and adds the residual outside).
+    """
+    found = []
+    for layer in layers(model):
+        blocks = [
+            module
+            for name, module in layer.named_modules()
+            if name.rpartition(".")[2] in ("attention", "rel_attn")
+            and any(isinstance(part, nn.LayerNorm) or "LayerNorm" in type(part).__name__ for part in module.modules())
+        ] or [module for name, module in layer.named_modules() if name == "sa_layer_norm"]
+        if not blocks:
+            raise ModelError(
+                f"no module's output in {type(model).__name__} is what the attention block hands to the feed-forward "
+                "block"
+            )
+        found.append(blocks[0])
+    return found
+
+
+@contextmanager
+def hidden_states_captured(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, a forward pass appends to the list what enters the first layer and what leaves every layer.
+
+    Each is (batch, seq, dim), with the noise that others put on it. The library's own `output_hidden_states` leaves
+    hooks behind, and what it shows depends on the order of hooks.
+    """
+    states: list[Tensor] = []
+    runs, sequence_first = layers(model), is_sequence_first(model)
+
+    def keep(hidden: Tensor) -> None:
+        states.append(hidden.transpose(0, 1) if sequence_first else hidden)
+
+    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if not states:
+            keep(args[0] if args else kwargs["hidden_states"])
+
+    def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        keep(output[0] if isinstance(output, tuple) else output)
+
+    handles = [runs[0].register_forward_pre_hook(before, with_kwargs=True)]
+    with _hooked(iter([*handles, *(module.register_forward_hook(after) for module in dict.fromkeys(runs))])):
+        yield states
+
+
+def output_layer(model: nn.Module) -> nn.Linear:
+    """The linear layer that yields the logits: the head's last.
+
+    Raises:
+        ModelError: the head ends in no linear layer.
+    """
+    inside = set(body(model).modules())
+    outputs: int = model.config.num_labels  # type: ignore[union-attr, assignment]
+    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in inside and m.out_features == outputs]
+    if not found:
+        raise ModelError(f"The head of {type(model).__name__} ends in no linear layer with {outputs} outputs.")
+    return found[-1]
+
+
+@contextmanager
+def _hooked(handles: Iterator[Any]) -> Iterator[None]:
+    registered: list[Any] = []
+    try:
+        registered.extend(handles)
+        yield
+    finally:
+        for handle in registered:
+            handle.remove()
+
+
+def undecayed(model: nn.Module) -> set[str]:
+    """Names of the parameters without weight decay: biases, and all of a norm, told by the module's type."""
+    names = set()
+    for prefix, module in model.named_modules():
+        is_norm = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
+        for name, _ in module.named_parameters(recurse=False):
+            if is_norm or name.endswith("bias"):
+                names.add(f"{prefix}.{name}".lstrip("."))
+    return names

@@ -1,0 +1,94 @@
+"""What a cell is trained on: its data, tokenised, and its model before any training."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from finetune_bench import device as devices
+from finetune_bench import registry
+from finetune_bench.errors import DataError
+from finetune_bench.method.base import Facts
+from finetune_bench.method.stack import Stack
+from finetune_bench.model import packing, pretrained
+from finetune_bench.model.dropout import Dropout, active_dropout, with_dropout
+from finetune_bench.model.structure import checkpoint_activations
+from finetune_bench.seeds import derive
+from finetune_bench.study.grid import Cell
+from finetune_bench.task import Task, TaskData, hold_out, limit
+from finetune_bench.training.examples import encode
+
+
+@lru_cache(maxsize=4)
+def load_data(
+    task_text: str, limit_train: int | None, data_root: Path | None, held_out: float = 0.0
+) -> tuple[Task, TaskData]:
+    """A task and its examples, the training ones limited, then a share of them held out; kept for the next cell.
+
+    Raises:
+        UsageError: the task is unknown or its data can't be had.
+    """
+    task = registry.task(task_text)
+    data = task.load(data_root)
+    if limit_train is not None:
+        data = dataclasses.replace(data, train=limit(data.train, limit_train, task.name))
+    if not len(data.train) or not all(len(split) for split in data.evaluation.values()):
+        raise DataError(f"The task '{task.name}' has a split without examples.")
+    return task, hold_out(data, held_out, task.name) if held_out else data
+
+
+@lru_cache(maxsize=4)
+def encoded(
+    cell_model: str,
+    task_text: str,
+    limit_train: int | None,
+    data_root: Path | None,
+    length: int,
+    *,
+    held_out: float = 0.0,
+) -> Any:
+    """A task's training examples and evaluation splits by name, tokenised; kept for the next cell."""
+    task, data = load_data(task_text, limit_train, data_root, held_out)
+    tokenizer = pretrained.tokenizer(cell_model)
+    train = encode(data.train, tokenizer, length, task.kind)
+    return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
+
+
+def forget() -> None:
+    """Drop everything that was read from files, which may have changed since."""
+    for reader in (load_data, encoded, _skeleton, pretrained.config, pretrained.tokenizer, pretrained.hash_files):
+        reader.cache_clear()
+
+
+def facts_of(cell: Cell, stack: Stack) -> Facts:
+    """What is known of a cell before any weight is loaded."""
+    task = registry.task(cell.task)
+    skeleton = _skeleton(cell.model, task.outputs, stack.dropout)
+    return Facts(
+        skeleton=skeleton,
+        active_dropout=tuple(active_dropout(skeleton)),
+        task=task,
+        recipe=cell.recipe,
+        dtype=devices.DTYPES[cell.recipe.precision],
+    )
+
+
+@cache
+def _skeleton(name: str, outputs: int, policy: Dropout) -> torch.nn.Module:
+    return pretrained.skeleton(with_dropout(pretrained.config(name, outputs), policy))
+
+
+def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:
+    """A cell's model before any training, under its dropout policy, arranged and checkpointed as its recipe says."""
+    task = registry.task(cell.task)
+    config = with_dropout(pretrained.config(cell.model, task.outputs), stack.dropout)
+    classifier = pretrained.load(cell.model, config, derive(cell.seed, "init", task.name, cell.weights)).to(device)
+    if cell.recipe.arrangement != "padded":
+        packing.prepare(classifier)
+    if cell.recipe.gradient_checkpointing:
+        checkpoint_activations(classifier)
+    return classifier

@@ -1,0 +1,114 @@
+"""From what a cell came to, to its row."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_bench import registry
+from finetune_bench.model import pretrained
+from finetune_bench.store.store import SCHEMA
+from finetune_bench.study.grid import Cell
+from finetune_bench.task import Task
+from finetune_bench.training import loop, measure
+from finetune_bench.training.run import TrainingRun
+
+Row = dict[str, Any]
+
+
+# The mean training loss of the last tenth must lie this far below that of predicting the label's distribution only.
+LEARNT_SHARE = 0.95
+
+
+def row_of(cell: Cell, status: str, **found: Any) -> Row:
+    """The part of a row that is known without running, and what was found."""
+    task = registry.task(cell.task)
+    stack = cell.stack
+    return {
+        "schema": SCHEMA,
+        "id": cell.id,
+        "status": status,
+        "reason": None,
+        "method": cell.label,
+        "methods": [
+            {
+                "name": method.name,
+                "version": method.version,
+                "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
+            }
+            for method in stack.methods
+        ],
+        "task": cell.task,
+        "kind": task.kind,
+        "metric": task.metrics[0],
+        "model": pretrained.label(cell.model),
+        "seed": cell.seed,
+        "limit_train": cell.limit_train,
+        "held_out": cell.held_out,
+        "stretch": cell.stretch,
+        "recipe": dataclasses.asdict(cell.recipe),
+        "device": cell.device,
+        "threads": cell.threads,
+        **found,
+    }
+
+
+def constant_prediction(train_labels: torch.Tensor, labels: np.ndarray, task: Task) -> np.ndarray:
+    """The prediction that uses no text: the commonest training label, or the mean for regression."""
+    if task.kind == "regression":
+        return np.full((len(labels), 1), float(train_labels.mean()))
+    one_hot: np.ndarray = np.eye(task.outputs)[int(train_labels.bincount().argmax())]
+    return np.tile(one_hot, (len(labels), 1))
+
+
+def collapse_reason(
+    task: Task,
+    predictions: dict[str, np.ndarray],
+    metrics: dict[str, dict[str, float]],
+    majority: dict[str, dict[str, float]],
+) -> str | None:
+    """Why a run counts as collapsed, judged on the first split; None when it doesn't."""
+    first = next(iter(predictions))
+    if task.kind == "classification" and len(np.unique(predictions[first].argmax(axis=1))) == 1:
+        return "predicts one class only"
+    if all(metrics[first][metric] <= majority[first][metric] for metric in task.metrics):
+        return f"no better than the constant prediction in {' or '.join(task.metrics)}"
+    return None
+
+
+def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> Row:
+    losses = trace.steps["task_loss"]
+    tenth = max(1, len(losses) // 10)
+    first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
+    if task.kind == "regression":
+        constant = float(labels.var(correction=0))
+    else:
+        shares = labels.bincount().double() / len(labels)
+        constant = float(torch.special.entr(shares).sum())
+    return {
+        "steps": len(losses),
+        "first_loss": first,
+        "last_loss": last,
+        "constant_loss": constant,
+        "hardly_moved": last > LEARNT_SHARE * constant,
+    }
+
+
+def cost_facts(run: TrainingRun, trace: loop.Trace) -> Row:
+    timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
+    seconds = float(trace.seconds[timed].sum())
+    examples = int(trace.examples[timed].sum())
+    return {
+        "train_seconds": seconds,
+        "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),
+        "examples_per_second": examples / seconds if seconds else None,
+        "forwards_per_step": trace.forwards_per_step,
+        "backwards_per_step": trace.backwards_per_step,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "setup_seconds": trace.setup_seconds,
+        "setup_forwards": trace.setup_forwards,
+        "setup_backwards": trace.setup_backwards,
+    }

@@ -1,0 +1,251 @@
+"""Rows on disk: one folder per cell, written whole or not at all.
+
+    RUN/study.json            what was asked for, to resume and to head the report
+    RUN/cells/<id>/cell.json  the cell's full specification
+    RUN/cells/<id>/row.json   what came of it (see below)
+    RUN/cells/<id>/predictions.npz   per evaluation split: `<split>.predictions`, `<split>.labels`
+    RUN/cells/<id>/trace.npz         per step: `loss` and whatever the methods log; `sketch`, `sketch_steps`,
+                                     and `scored_sketch` where averaged weights were scored
+    RUN/cells/<id>/log.txt           of a failed cell: traceback and what the worker printed
+    RUN/cells/<id>/model/            with --save-model: a plain Hugging Face folder
+    RUN/checkpoints/<id>-<n>.safetensors   the middle of a cell that runs in n micro-batches per step; gone when it ends
+
+A folder is filled under a temporary name, flushed to disk and renamed, so a reader never sees half a cell and a crash
+loses only the cell it hit. A row:
+
+    schema      of this table, an int              id           of the cell
+    status      done | failed | skipped | interrupted
+    reason      why it isn't done, a sentence; null when done
+    retry       of a failed cell: "always" (out of memory, killed: run again) or "asked" (only with --retry-failed)
+    accumulated of a cell that ran out of memory: the accumulation it was trained with in the end; its batch is as asked
+    method      label as reports show it           methods      [{name, version, parameters}], outermost first
+    task, kind, metric     the task, its kind, and the name of the score that tables compare
+    model, seed, limit_train, recipe, device, threads     the rest of the specification
+    metrics     {split: {metric: value}}           majority     the same for the constant prediction of the majority
+    collapsed   null, or why the run counts as collapsed        subset       names of the splits that are subsets
+    training    {steps, first_loss, last_loss, constant_loss, hardly_moved}         notes        facts about the data
+    cost        {train_seconds, train_cpu_seconds, examples_per_second, forwards_per_step, backwards_per_step,
+                 saved_activation_bytes, peak_memory_bytes, peak_reserved_bytes, energy_joules, parameters,
+                 trainable_parameters, setup_seconds, setup_forwards, setup_backwards, evaluation_seconds, resumed_at}
+    hashes      {init, order, data}: rows with equal hashes are paired        dropout   {kind: realised probability}
+    files       {name: bytes} of the arrays; a row whose files are others is none
+    environment versions, device name, dtype, commit            started, finished, seconds, cpu_seconds
+
+`metrics`, `majority`, `collapsed`, `training`, `hashes`, `dropout`, predictions and trace are equal to the last bit for
+equal cells; `cost` (but for the counts and the saved bytes), `environment` and the times are measurements.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from finetune_bench.errors import UsageError
+from finetune_bench.store.lease import Leases
+
+SCHEMA = 1
+MEASURED = (
+    "environment",
+    "started",
+    "finished",
+    "seconds",
+    "cpu_seconds",
+    "cost",
+)  # of a row, but for what is counted in its cost:
+COUNTED = (
+    "parameters",
+    "trainable_parameters",
+    "forwards_per_step",
+    "backwards_per_step",
+    "setup_forwards",
+    "setup_backwards",
+    "saved_activation_bytes",
+)
+
+
+class Store:
+    """The rows of one run folder.
+
+    Args:
+        root: the run folder; made when something is written.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        self.root = Path(root)
+        self.cells = self.root / "cells"
+        self.checkpoints = self.root / "checkpoints"
+        self._leases = Leases(self.root / "locks")
+
+    @classmethod
+    def open(cls, root: str | Path) -> Store:
+        """An existing store.
+
+        Raises:
+            UsageError: there is none.
+        """
+        store = cls(root)
+        if not store.cells.is_dir():
+            raise UsageError(
+                f"Expected the folder of a run (as `finetune-bench run --out` made it), but '{root}' holds no cells."
+            )
+        return store
+
+    def folder(self, cell_id: str) -> Path:
+        """Where a cell's files are, or will be."""
+        return self.cells / cell_id
+
+    def row(self, cell_id: str) -> dict[str, Any] | None:
+        """The row of a cell, or None where there is none that can be read, or one of its files is gone or cut."""
+        folder = self.folder(cell_id)
+        try:
+            row: dict[str, Any] = json.loads((folder / "row.json").read_text("utf-8"))
+            whole = all((folder / name).stat().st_size == size for name, size in row.get("files", {}).items())
+        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+            return None
+        return row if whole else None
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows, in the order of their ids."""
+        if not self.cells.is_dir():
+            return []
+        found = (self.row(folder.name) for folder in sorted(self.cells.iterdir()) if not folder.name.startswith("."))
+        return [row for row in found if row is not None]
+
+    def frame(self) -> pd.DataFrame:
+        """All rows as a table, nested keys joined by dots: `metrics.validation.accuracy`, `cost.train_seconds`."""
+        return pd.json_normalize(self.rows())
+
+    def arrays(self, cell_id: str, name: str) -> dict[str, np.ndarray]:
+        """The arrays of `predictions` or `trace`; empty where the cell has none."""
+        path = self.folder(cell_id) / f"{name}.npz"
+        if not path.is_file():
+            return {}
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+
+    def without_measurements(self) -> dict[str, dict[str, Any]]:
+        """What equal cells have in common to the last bit, by id: rows without times and machine, and arrays."""
+        found = {}
+        for row in self.rows():
+            kept = {key: value for key, value in row.items() if key not in MEASURED}
+            kept["cost"] = {key: row["cost"].get(key) for key in COUNTED} if "cost" in row else None
+            for name in ("predictions", "trace"):
+                kept[name] = {key: value.tobytes() for key, value in sorted(self.arrays(row["id"], name).items())}
+            found[row["id"]] = kept
+        return found
+
+    def study(self) -> dict[str, Any]:
+        """What the run was asked for, as `study.json` holds it; empty where that file is missing."""
+        path = self.root / "study.json"
+        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+
+    def write_study(self, study: Mapping[str, Any]) -> None:
+        """Keep what was asked for, replacing the earlier study of this folder."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        temporary = self.root / f".study-{secrets.token_hex(4)}"
+        _write(temporary, to_json(study).encode())
+        os.replace(temporary, self.root / "study.json")
+
+    @contextmanager
+    def claim(self, cell_id: str) -> Iterator[bool]:
+        """Hold a cell, so that no other process runs it, on whatever machine; yields False where another one does."""
+        with self._leases.hold(cell_id) as mine:
+            yield mine
+
+    @contextmanager
+    def writing(self, cell_id: str) -> Iterator[Path]:
+        """A fresh folder to fill; it becomes the cell's when the block ends well, and vanishes when it doesn't.
+
+        Call it with the cell claimed: what killed runs of the cell left behind is removed first.
+        """
+        self.cells.mkdir(parents=True, exist_ok=True)
+        for stale in self.cells.glob(f".{cell_id}-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        temporary = self.cells / f".{cell_id}-{secrets.token_hex(4)}"
+        temporary.mkdir()
+        try:
+            yield temporary
+            _flush(temporary)
+            self._replace(temporary, self.folder(cell_id))
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+    def write(
+        self,
+        cell: Mapping[str, Any],
+        row: Mapping[str, Any],
+        *,
+        arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
+        log: str = "",
+        into: Path | None = None,
+    ) -> None:
+        """Write a cell whole: its specification, its row, its arrays by file name, and its log.
+
+        Args:
+            into: the folder of a `writing` block that already holds something (a saved model).
+        """
+        if into is None:
+            with self.writing(str(row["id"])) as folder:
+                self.write(cell, row, arrays=arrays, log=log, into=folder)
+            return
+        sizes = {}
+        for name, content in (arrays or {}).items():
+            with open(into / f"{name}.npz", "wb") as file:
+                np.savez(file, allow_pickle=False, **content)
+                sizes[f"{name}.npz"] = file.tell()
+        if log:
+            _write(into / "log.txt", log.encode("utf-8", "replace"))
+        _write(into / "cell.json", to_json(cell).encode())
+        _write(into / "row.json", to_json({**row, "files": sizes} if sizes else row).encode())
+
+    def _replace(self, new: Path, target: Path) -> None:
+        if target.exists():  # a failed row that was run again: set it aside first, a rename can't replace a folder
+            aside = self.cells / f".{target.name}-{secrets.token_hex(4)}"
+            os.rename(target, aside)
+            os.rename(new, target)
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            os.rename(new, target)
+        _flush(self.cells)
+
+
+def to_json(value: Any) -> str:
+    """JSON with sorted keys that every reader can read: NaN becomes null, an infinity the text "inf"."""
+    return json.dumps(_plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None if np.isnan(value) else str(value)
+    return value
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _flush(folder: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # folders can't be opened on Windows
+        return
+    for path in [*folder.glob("*.npz"), folder]:
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,0 +1,33 @@
+"""What to compare: the study, its options, and the cells that it comes to. Loads nothing heavy."""
+
+from __future__ import annotations
+
+from finetune_bench.recipe import ARRANGEMENTS, AUTO, DEFAULT_EPOCHS, Recipe
+from finetune_bench.study.options import OPTIONS, Option, read_options, read_toml
+from finetune_bench.study.study import (
+    CHECKPOINT_EVERY,
+    DEFAULT_SEEDS,
+    Study,
+    as_dict,
+    make_study,
+    run_name,
+    with_defaults,
+)
+
+__all__ = [
+    "ARRANGEMENTS",
+    "AUTO",
+    "CHECKPOINT_EVERY",
+    "DEFAULT_EPOCHS",
+    "DEFAULT_SEEDS",
+    "OPTIONS",
+    "Option",
+    "Recipe",
+    "Study",
+    "as_dict",
+    "make_study",
+    "read_options",
+    "read_toml",
+    "run_name",
+    "with_defaults",
+]

@@ -1,0 +1,221 @@
+"""Tiny models, tasks and runs on which methods are tested."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune_bench.device import DTYPES
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.stack import Stack
+from finetune_bench.metrics import Kind
+from finetune_bench.model import packing
+from finetune_bench.model.dropout import Dropout, active_dropout, with_dropout
+from finetune_bench.model.pretrained import build, skeleton
+from finetune_bench.model.structure import checkpoint_activations
+from finetune_bench.recipe import Recipe
+from finetune_bench.task import Split, Task, TaskData
+from finetune_bench.training import evaluation
+from finetune_bench.training.checkpoint import Checkpoints
+from finetune_bench.training.examples import Encoded
+from finetune_bench.training.loop import Trace, train
+from finetune_bench.training.run import TrainingRun
+
+CPU = torch.device("cpu")
+
+
+KINDS: tuple[Kind, ...] = ("classification", "regression")
+
+
+VOCABULARY, CLASSES, EXAMPLES = 60, 3, 24
+
+
+RECIPE = Recipe(lr=1e-3, batch_size=8, epochs=2, warmup=0.0)
+
+
+_BERT_LIKE = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
+    "max_position_embeddings": 40,
+}
+
+
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+
+
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
+    "bert": ("bert", _BERT_LIKE),
+    "roberta": ("roberta", _BERT_LIKE),
+    "electra": ("electra", _BERT_LIKE | {"embedding_size": 12}),
+    "xlnet": ("xlnet", {"vocab_size": VOCABULARY, "d_model": 16, "n_layer": 2, "n_head": 2, "d_inner": 24}),
+    "deberta": ("deberta", _BERT_LIKE | _RELATIVE),
+    "deberta_v2": ("deberta-v2", _BERT_LIKE | _RELATIVE | {"conv_kernel_size": 3}),
+    "albert": ("albert", _BERT_LIKE | {"embedding_size": 12}),
+    "distilbert": (
+        "distilbert",
+        {
+            "vocab_size": VOCABULARY,
+            "dim": 16,
+            "n_layers": 2,
+            "n_heads": 2,
+            "hidden_dim": 24,
+            "max_position_embeddings": 40,
+        },
+    ),
+    "modernbert": (
+        "modernbert",
+        _BERT_LIKE | {f"{token}_token_id": number for number, token in enumerate(("pad", "bos", "eos", "cls", "sep"))},
+    ),
+}
+
+
+@dataclass(frozen=True)
+class ToyTask(Task):
+    """A task without texts: the examples are token ids."""
+
+    name: str = "toy"
+
+    def load(self, data_root: Path | None) -> TaskData:
+        """Not needed: `toy_examples` makes them."""
+        empty = Split([], None, [])
+        return TaskData(empty, {"validation": empty})
+
+
+def toy_task(kind: Kind) -> ToyTask:
+    """The toy task of a kind."""
+    return ToyTask(kind=kind, labels=tuple("abc") if kind == "classification" else ())
+
+
+def toy_examples(kind: Kind, count: int = EXAMPLES, *, left: bool = False) -> Encoded:
+    """Random token ids of ragged lengths; the label depends on the first of them."""
+    random = np.random.default_rng(7)
+    ids = [random.integers(5, VOCABULARY, size=random.integers(4, 12)) for _ in range(count)]
+    classes = [int(example[0]) % CLASSES for example in ids]
+    labels = torch.tensor(classes) if kind == "classification" else torch.tensor(classes, dtype=torch.float32) * 1.5
+    columns = {"input_ids": ids, "attention_mask": [np.ones_like(example) for example in ids]}
+    return Encoded(columns, {"input_ids": 0, "attention_mask": 0}, left, labels)
+
+
+def toy_config(architecture: str, kind: Kind, dropout: Dropout) -> Any:
+    """The configuration of a tiny encoder under a dropout policy."""
+    from transformers import AutoConfig
+
+    model_type, values = ARCHITECTURES[architecture]
+    config = AutoConfig.for_model(model_type, **values)
+    config.num_labels = CLASSES if kind == "classification" else 1
+    return with_dropout(config, dropout)
+
+
+def toy_model(architecture: str, kind: Kind, dropout: Dropout) -> nn.Module:
+    """A tiny random classifier, the same at every call."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(11)
+        model = build(toy_config(architecture, kind, dropout))
+        with torch.no_grad():  # at the usual 0.02 a model this small hardly looks at its input
+            for parameter in model.parameters():
+                if parameter.ndim > 1:
+                    parameter.normal_(std=0.2)
+    return model
+
+
+def toy_run(
+    methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+) -> tuple[TrainingRun, Stack]:
+    """A run on a tiny random encoder, equal for equal dropout policies, ready for `train`."""
+    stack = Stack(methods if isinstance(methods, list) else [methods])
+    model = toy_model(architecture, kind, stack.dropout)
+    if recipe.arrangement != "padded":
+        packing.prepare(model)
+    if recipe.gradient_checkpointing:
+        checkpoint_activations(model)
+    examples = toy_examples(kind, left=architecture == "xlnet")
+    run = TrainingRun(
+        model, toy_task(kind), examples, recipe, seed=3, device=CPU, keep_pretrained=stack.reads_pretrained
+    )
+    run.method = stack
+    return run, stack
+
+
+def toy_train(
+    methods: Method | list[Method],
+    architecture: str = "bert",
+    kind: Kind = "classification",
+    recipe: Recipe = RECIPE,
+    checkpoints: Checkpoints | None = None,
+) -> tuple[TrainingRun, Trace, np.ndarray]:
+    """Train, predict and tear down; returns the run, its trace and the predictions."""
+    run, stack = toy_run(methods, architecture, kind, recipe)
+    try:
+        trace = train(run, stack, checkpoints)
+        with stack.evaluating(run):
+            predictions = evaluation.predict(run, run.examples)
+    finally:
+        stack.teardown(run)
+    return run, trace, predictions
+
+
+def toy_facts(
+    stack: Stack, architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+) -> Facts:
+    """What is known of a stack on a tiny encoder before any weight is loaded."""
+    model = skeleton(toy_config(architecture, kind, stack.dropout))
+    return Facts(model, tuple(active_dropout(model)), toy_task(kind), recipe, DTYPES[recipe.precision])
+
+
+def unsupported(
+    methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+) -> str | None:
+    """Why a stack can't run on a tiny encoder, as its `unsupported` says."""
+    stack = Stack(methods if isinstance(methods, list) else [methods])
+    return stack.unsupported(toy_facts(stack, architecture, kind, recipe))
+
+
+def weights(run: TrainingRun) -> dict[str, Tensor]:
+    """The model's weights by name."""
+    return dict(run.model.state_dict())
+
+
+def same(left: TrainingRun, right: TrainingRun) -> bool:
+    """Whether two runs ended with the same weights, to the last bit."""
+    a, b = weights(left), weights(right)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """Make a checkpoint's folder: a random BERT of 2 layers × 16 and a tokenizer of words; returns it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"word{number}" for number in range(40)), "good", "bad"]
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=special["unk_token"]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(5)
+        sizes = _BERT_LIKE | {"vocab_size": len(words), "max_position_embeddings": 128}
+        build(AutoConfig.for_model("bert", **sizes)).save_pretrained(folder)  # type: ignore[operator]
+    fast.save_pretrained(folder)
+    return folder
+
+
+def tiny_texts(path: Path, count: int = 60) -> Path:
+    """Write a JSONL file of short texts with two labels that can be learnt; returns it."""
+    lines = [
+        {"text": f"word{i % 40} {'good' if i % 2 else 'bad'} word{(7 * i) % 40}" + " word1" * (i % 5), "label": i % 2}
+        for i in range(count)
+    ]
+    path.write_text("\n".join(json.dumps(line) for line in lines), "utf-8")
+    return path

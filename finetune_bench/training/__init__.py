@@ -1,0 +1,21 @@
+"""The training loop and what belongs to it: examples, checkpoints, evaluation and measurements."""
+
+from __future__ import annotations
+
+from finetune_bench.training.examples import Encoded, encode
+from finetune_bench.training.loop import Trace, make_optimizer, make_scheduler, train
+from finetune_bench.training.memory import saved_activation_bytes
+from finetune_bench.training.run import TrainingRun, TrainingStep, has_graph
+
+__all__ = [
+    "Encoded",
+    "Trace",
+    "TrainingRun",
+    "TrainingStep",
+    "encode",
+    "has_graph",
+    "make_optimizer",
+    "make_scheduler",
+    "saved_activation_bytes",
+    "train",
+]

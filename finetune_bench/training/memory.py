@@ -1,0 +1,215 @@
+"""Memory formulas against measurement: the sizes that they are made of, and what a run really keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from finetune_bench import device as devices
+from finetune_bench.device import random_state_kept
+from finetune_bench.method.cost import Memory
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import View
+from finetune_bench.model.structure import body, layer_inputs_changed, layers, output_layer
+from finetune_bench.task import Batch, Output
+from finetune_bench.training.run import TrainingRun, TrainingStep
+
+NUMBER = 4  # bytes of a float32
+
+
+def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, int]:
+    """The values of `method.SIZES` for the first micro-batch of a run that no method touched, in bytes.
+
+    Args:
+        run: a vanilla run.
+        frozen: names of the weights that are taken not to train.
+    """
+    run.model.train()
+    batch = run.examples.batch(next(run.steps())[0], run.device)
+
+    def forward() -> Output:
+        return run.forward(batch, View(perturb=False))
+
+    def loss() -> Tensor:
+        return run.task.loss(forward(), batch.labels)
+
+    def diverge() -> Tensor:
+        return run.task.divergence(forward(), forward())
+
+    # Marginal amounts: what the second one adds to the first.
+    one_pass = _saved(run, forward, forward) - _saved(run, forward)
+    one_loss = _saved(run, loss, loss) - _saved(run, loss)
+    with torch.no_grad():
+        hidden = run.forward(batch, View(perturb=False, hidden=True)).hidden[0]
+    linear = [module for module in body(run.model).modules() if isinstance(module, nn.Linear)]
+    still = {run.params[name] for name in frozen}
+    return {
+        "I": _saved(run, loss) - one_loss,
+        "F": one_pass,
+        "F_frozen": _saved_below(run, batch, still),
+        "L": one_loss - one_pass,
+        "D": _saved(run, diverge) - _saved(run, forward, forward),
+        "H": NUMBER * hidden.numel(),
+        "H_all": NUMBER * hidden.numel() * len(layers(run.model)),
+        "P": _bytes(run.params.values()),
+        "P_body": _bytes(body(run.model).parameters()),
+        "P_head": _bytes([output_layer(run.model).weight]),
+        "P_layers": _bytes(weight for layer in layers(run.model) for weight in layer.parameters()),
+        "P_dense": _bytes(
+            weight
+            for layer in layers(run.model)
+            for module in layer.modules()
+            if isinstance(module, nn.Linear)
+            for weight in module.parameters()
+        ),
+        "P_used": _saved(run, forward, own=[]) - _saved(run, forward),
+        "P_linear": _bytes(module.weight for module in linear),
+        "P_frozen": _bytes(still),
+        "C": NUMBER * sum(module.in_features for module in linear),
+    }
+
+
+def _bytes(weights: Iterable[Tensor]) -> int:
+    return NUMBER * sum(weight.numel() for weight in set(weights))
+
+
+def _saved(run: TrainingRun, *parts: Callable[[], Any], own: list[Tensor] | None = None) -> int:
+    """Bytes saved for the backward pass when all parts are alive, without tensors in `own`, by default all weights."""
+    meter = SavedActivations(list(run.params.values()) if own is None else own)
+    alive = []
+    with random_state_kept(run.device), meter.counting():
+        for part in parts:
+            alive.append(part())
+    return meter.peak_bytes
+
+
+def _saved_below(run: TrainingRun, batch: Batch, frozen: set[Any]) -> int:
+    """Bytes that a pass saves before the input of the lowest layer with a weight that trains."""
+    embeddings = set(body(run.model).get_input_embeddings().parameters())  # type: ignore[operator]
+    if not embeddings <= frozen:
+        return 0
+    lowest = next((i for i, layer in enumerate(layers(run.model)) if set(layer.parameters()) - frozen), None)
+    meter = SavedActivations(list(run.params.values()))
+    saved: list[int] = []
+
+    def note(index: int, hidden: Tensor) -> Tensor:
+        if index == lowest:
+            saved.append(meter.peak_bytes)
+        return hidden
+
+    with random_state_kept(run.device), meter.counting(), layer_inputs_changed(run.model, note):
+        output = run.forward(batch, View(perturb=False))
+        saved.append(meter.peak_bytes)
+    del output  # not before: what it holds is what is counted
+    return saved[0]
+
+
+def kept_bytes(run: TrainingRun, stack: Stack) -> int:
+    """What a run keeps beyond weights, gradients and two moments of each: tensors of its methods, and the anchors.
+
+    Below 0 where gradients and moments of frozen weights are saved.
+    """
+    weights = {weight.untyped_storage().data_ptr() for weight in run.model.parameters()}
+    held: dict[int, int] = {}
+
+    def collect(value: Any) -> None:
+        if isinstance(value, Tensor):
+            storage = value.untyped_storage()
+            if storage.data_ptr() not in weights:
+                held[storage.data_ptr()] = storage.nbytes()
+        elif isinstance(value, Mapping):
+            collect(list(value.values()))
+        elif isinstance(value, list | tuple):
+            for part in value:
+                collect(part)
+
+    for method in stack.methods:
+        collect([value for name, value in vars(method).items() if name.endswith("_")])
+    collect(run.pretrained if stack.reads_pretrained else {})
+    frozen = _bytes(weight for weight in run.params.values() if not weight.requires_grad)
+    return sum(held.values()) - 3 * frozen
+
+
+def expected_bytes(memory: Memory, sizes: Mapping[str, int]) -> tuple[float, float]:
+    """What a formula comes to: bytes saved, and bytes kept."""
+    return (
+        sum(sizes[name] * count for name, count in memory.saved.items()),
+        sum(sizes[name] * count for name, count in memory.kept.items()),
+    )
+
+
+def saved_activation_bytes(run: TrainingRun) -> int:
+    """Bytes that autograd keeps for one objective on the run's first micro-batch.
+
+    One extra evaluation of it, outside the timed steps; weights, gradients and the global random streams are left
+    as they were. The methods' own streams move on: call it after the last step.
+    """
+    first = TrainingRun(run.model, run.task, run.examples, run.recipe, seed=run.seed, device=run.device)
+    batch = run.examples.batch(next(first.steps())[0], run.device)
+    counted = (run.counter.forwards, run.counter.backwards)
+    meter = SavedActivations(list(run.params.values()))
+    with devices.random_state_kept(run.device):
+        run.model.train()
+        with meter.counting():
+            loss = TrainingStep(run, batch).objective().loss
+            if run.recipe.gradient_checkpointing:  # what is computed again is saved again
+                loss.backward()  # type: ignore[no-untyped-call]
+    for parameter in run.params.values():
+        parameter.grad = None
+    run.counter.forwards, run.counter.backwards = counted
+    return meter.peak_bytes
+
+
+class _Saved:
+    """A tensor that autograd keeps; tells the meter when it is let go."""
+
+    def __init__(self, tensor: Tensor, released: Callable[[Tensor], None]) -> None:
+        self.tensor, self._released = tensor, released
+
+    def __del__(self) -> None:
+        self._released(self.tensor)
+
+
+@dataclass
+class SavedActivations:
+    """Counts the bytes that autograd keeps for the backward pass: each storage once, at the peak, parameters apart."""
+
+    parameters: Iterable[Tensor]
+    peak_bytes: int = 0
+    _bytes: int = 0
+    _holders: dict[int, int] = field(default_factory=dict)
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what the forward passes inside save."""
+        own = {parameter.untyped_storage().data_ptr() for parameter in self.parameters}
+
+        def keep(tensor: Tensor) -> _Saved | Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() in own:
+                return tensor
+            key = storage.data_ptr()
+            if key not in self._holders:
+                self._bytes += storage.nbytes()
+                self.peak_bytes = max(self.peak_bytes, self._bytes)
+            self._holders[key] = self._holders.get(key, 0) + 1
+            # Detached: a graph that holds an output of its own, by a hook, is a cycle that no collector sees.
+            return _Saved(tensor.detach(), self._release)
+
+        def give(saved: _Saved | Tensor) -> Tensor:
+            return saved.tensor if isinstance(saved, _Saved) else saved
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, give):
+            yield
+
+    def _release(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        self._holders[storage.data_ptr()] -= 1
+        if not self._holders[storage.data_ptr()]:
+            del self._holders[storage.data_ptr()]
+            self._bytes -= storage.nbytes()
