@@ -23,8 +23,12 @@ def __getattr__(name: str) -> Any:
         from finetune_bench.runner.execution import run
 
         return run
-    if name in ("Recipe", "Study"):
-        from finetune_bench.study import study
+    if name == "Recipe":
+        from finetune_bench.recipe import Recipe
 
-        return getattr(study, name)
+        return Recipe
+    if name == "Study":
+        from finetune_bench.study.study import Study
+
+        return Study
     raise AttributeError(f"module 'finetune_bench' has no attribute {name!r}")

@@ -9,7 +9,7 @@ from typing import Any
 from tabulate import tabulate
 
 from finetune_bench.errors import UsageError
-from finetune_bench.reports.data import flat
+from finetune_bench.reports.rows.sections import flat
 from finetune_bench.store.store import Store
 
 _PARTS = ("metrics", "majority", "training", "cost", "hashes", "recipe", "environment")

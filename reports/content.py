@@ -6,13 +6,15 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from finetune_bench.reports import comparison, tables, words
-from finetune_bench.reports.data import Data
-from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Table, bold, bullets, code, table
-from finetune_bench.reports.once import once
-from finetune_bench.reports.plots import Plot
-from finetune_bench.reports.selection import Search, searches
-from finetune_bench.reports.words import counted, interval, points
+from finetune_bench.reports import health
+from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Plot, Table, bold, bullets, code, table
+from finetune_bench.reports.rows.once import once
+from finetune_bench.reports.rows.sections import Data
+from finetune_bench.reports.rows.twins import twins
+from finetune_bench.reports.section import section_blocks
+from finetune_bench.reports.text import counted, interval, listed, points
+from finetune_bench.reports.topics.search import Search, searches
+from finetune_bench.reports.verdict import verdict
 from finetune_bench.stats import estimates as stats
 
 
@@ -30,12 +32,12 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     blocks.append(Heading(2, "In short"))
     for section in data.sections:
         blocks += [Paragraph(bold(section.title))] if several else []
-        blocks += bullets(words.verdict(section, code), findings=True)
+        blocks += bullets(verdict(section, code), findings=True)
     blocks += [Paragraph(_runs_in_short(data)), _head(data), Heading(2, "How to read this"), *bullets(_HOW)]
     for number, section in enumerate(data.sections):
         blocks += [Heading(2, section.title)] if several else []
         own = {plot.kind: plot for plot in plots if plot.section == number}
-        blocks += comparison.blocks(data, section, 3 if several else 2, own)
+        blocks += section_blocks(data, section, 3 if several else 2, own)
     blocks += _searches(data)
     return [*blocks, Heading(2, "Data"), *_data(data), Heading(2, "Runs that need a look"), *_warnings(data)]
 
@@ -73,25 +75,28 @@ def _head(data: Data) -> Table:
             if key != "model" and value is not None and text not in setting.setdefault(key, []):
                 setting[key].append(text)
     recipe = ", ".join(f"{key} {' and '.join(values)}" for key, values in setting.items())
-    environment = ", ".join(f"{key} {value}" for key, value in words.environment(data).items())
+    environment = ", ".join(f"{key} {value}" for key, value in health.environment(data).items())
     rows.append(("setting", recipe or "none"))
     rows.append(("ran with", environment or "unknown"))
-    rows.append(("cells", ", ".join(f"{number} {status}" for status, number in words.status_counts(data).items())))
+    rows.append(("cells", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())))
     return table("compared", ("compared", ""), rows, align="left")
 
 
 def _runs_in_short(data: Data) -> str:
     """What the cells came to, and where to read more."""
-    counts = words.status_counts(data)
+    counts = health.status_counts(data)
     parts = [f"{counts[status]} {status}" for status in ("failed", "skipped", "interrupted") if counts[status]]
     odd = [
         f"{len(found)} {name}"
-        for found, name in ((words.collapsed(data), "collapsed"), (words.hardly_moved(data), "whose loss hardly moved"))
+        for found, name in (
+            (health.collapsed(data), "collapsed"),
+            (health.hardly_moved(data), "whose loss hardly moved"),
+        )
         if found
     ]
     text = f"{counted(counts['done'], 'run')} ended well"
-    text += f" (among them {words.listed(odd)})" if odd else ""
-    text += f"; {words.listed(parts)}" if parts else ""
+    text += f" (among them {listed(odd)})" if odd else ""
+    text += f"; {listed(parts)}" if parts else ""
     return text + (". The last section lists what went wrong." if parts or odd else ", none failed or collapsed.")
 
 
@@ -102,9 +107,9 @@ def _searches(data: Data) -> list[Block]:
     blocks: list[Block] = []
     for search in searches(data):
         blocks += [Heading(2, f"Search: {search.section.title}")]
-        blocks += bullets(words.verdict(search.section, code), findings=True)
+        blocks += bullets(verdict(search.section, code), findings=True)
         blocks += _choices(search)
-        blocks += comparison.blocks(data, search.section, 3, {})
+        blocks += section_blocks(data, search.section, 3, {})
     return blocks
 
 
@@ -203,24 +208,24 @@ def _data(data: Data) -> list[Block]:
 def _warnings(data: Data) -> list[Block]:
     blocks: list[Block] = []
     for status in ("failed", "skipped", "interrupted"):
-        if groups := words.by_reason([row for row in data.rows if row["status"] == status], "reason"):
+        if groups := health.by_reason([row for row in data.rows if row["status"] == status], "reason"):
             blocks.append(Paragraph(bold(status.capitalize())))
             cells = [f"{counted(count, 'cell')}: {reason} — {where}" for reason, where, count in groups]
             blocks += bullets(cells, findings=True)
     items = [
-        f"Collapsed: {reason} — {where}" for reason, where, _ in words.by_reason(words.collapsed(data), "collapsed")
+        f"Collapsed: {reason} — {where}" for reason, where, _ in health.by_reason(health.collapsed(data), "collapsed")
     ]
-    if moved := words.hardly_moved(data):
-        items.append(f"The training loss hardly moved: {words.cells(moved)}.")
+    if moved := health.hardly_moved(data):
+        items.append(f"The training loss hardly moved: {health.cells(moved)}.")
     for parts in sorted({row["accumulated"] for row in data.rows if row.get("accumulated")}):
         halved = [row for row in data.rows if row.get("accumulated") == parts]
         items.append(
-            f"Out of memory, so trained with accumulation {parts} (the batch is the same): {words.cells(halved)}."
+            f"Out of memory, so trained with accumulation {parts} (the batch is the same): {health.cells(halved)}."
         )
     for section in data.sections:
         where = f" ({section.title})" if section.title else ""
-        items += [f"{text}{where}" for text in words.no_effect(tables.twins(data, section))]
-    items += words.mixed_versions(data)
+        items += [f"{text}{where}" for text in health.no_effect(twins(data, section))]
+    items += health.mixed_versions(data)
     if superseded := len(data.stored) - len(data.rows):
         items.append(f"{counted(superseded, 'older row')} of the same runs left out: a newer one is in the store.")
     return [*blocks, *bullets(items, findings=True)] or [Paragraph("None.")]

@@ -10,9 +10,16 @@ from typing import Any
 import pandas as pd
 
 from finetune_bench.report import DEFAULT, Options, Report
-from finetune_bench.reports import tables
-from finetune_bench.reports.alive import Departure, departures, load
-from finetune_bench.reports.data import Data
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.rows.sections import Data
+from finetune_bench.reports.topics.attribution import Attribution, attributions
+from finetune_bench.reports.topics.contrasts import cell_ids
+from finetune_bench.reports.topics.cost import Cost, costs
+from finetune_bench.reports.topics.departures import Departure, departures
+from finetune_bench.reports.topics.differences import Difference, control_differences, differences
+from finetune_bench.reports.topics.frames import as_frame, labels_of
+from finetune_bench.reports.topics.scores import Collapsed, Score, collapsed, scores
+from finetune_bench.reports.topics.synergy import Synergy, synergies
 from finetune_bench.store.store import Store
 
 
@@ -28,22 +35,22 @@ class Csv(Report):
         data = load(store, options)
         sections = data.sections
         departed = [one for section in sections for one in departures(data, section)]
-        split = [one for section in sections for one in tables.attributions(data, section)]
-        differences = [
+        split = [one for section in sections for one in attributions(data, section)]
+        compared = [
             one
             for section in sections
             for one in [
-                *(tables.differences(section, section.reference) if section.reference else []),
-                *tables.control_differences(section),
+                *(differences(section, section.reference) if section.reference else []),
+                *control_differences(section),
             ]
         ]
         frames = {
-            "comparison": _with_cells(data, tables.Score, [one for s in sections for one in tables.scores(s)]),
-            "differences": _with_cells(data, tables.Difference, differences),
-            "cost": tables.as_frame(tables.Cost, [one for s in sections for one in tables.costs(s)]),
-            "synergy": _with_cells(data, tables.Synergy, [one for s in sections for one in tables.synergies(s)]),
-            "collapsed": tables.as_frame(tables.Collapsed, [one for s in sections for one in tables.collapsed(s)]),
-            "attribution": _with_cells(data, tables.Attribution, split),
+            "comparison": _with_cells(data, Score, [one for s in sections for one in scores(s)]),
+            "differences": _with_cells(data, Difference, compared),
+            "cost": as_frame(Cost, [one for s in sections for one in costs(s)]),
+            "synergy": _with_cells(data, Synergy, [one for s in sections for one in synergies(s)]),
+            "collapsed": as_frame(Collapsed, [one for s in sections for one in collapsed(s)]),
+            "attribution": _with_cells(data, Attribution, split),
             "rows": _flat(_with_departures(pd.json_normalize(data.stored), departed)),
         }
         paths = []
@@ -58,10 +65,8 @@ class Csv(Report):
 def _with_cells(data: Data, kind: type[Any], records: Sequence[Any]) -> pd.DataFrame:
     """Records with the ids of the runs that each rests on."""
     sections = {section.title: section for section in data.sections}
-    frame = tables.as_frame(kind, records)
-    frame["cells"] = [
-        " ".join(tables.cell_ids(sections[one.section], tables.labels_of(one), one.column)) for one in records
-    ]
+    frame = as_frame(kind, records)
+    frame["cells"] = [" ".join(cell_ids(sections[one.section], labels_of(one), one.column)) for one in records]
     return frame
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from finetune_bench.reports.plots import Plot
+    pass
 
 _CODE, _BOLD, _END = "\x01", "\x02", "\x03"
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
@@ -126,3 +127,22 @@ def table(name: str, header: Sequence[str], rows: Iterable[Sequence[str | Entry]
     """A table of texts and entries."""
     entries = tuple(tuple(Entry(one) if isinstance(one, str) else one for one in row) for row in rows)
     return Table(name, tuple(header), entries, align)
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot of one section.
+
+    Attributes:
+        kind: scores, differences, memory, ...: what `comparison` puts in its place.
+        section: the section's position.
+        file: where it is.
+        link: the same, relative to the report's folder.
+        alt: what it shows, for who can't see it.
+    """
+
+    kind: str
+    section: int
+    file: Path
+    link: str
+    alt: str

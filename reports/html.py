@@ -19,10 +19,10 @@ from typing import Any
 
 from finetune_bench._version import __version__
 from finetune_bench.report import DEFAULT, Options, Report
-from finetune_bench.reports.alive import load
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Block, Bullets, Entry, Heading, Paragraph, Picture, Table, spans
-from finetune_bench.reports.plots import draw
+from finetune_bench.reports.plots.draw import draw
+from finetune_bench.reports.rows.load import load
 from finetune_bench.store.store import Store
 
 FILTERED = 8  # a table of that many rows gets a filter

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from finetune_bench.report import DEFAULT, Options, Report
-from finetune_bench.reports.alive import load
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Heading, Picture, Table, spans
-from finetune_bench.reports.plots import draw
+from finetune_bench.reports.plots.draw import draw
+from finetune_bench.reports.rows.load import load
 from finetune_bench.store.store import Store
 
 _NAMES = {

@@ -8,13 +8,13 @@ from pathlib import Path
 from tabulate import tabulate
 
 from finetune_bench.report import DEFAULT, Options, Report
-from finetune_bench.reports import tables, words
-from finetune_bench.reports.alive import load
-from finetune_bench.reports.comparison import by_column, score_text
 from finetune_bench.reports.content import document
-from finetune_bench.reports.data import Data
-from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Picture, Table, spans
-from finetune_bench.reports.plots import Plot, draw
+from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Picture, Plot, Table, spans
+from finetune_bench.reports.plots.draw import draw
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.rows.sections import Data
+from finetune_bench.reports.text import INTERVAL
+from finetune_bench.reports.topics.scores import by_column, score_text, scores
 from finetune_bench.store.store import Store
 
 
@@ -38,12 +38,12 @@ def summary_table(store: Store, options: Options = DEFAULT) -> str:
         return "No cell has been run."
     parts = []
     for section in data.sections:
-        columns, cells = by_column(tables.scores(section))
+        columns, cells = by_column(scores(section))
         rows = [[method, *(score_text(cells[column, method]) for column in columns)] for method in section.methods]
         header = ["method", *(column.title for column in columns)]
         title = [section.title] if section.title else []
         parts.append("\n".join([*title, tabulate(rows, header, tablefmt="simple", disable_numparse=True)]))
-    return "\n\n".join([*parts, f"Mean score ×100. {words.INTERVAL}"])
+    return "\n\n".join([*parts, f"Mean score ×100. {INTERVAL}"])
 
 
 def render(data: Data, plots: tuple[Plot, ...] = ()) -> str:

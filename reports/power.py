@@ -9,9 +9,9 @@ import numpy as np
 from tabulate import tabulate
 
 from finetune_bench.errors import UsageError
-from finetune_bench.reports import tables
-from finetune_bench.reports.alive import load
-from finetune_bench.reports.data import Column, Section
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.rows.sections import Column, Section
+from finetune_bench.reports.topics import contrasts
 from finetune_bench.stats import estimates as stats
 from finetune_bench.store.store import Store
 
@@ -49,7 +49,7 @@ def power_lines(store: Store, difference: float, power: float) -> list[Power]:
     for section in load(store).sections:
         if section.reference is None:
             continue
-        columns = [*section.columns, *([tables.suite_column(section)] if len(section.tasks) > 1 else [])]
+        columns = [*section.columns, *([contrasts.suite_column(section)] if len(section.tasks) > 1 else [])]
         for column in columns:
             for method in section.methods:
                 if method != section.reference:

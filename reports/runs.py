@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from finetune_bench.reports import data as rows_of
-from finetune_bench.reports.data import SETTING, Row, flat, pairing
-from finetune_bench.reports.words import counted, interval
+from finetune_bench.reports.rows import sections as rows_of
+from finetune_bench.reports.rows.sections import SETTING, Row, flat, pairing
+from finetune_bench.reports.text import counted, interval
 from finetune_bench.stats import estimates as stats
 from finetune_bench.store.store import Store
 

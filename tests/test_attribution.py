@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 
 from finetune_bench import cli, registry
-from finetune_bench.reports import tables
-from finetune_bench.reports.alive import departures, load
-from finetune_bench.reports.data import NO_EFFECT
 from finetune_bench.reports.markdown import render, summary_table
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.rows.sections import NO_EFFECT
+from finetune_bench.reports.topics import attribution
+from finetune_bench.reports.topics.departures import departures
 from finetune_bench.store.store import Store
 from finetune_bench.study.attribution import effect_chain, label_of
 from tests.synthetic_store import CONTROL, make_row, make_store, make_trace, put
@@ -48,7 +49,7 @@ def with_effects(folder: Path, **options: Any) -> Store:
 def test_effects_are_paired_differences_and_add_up(tmp_path: Path) -> None:
     data = load(with_effects(tmp_path))
     (section,) = data.sections
-    found = tables.attributions(data, section)
+    found = attribution.attributions(data, section)
     for column in {one.column for one in found}:
         value = {one.effect: one.estimate.value for one in found if one.column == column}
         assert value["dropout removal"] + value["noise"] == pytest.approx(value["total"])
@@ -67,7 +68,7 @@ def test_a_chain_with_a_hole_is_left_out(tmp_path: Path) -> None:
     store = make_store(tmp_path, methods=("vanilla", "hype"))
     store.write_study({"effects": {"hype": CHAIN}})
     data = load(store)
-    assert tables.attributions(data, data.sections[0]) == []
+    assert attribution.attributions(data, data.sections[0]) == []
 
 
 def test_the_flag_adds_the_twins(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from finetune_bench import cli, stats
-from finetune_bench.reports.alive import load
-from finetune_bench.reports.fair import PASSES, SECONDS, STEPS, FairDifference, fair_differences
 from finetune_bench.reports.markdown import render
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.topics.equal_cost import PASSES, SECONDS, STEPS, FairDifference, fair_differences
 from finetune_bench.store.store import Store
 from tests.synthetic_store import fail, make_row, make_store, put
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from finetune_bench.reports.data import load
 from finetune_bench.reports.document import table
 from finetune_bench.reports.latex import Latex, tabular
 from finetune_bench.reports.markdown import render
+from finetune_bench.reports.rows.sections import load
 from finetune_bench.store.store import Store
 from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
 

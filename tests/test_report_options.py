@@ -11,13 +11,16 @@ import pytest
 
 from finetune_bench import cli, stats
 from finetune_bench.report import Options
-from finetune_bench.reports import tables
-from finetune_bench.reports.aggregates import bootstraps, suite_tests
-from finetune_bench.reports.alive import load
-from finetune_bench.reports.data import Data, Section
-from finetune_bench.reports.looks import MOST, crowd, few, short, shown
 from finetune_bench.reports.markdown import render
-from finetune_bench.reports.plots import draw
+from finetune_bench.reports.plots.draw import draw
+from finetune_bench.reports.plots.looks import MOST, crowd, few, short, shown
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.rows.sections import Data, Section
+from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, block, suite_column
+from finetune_bench.reports.topics.cost import footprints, pareto_front
+from finetune_bench.reports.topics.differences import differences, noise_floors
+from finetune_bench.reports.topics.scores import scores
+from finetune_bench.reports.topics.tests import bootstraps, suite_tests
 from finetune_bench.store.store import Store
 from tests.synthetic_store import CONTROL, FIVE, TASKS, THIRTEEN, fail, make_row, make_store, make_trace, put
 
@@ -36,10 +39,10 @@ def test_another_baseline(tmp_path: Path, capsys: Any) -> None:
     section = only(data)
     assert section.methods[0] == section.reference == "rdrop"
     assert section.baseline == "vanilla"
-    found = [one for one in tables.differences(section, "rdrop") if one.column.task == "rte" and one.method == "hype"]
+    found = [one for one in differences(section, "rdrop") if one.column.task == "rte" and one.method == "hype"]
     plain = [
         one
-        for one in tables.differences(only(load(store)), "vanilla")
+        for one in differences(only(load(store)), "vanilla")
         if one.column.task == "rte" and one.method in ("hype", "rdrop")
     ]
     values = {one.method: one.estimate.value for one in plain}
@@ -81,7 +84,7 @@ def test_the_bootstrap_reads_predictions_of_pairs(tmp_path: Path) -> None:
     data = load(store, Options(bootstrap=True))
     section = only(data)
     (estimate,) = bootstraps(data, section).values()
-    (difference,) = tables.differences(section, "vanilla")
+    (difference,) = differences(section, "vanilla")
     assert estimate.value == pytest.approx(difference.estimate.value)
     assert estimate.n == 6
     assert 20 < estimate.low < estimate.value < estimate.high < 40
@@ -126,25 +129,25 @@ def test_a_near_twin_stays_outside_the_block(tmp_path: Path) -> None:
             row["metrics"]["validation"]["accuracy"] = score
 
     section = only(load(make_store(tmp_path, methods=FIVE[:4], tasks=("rte",), seeds=5, change=change)))
-    block = tables.block(section, section.columns[0], "vanilla")
-    assert block is not None
-    assert block.methods == ("vanilla", CONTROL, "rdrop")
-    found = {one.method: one for one in tables.differences(section, "vanilla")}
-    assert found["rdrop"].interval == tables.TWO_WAY
+    residuals = block(section, section.columns[0], "vanilla")
+    assert residuals is not None
+    assert residuals.methods == ("vanilla", CONTROL, "rdrop")
+    found = {one.method: one for one in differences(section, "vanilla")}
+    assert found["rdrop"].interval == TWO_WAY
     # Against vanilla it stands in its twin's place, so that two runs that hardly differ get the same interval.
-    assert found["hype"].interval == tables.TWO_WAY
+    assert found["hype"].interval == TWO_WAY
     twin, own = found[CONTROL].estimate, found["hype"].estimate
     assert (own.low, own.high, own.df) == (pytest.approx(twin.low, abs=0.02), pytest.approx(twin.high, abs=0.02), 8)
     # Against the twin itself only their own pairs count.
-    (against,) = [one for one in tables.differences(section, CONTROL) if one.method == "hype"]
-    assert against.interval == tables.PAIRED
+    (against,) = [one for one in differences(section, CONTROL) if one.method == "hype"]
+    assert against.interval == PAIRED
     assert against.estimate.high - against.estimate.low < 0.01
 
 
 def test_the_noise_floor_stands_beside_every_gain(tmp_path: Path) -> None:
     store = make_store(tmp_path, tasks=("rte",))
     section = only(load(store))
-    floors = tables.noise_floors(section, "vanilla")
+    floors = noise_floors(section, "vanilla")
     scores = section.scores("vanilla", section.columns[0])
     assert floors[section.columns[0]] == stats.noise_floor(scores)
     text = render(load(store))
@@ -195,7 +198,7 @@ def test_an_odd_store_gets_a_whole_report(name: str, tmp_path: Path, capsys: Any
 def test_nothing_is_claimed_from_unpaired_rows(tmp_path: Path) -> None:
     store = make_store(tmp_path, seeds=6, change=ODD["unpaired"][1])
     section = only(load(store))
-    for one in tables.differences(section, "vanilla"):
+    for one in differences(section, "vanilla"):
         assert not one.estimate.separated
         assert one.estimate.n == 0
     text = render(load(store))
@@ -205,7 +208,7 @@ def test_nothing_is_claimed_from_unpaired_rows(tmp_path: Path) -> None:
 def test_a_hole_is_never_averaged_over(tmp_path: Path) -> None:
     store = make_store(tmp_path, change=lambda row: (row["method"], row["task"]) != ("rdrop", "cola"))
     section = only(load(store))
-    (suite,) = [one for one in tables.scores(section) if not one.column.task and one.method == "rdrop"]
+    (suite,) = [one for one in scores(section) if not one.column.task and one.method == "rdrop"]
     assert np.isnan(suite.estimate.value)
     assert suite.missing == ("cola",)
 
@@ -236,7 +239,7 @@ def test_many_tasks_are_drawn_as_their_mean_where_a_panel_each_is_too_much(
     for name in names:
         monkeypatch.setitem(TASKS, name, TASKS["rte"])
     section = only(load(make_store(tmp_path, methods=THIRTEEN[:4], tasks=names, seeds=2)))
-    columns = [*section.columns, tables.suite_column(section)]
+    columns = [*section.columns, suite_column(section)]
     assert [column.task for column in few(columns)] == [""]
     assert few(columns[:3]) == columns[:3]
 
@@ -251,14 +254,14 @@ def test_a_long_name_keeps_its_ends() -> None:
 
 def test_pareto_front_by_hand() -> None:
     costs, scores = [1.0, 2.0, 2.0, 3.0, 4.0], [50.0, 60.0, 55.0, 60.0, 70.0]
-    assert tables.pareto_front(costs, scores) == [0, 1, 4]
-    for i, j in itertools.permutations(tables.pareto_front(costs, scores), 2):
+    assert pareto_front(costs, scores) == [0, 1, 4]
+    for i, j in itertools.permutations(pareto_front(costs, scores), 2):
         assert not (costs[i] <= costs[j] and scores[i] >= scores[j])
 
 
 def test_footprints_add_up_to_what_is_known(tmp_path: Path) -> None:
     section = only(load(make_store(tmp_path)))
-    for one in tables.footprints(section):
+    for one in footprints(section):
         assert one.weights == one.gradients == 4 * 108_311_810
         assert one.optimiser == 2 * one.weights
         saved = [row["cost"]["saved_activation_bytes"] for row in section.rows(one.method, status="done")]

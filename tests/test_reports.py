@@ -16,10 +16,16 @@ import pandas as pd
 import pytest
 
 from finetune_bench import stats
-from finetune_bench.reports import tables, words
 from finetune_bench.reports.csv import Csv
-from finetune_bench.reports.data import Section, load
 from finetune_bench.reports.markdown import Markdown, _text, render, summary_table
+from finetune_bench.reports.rows.sections import Section, load
+from finetune_bench.reports.rows.twins import twins
+from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, block
+from finetune_bench.reports.topics.cost import costs, seconds
+from finetune_bench.reports.topics.differences import Difference, control_differences, differences
+from finetune_bench.reports.topics.scores import collapsed, scores
+from finetune_bench.reports.topics.synergy import synergies
+from finetune_bench.reports.verdict import verdict
 from finetune_bench.store.store import Store
 from tests.synthetic_store import CONTROL, FIVE, fail, make_row, make_store, make_trace, put
 
@@ -33,7 +39,7 @@ def text_of(store: Store) -> str:
     return render(load(store))
 
 
-def of(differences: list[tables.Difference], method: str, task: str, question: str = "a") -> tables.Difference:
+def of(differences: list[Difference], method: str, task: str, question: str = "a") -> Difference:
     (found,) = [one for one in differences if (one.method, one.column.task, one.question) == (method, task, question)]
     return found
 
@@ -84,7 +90,7 @@ def test_scores_are_means_over_seeds_in_points(tmp_path: Path):
     expected = stats.t_interval(
         [100 * make_row("hype", "rte", seed)["metrics"]["validation"]["accuracy"] for seed in (1, 2, 3)]
     )
-    (found,) = [one for one in tables.scores(section) if (one.method, one.column.task) == ("hype", "rte")]
+    (found,) = [one for one in scores(section) if (one.method, one.column.task) == ("hype", "rte")]
     assert found.estimate.value == pytest.approx(expected.value)
     assert (found.estimate.low, found.estimate.high) == pytest.approx((expected.low, expected.high))
     assert (found.done, found.failed, found.collapsed) == (3, 0, 0)
@@ -92,12 +98,12 @@ def test_scores_are_means_over_seeds_in_points(tmp_path: Path):
 
 def test_differences_use_the_whole_block(tmp_path: Path):
     section = only_section(make_store(tmp_path))
-    found = tables.differences(section, "vanilla")
+    found = differences(section, "vanilla")
     one = of(found, "hype", "rte")
     scores = np.stack([section.scores(method, one.column) for method in section.methods])
     weights = [{"hype": 1, "vanilla": -1}.get(method, 0) for method in section.methods]
     assert one.estimate == stats.two_way_contrast(scores, weights)
-    assert (one.interval, one.estimate.n, one.estimate.df) == (tables.TWO_WAY, 3, 8)
+    assert (one.interval, one.estimate.n, one.estimate.df) == (TWO_WAY, 3, 8)
     suite = of(found, "hype", "")
     tasks = [of(found, "hype", task).estimate for task in ("cola", "rte")]
     assert suite.estimate == stats.suite_mean(tasks)
@@ -105,19 +111,19 @@ def test_differences_use_the_whole_block(tmp_path: Path):
 
 def test_a_method_with_other_dropout_is_held_against_its_control(tmp_path: Path):
     section = only_section(make_store(tmp_path))
-    found = tables.control_differences(section)
+    found = control_differences(section)
     assert {(one.method, one.reference) for one in found} == {("hype", CONTROL), ("hype+rdrop", CONTROL)}
     assert all(math.isnan(one.p) for one in found)
 
 
 def test_p_values_need_five_seeds_and_are_of_the_suite(tmp_path: Path):
     few = make_store(tmp_path / "few", seeds=4)
-    assert all(math.isnan(one.p) for one in tables.differences(only_section(few), "vanilla"))
+    assert all(math.isnan(one.p) for one in differences(only_section(few), "vanilla"))
     text = text_of(few)
     assert "Descriptive only: 4 seeds" in text
     assert "p (Holm)" not in text
     many = make_store(tmp_path / "many", seeds=5)
-    found = tables.differences(only_section(many), "vanilla")
+    found = differences(only_section(many), "vanilla")
     raw = [one.estimate.p_value for one in found if one.question == "a" and not one.column.task]
     assert [one.p for one in found if not math.isnan(one.p)] == stats.holm(raw)
     assert "p (Holm)" in text_of(many)
@@ -125,37 +131,37 @@ def test_p_values_need_five_seeds_and_are_of_the_suite(tmp_path: Path):
 
 
 def test_question_b_takes_the_tasks_as_units(tmp_path: Path):
-    two = tables.differences(only_section(make_store(tmp_path / "two")), "vanilla")
+    two = differences(only_section(make_store(tmp_path / "two")), "vanilla")
     assert not [one for one in two if one.question == "b"]
     section = only_section(make_store(tmp_path / "three", tasks=["rte", "cola", "mrpc"]))
-    found = tables.differences(section, "vanilla")
+    found = differences(section, "vanilla")
     values = [of(found, "rdrop", task).estimate.value for task in section.tasks]
     assert of(found, "rdrop", "", "b").estimate == stats.t_interval(values)
 
 
 def test_only_what_is_separated_is_bold(tmp_path: Path):
-    assert not any(one.best for one in tables.scores(only_section(make_store(tmp_path / "noisy", noise=0.05))))
+    assert not any(one.best for one in scores(only_section(make_store(tmp_path / "noisy", noise=0.05))))
 
     def lift(row: dict[str, Any]) -> None:
         if row["method"] == "hype+rdrop":
             row["metrics"] = {"validation": {row["metric"]: 0.99}}
 
     section = only_section(make_store(tmp_path / "clear", noise=0.002, change=lift))
-    assert {one.method for one in tables.scores(section) if one.best} == {"hype+rdrop"}
+    assert {one.method for one in scores(section) if one.best} == {"hype+rdrop"}
     assert "**99.0 [no spread]** n=3" in text_of(Store(tmp_path / "clear"))
 
 
 def test_the_verdict_says_what_separated_and_what_did_not(tmp_path: Path):
-    verdict = " ".join(words.verdict(only_section(make_store(tmp_path, noise=0.001))))
-    assert "Separated above vanilla on the mean over 2 tasks: " in verdict
-    assert "hype+rdrop (+3.2 [" in verdict
-    assert "that does not mean the same" in verdict
-    assert "would be missed more often than one time in five" in verdict
+    said = " ".join(verdict(only_section(make_store(tmp_path, noise=0.001))))
+    assert "Separated above vanilla on the mean over 2 tasks: " in said
+    assert "hype+rdrop (+3.2 [" in said
+    assert "that does not mean the same" in said
+    assert "would be missed more often than one time in five" in said
 
 
 def test_costs_are_paired_ratios(tmp_path: Path):
     section = only_section(make_store(tmp_path))
-    cost = next(cost for cost in tables.costs(section) if cost.method == "rdrop")
+    cost = next(cost for cost in costs(section) if cost.method == "rdrop")
     pairs = [
         make_row("rdrop", task, seed)["cost"]["train_cpu_seconds"]
         / make_row("vanilla", task, seed)["cost"]["train_cpu_seconds"]
@@ -170,31 +176,31 @@ def test_costs_are_paired_ratios(tmp_path: Path):
 def test_on_a_gpu_time_is_the_wall_clocks(tmp_path: Path):
     section = only_section(make_store(tmp_path, change=lambda row: row.update(device="cuda", threads=0)))
     row = section.rows("vanilla")[0]
-    assert tables.seconds(row) == row["cost"]["train_seconds"]
+    assert seconds(row) == row["cost"]["train_seconds"]
 
 
 def test_synergy(tmp_path: Path):
     section = only_section(make_store(tmp_path))
-    (one, *_) = tables.synergies(section)
+    (one, *_) = synergies(section)
     values = {method: section.scores(method, one.column) for method in section.methods}
     per_seed = values["hype+rdrop"] - values["hype"] - values["rdrop"] + values["vanilla"]
     assert (one.first, one.second, one.baseline, one.note) == ("hype", "rdrop", "vanilla", "")
     assert one.estimate.value == pytest.approx(per_seed.mean())
-    assert one.interval == tables.TWO_WAY
+    assert one.interval == TWO_WAY
 
 
 def test_synergy_takes_the_part_with_the_same_parameters(tmp_path: Path):
     methods = ["vanilla", "hype", "r3f", "r3f(noise=none)", "hype+r3f(noise=none)"]
     exact = only_section(make_store(tmp_path / "exact", methods=methods))
-    assert {one.second for one in tables.synergies(exact)} == {"r3f(noise=none)"}
+    assert {one.second for one in synergies(exact)} == {"r3f(noise=none)"}
     near = make_store(tmp_path / "near", methods=[name for name in methods if name != "r3f(noise=none)"])
-    assert {one.second for one in tables.synergies(only_section(near))} == {"r3f"}
+    assert {one.second for one in synergies(only_section(near))} == {"r3f"}
     assert "The part r3f was run alone at its default parameters only." in text_of(near)
 
 
 def test_order_of_a_stack_makes_two_lines(tmp_path: Path):
     section = only_section(make_store(tmp_path, methods=["vanilla", "rdrop", "r3f", "rdrop+r3f", "r3f+rdrop"]))
-    assert {one.method for one in tables.synergies(section)} == {"rdrop+r3f", "r3f+rdrop"}
+    assert {one.method for one in synergies(section)} == {"rdrop+r3f", "r3f+rdrop"}
 
 
 def test_synergy_without_its_parts_says_what_is_missing(tmp_path: Path):
@@ -205,11 +211,9 @@ def test_synergy_without_its_parts_says_what_is_missing(tmp_path: Path):
 
 def test_parts_that_share_a_dropout_are_held_against_the_control(tmp_path: Path):
     methods = ["vanilla", CONTROL, "hype", "rdrop(dropout=hidden_off)", "hype+rdrop(dropout=hidden_off)"]
-    assert {one.baseline for one in tables.synergies(only_section(make_store(tmp_path / "a", methods=methods)))} == {
-        CONTROL
-    }
+    assert {one.baseline for one in synergies(only_section(make_store(tmp_path / "a", methods=methods)))} == {CONTROL}
     methods.remove(CONTROL)
-    (one, *_) = tables.synergies(only_section(make_store(tmp_path / "b", methods=methods)))
+    (one, *_) = synergies(only_section(make_store(tmp_path / "b", methods=methods)))
     assert one.baseline == "vanilla"
     assert "counts twice" in one.note
 
@@ -226,19 +230,19 @@ def test_rows_with_other_hashes_are_refused_as_pairs(tmp_path: Path):
 
     store = make_store(tmp_path, change=shuffle)
     section = only_section(store)
-    found = tables.differences(section, "vanilla")
+    found = differences(section, "vanilla")
     hype, rdrop = of(found, "hype", "rte"), of(found, "rdrop", "rte")
-    assert (hype.estimate.n, hype.refused, hype.interval) == (2, 1, tables.PAIRED)
+    assert (hype.estimate.n, hype.refused, hype.interval) == (2, 1, PAIRED)
     column = hype.column
     expected = (section.scores("hype", column) - section.scores("vanilla", column))[[0, 2]]
     assert hype.estimate == stats.t_interval(expected)
     assert (rdrop.estimate.n, rdrop.refused) == (0, 3)
     assert of(found, "rdrop", "").estimate.n == 0
-    assert of(found, CONTROL, "rte").interval == tables.TWO_WAY
+    assert of(found, CONTROL, "rte").interval == TWO_WAY
     text = text_of(store)
     assert "hype on rte: 1 seed refused as no pair of vanilla" in text
     assert "rdrop on rte: 3 seeds refused as no pair of vanilla" in text
-    assert next(one for one in tables.costs(section) if one.method == "rdrop").time.n == 3
+    assert next(one for one in costs(section) if one.method == "rdrop").time.n == 3
 
 
 def test_holes_are_counted_and_never_averaged_over(tmp_path: Path):
@@ -252,13 +256,13 @@ def test_holes_are_counted_and_never_averaged_over(tmp_path: Path):
 
     store = make_store(tmp_path, change=break_some)
     section = only_section(store)
-    scores = {(one.method, one.column.task): one for one in tables.scores(section)}
-    assert (scores["rdrop", "rte"].estimate.n, scores["rdrop", "rte"].failed) == (2, 1)
-    assert scores["hype", ""].missing == ("cola",)
-    assert scores["hype", ""].estimate.n == 0
-    found = tables.differences(section, "vanilla")
-    assert of(found, "rdrop", "rte").interval == tables.PAIRED
-    assert of(found, "hype+rdrop", "rte").interval == tables.TWO_WAY
+    by_cell = {(one.method, one.column.task): one for one in scores(section)}
+    assert (by_cell["rdrop", "rte"].estimate.n, by_cell["rdrop", "rte"].failed) == (2, 1)
+    assert by_cell["hype", ""].missing == ("cola",)
+    assert by_cell["hype", ""].estimate.n == 0
+    found = differences(section, "vanilla")
+    assert of(found, "rdrop", "rte").interval == PAIRED
+    assert of(found, "hype+rdrop", "rte").interval == TWO_WAY
     text = text_of(store)
     assert "| 25 done, 1 failed, 3 skipped, 1 interrupted |" in text
     assert "1 cell: diverged at step 12: the training loss was not finite — rdrop on rte (seed 2)" in text
@@ -280,7 +284,7 @@ def test_a_done_row_without_a_score_is_a_hole(tmp_path: Path, lost: object):
             row["metrics"] = {"validation": {} if lost == "absent" else {"accuracy": lost}}
 
     section = only_section(make_store(tmp_path, change=lose))
-    (found,) = [one for one in tables.scores(section) if (one.method, one.column.task) == ("hype", "rte")]
+    (found,) = [one for one in scores(section) if (one.method, one.column.task) == ("hype", "rte")]
     assert (found.done, found.estimate.n, found.unscored) == (3, 2, 1)
     assert "n=2, 1 without a score" in summary_table(Store(tmp_path))
 
@@ -293,14 +297,14 @@ def test_collapsed_runs_are_shown_with_and_without(tmp_path: Path):
 
     store = make_store(tmp_path, change=collapse)
     section = only_section(store)
-    (one,) = tables.collapsed(section)
+    (one,) = collapsed(section)
     assert (one.method, one.collapsed, one.score.n, one.score_without.n) == ("hype", 1, 3, 2)
     assert one.difference.value < -10 < one.difference_without.value
     column = one.column
-    block = tables.block(section, column, "vanilla")
-    assert block is not None
-    assert "hype" not in block.methods  # so its collapse doesn't widen the others' intervals
-    assert of(tables.differences(section, "vanilla"), "rdrop", "cola").interval == tables.TWO_WAY
+    residuals = block(section, column, "vanilla")
+    assert residuals is not None
+    assert "hype" not in residuals.methods  # so its collapse doesn't widen the others' intervals
+    assert of(differences(section, "vanilla"), "rdrop", "cola").interval == TWO_WAY
     text = text_of(store)
     assert "1 collapsed" in text
     assert "`hype`: 1 of 6 runs collapsed, 17 % [0, 64] (Clopper–Pearson, n=6" in text
@@ -316,9 +320,9 @@ def test_when_every_run_is_the_same_nothing_is_claimed(tmp_path: Path):
     (tmp_path / "out").mkdir()
     Markdown().write(store, tmp_path / "out")
     assert "52.7 [no spread] n=2, 2 collapsed" in summary_table(store)
-    verdict = " ".join(words.verdict(only_section(store)))
-    assert "Separated" not in verdict
-    assert "6 of 6 runs collapsed: where most runs don't train" in verdict
+    said = " ".join(verdict(only_section(store)))
+    assert "Separated" not in said
+    assert "6 of 6 runs collapsed: where most runs don't train" in said
 
 
 def test_a_collapsed_baseline_is_shown_for_every_method(tmp_path: Path):
@@ -327,19 +331,21 @@ def test_a_collapsed_baseline_is_shown_for_every_method(tmp_path: Path):
             row.update(collapsed="predicts one class only", metrics={"validation": {"matthews": 0.0}})
 
     section = only_section(make_store(tmp_path, change=collapse))
-    assert {one.method for one in tables.collapsed(section)} == set(FIVE)
-    assert of(tables.differences(section, "vanilla"), "rdrop", "cola").interval == tables.PAIRED
+    assert {one.method for one in collapsed(section)} == set(FIVE)
+    assert of(differences(section, "vanilla"), "rdrop", "cola").interval == PAIRED
 
 
 def test_no_effect_is_found_against_vanilla_and_parts(tmp_path: Path):
     store = make_store(tmp_path, methods=FIVE[:4], tasks=["rte"], seeds=2)
-    twins = {"hype": CONTROL, "hype+rdrop": "rdrop"}
+    same_as = {"hype": CONTROL, "hype+rdrop": "rdrop"}
     for seed in (1, 2):
-        for method, twin in twins.items():
+        for method, twin in same_as.items():
             put(store, make_row(method, "rte", seed), trace=make_trace(make_row(twin, "rte", seed)))
     data = load(store)
-    found = tables.twins(data, data.sections[0])
-    assert {(one.method, one.twin, one.seed) for one in found} == {(m, t, s) for m, t in twins.items() for s in (1, 2)}
+    found = twins(data, data.sections[0])
+    assert {(one.method, one.twin, one.seed) for one in found} == {
+        (m, t, s) for m, t in same_as.items() for s in (1, 2)
+    }
     text = render(data)
     assert f"No effect: hype equals {CONTROL} at every recorded step, in loss and weights, on rte (seeds 1, 2)." in text
 
@@ -349,7 +355,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path):
     text = text_of(store)
     assert "Descriptive only: one seed, so there is no interval" in text
     assert "n=1" in text
-    assert not any(one.estimate.separated for one in tables.differences(only_section(store), "vanilla"))
+    assert not any(one.estimate.separated for one in differences(only_section(store), "vanilla"))
     assert "[" not in summary_table(store).partition("Mean score")[0]
     (tmp_path / "out").mkdir()
     Markdown().write(store, tmp_path / "out")
@@ -517,10 +523,10 @@ def test_csv_files_hold_the_tables(tmp_path: Path):
             assert all(row is not None and row["status"] == "done" for row in found)
     assert json.loads(files["rows.csv"]["methods"][0])[0]["name"]
     assert len(files["comparison.csv"]) == 5 * 3
-    differences = files["differences.csv"]
-    expected = tables.differences(only_section(store), "vanilla")
-    assert len(differences) == len(expected) + len(tables.control_differences(only_section(store)))
-    assert differences["value"][0] == pytest.approx(expected[0].estimate.value)
+    table = files["differences.csv"]
+    expected = differences(only_section(store), "vanilla")
+    assert len(table) == len(expected) + len(control_differences(only_section(store)))
+    assert table["value"][0] == pytest.approx(expected[0].estimate.value)
     assert files["collapsed.csv"].empty
     with open(folder / "collapsed.csv", encoding="utf-8") as file:
         assert "score_without_value" in next(csv.reader(file))

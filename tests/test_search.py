@@ -14,9 +14,9 @@ from finetune_bench import cli, registry
 from finetune_bench.errors import DataError, ParameterError, UnknownName
 from finetune_bench.method.base import Method
 from finetune_bench.parameters import Range, parameter
-from finetune_bench.reports.alive import load
 from finetune_bench.reports.markdown import render
-from finetune_bench.reports.selection import Search, searches
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.topics.search import Search, searches
 from finetune_bench.spec import parse_stack
 from finetune_bench.store.store import Store
 from finetune_bench.study import search

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench.reports import tables
-from finetune_bench.reports.data import Column, Data, Section, bare
-from finetune_bench.reports.looks import COLOURS, GREY, MOST, caption, few, forest, head, panels_across, short
+from finetune_bench.reports.plots.looks import COLOURS, GREY, MOST, caption, few, forest, head, panels_across, short
+from finetune_bench.reports.rows.sections import Column, Data, Section, bare
+from finetune_bench.reports.topics import attribution, scores, synergy
 from finetune_bench.stats import estimates as stats
 from finetune_bench.stats.estimates import Estimate
 
@@ -22,7 +22,7 @@ _MOST_PAIRS = 12
 
 def draw_synergies(data: Data, section: Section) -> Figure | None:
     """A line per stack, a panel per score and the mean over tasks; intervals as in the table."""
-    found = [one for one in tables.synergies(section) if one.estimate.n]
+    found = [one for one in synergy.synergies(section) if one.estimate.n]
     if not found:
         return None
     stacks = list(dict.fromkeys(one.method for one in found))
@@ -38,7 +38,7 @@ def draw_synergies(data: Data, section: Section) -> Figure | None:
     return forest(panels, "synergy (points)", crowded, most=5)
 
 
-def _clearest(stack: str, found: list[tables.Synergy]) -> float:
+def _clearest(stack: str, found: list[synergy.Synergy]) -> float:
     """How many standard errors the last column (the suite, if any) is from 0."""
     estimate = [one.estimate for one in found if one.method == stack][-1]
     return abs(estimate.value) / estimate.standard_error if estimate.standard_error > 0 else 0.0
@@ -46,7 +46,7 @@ def _clearest(stack: str, found: list[tables.Synergy]) -> float:
 
 def draw_compatibility(data: Data, section: Section) -> Figure | None:
     """Heat maps of synergies, the outer method down and the inner one across; grey where the interval covers 0."""
-    found = [one for one in tables.synergies(section) if one.estimate.n]
+    found = [one for one in synergy.synergies(section) if one.estimate.n]
     if len({one.method for one in found}) < 2:
         return None
     rows = [label for label in section.methods if any(one.first == label for one in found)]
@@ -95,7 +95,7 @@ def draw_compatibility(data: Data, section: Section) -> Figure | None:
 def draw_hype_pairs(data: Data, section: Section) -> Figure | None:
     """Bars of each method without and with HyPe, as Figure 2 of the HyPe paper has them, and intervals."""
     pairs: dict[str, tuple[str, str, str]] = {}
-    for one in tables.combinations(section)[0]:
+    for one in synergy.combinations(section)[0]:
         parts = {bare(one.first).partition("(")[0]: one.first, bare(one.second).partition("(")[0]: one.second}
         if "hype" in parts and len(parts) == 2:
             (other,) = (label for name, label in parts.items() if name != "hype")
@@ -103,7 +103,7 @@ def draw_hype_pairs(data: Data, section: Section) -> Figure | None:
     shown = list(pairs.values())[:_MOST_PAIRS]
     if not shown or section.baseline is None:
         return None
-    found = {(score.column, score.method): score.estimate for score in tables.scores(section)}
+    found = {(score.column, score.method): score.estimate for score in scores.scores(section)}
     columns = [column for column in few(column for column, _ in found) if _any(found, column, shown)]
     if not columns:
         return None
@@ -145,7 +145,7 @@ def _any(found: dict[tuple[Column, str], Estimate], column: Column, shown: list[
 
 def draw_attribution(data: Data, section: Section) -> Figure | None:
     """Every effect of a method as a line: the run that has it minus the run with all before it."""
-    found = tables.attributions(data, section)
+    found = attribution.attributions(data, section)
     lines = list(dict.fromkeys((one.method, one.effect) for one in found))
     estimates = {(one.column, one.method, one.effect): one.estimate for one in found}
     if not any(estimate.n for estimate in estimates.values()):

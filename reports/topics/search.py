@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from finetune_bench.reports.data import (
+from finetune_bench.reports.rows.sections import (
     SETTING,
     Column,
     Data,

@@ -6,46 +6,17 @@ import dataclasses
 import functools
 import itertools
 import json
-import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from finetune_bench.errors import UnknownName
 from finetune_bench.report import DEFAULT, Options
-from finetune_bench.reports import data as rows_of
-from finetune_bench.reports import tables
-from finetune_bench.reports.data import ANY_ORDER, NO_EFFECT, Data, Row, Section
-from finetune_bench.reports.once import once
+from finetune_bench.reports.rows import sections as rows_of
+from finetune_bench.reports.rows.sections import ANY_ORDER, NO_EFFECT, Data, Section
+from finetune_bench.reports.rows.twins import twins
 from finetune_bench.store import row_index
 from finetune_bench.store.store import Store
-
-
-@dataclass(frozen=True)
-class Departure:
-    """How far a run departed from vanilla with the same dropout, the same head and the same examples.
-
-    Attributes:
-        twin: label of the vanilla run.
-        loss_step: first step whose loss differs, from 1; NaN where none does.
-        loss: mean over steps of |difference of the losses|.
-        weights_step: first step after which the weights are known to differ; they are recorded at ten; NaN for never.
-        weights: Euclidean distance of the weights that were scored, estimated from the sketches of 64 numbers.
-    """
-
-    section: str
-    method: str
-    twin: str
-    task: str
-    seed: int
-    id: str
-    loss_step: float
-    loss: float
-    weights_step: float
-    weights: float
 
 
 def load(store: Store, options: Options = DEFAULT) -> Data:
@@ -69,7 +40,7 @@ def _load(root: Path, options: Options, stamps: tuple[tuple[str, int, int], ...]
     data = _relabelled(data, any_order, ANY_ORDER, twice)
     inert: set[str] = set()
     for section in data.sections:
-        equal = Counter(twin.method for twin in tables.twins(data, section))
+        equal = Counter(twin.method for twin in twins(data, section))
         for method in section.methods:
             done = section.rows(method, status="done")
             if done and equal[method] == len(done):
@@ -135,42 +106,3 @@ def _same(data: Data, section: Section, orders: Sequence[str]) -> bool:
         if len(digests) > 1 or None in digests:
             return False
     return shared > 0
-
-
-@once
-def departures(data: Data, section: Section) -> list[Departure]:
-    """Every run that has a vanilla twin, of all methods but the baseline."""
-    found = []
-    for method in section.methods:
-        twin = section.control(method) or section.baseline
-        if twin is None or method == section.baseline or section.dropout(method) != section.dropout(twin):
-            continue
-        for row in section.rows(method, status="done"):
-            if section.paired(method, twin, row["task"], row["seed"]):
-                other = section.runs[twin, row["task"], row["seed"]]
-                if (one := _departure(data, section, row, other)) is not None:
-                    found.append(one)
-    return found
-
-
-def _departure(data: Data, section: Section, row: Row, other: Row) -> Departure | None:
-    own, plain = data.trace(row), data.trace(other)
-    if not all("loss" in trace and "sketch" in trace for trace in (own, plain)):
-        return None
-    if own["loss"].shape != plain["loss"].shape or own["sketch"].shape != plain["sketch"].shape:
-        return None
-    apart = own["loss"] != plain["loss"]
-    moved = (own["sketch"] != plain["sketch"]).any(axis=1)
-    scored, plain_scored = (trace.get("scored_sketch", trace["sketch"][-1]) for trace in (own, plain))
-    return Departure(
-        section=section.title,
-        method=row["method"],
-        twin=other["method"],
-        task=row["task"],
-        seed=row["seed"],
-        id=row["id"],
-        loss_step=float(np.argmax(apart)) + 1 if apart.any() else math.nan,
-        loss=float(np.abs(own["loss"].astype(np.float64) - plain["loss"]).mean()),
-        weights_step=float(own["sketch_steps"][np.argmax(moved)]) if moved.any() else math.nan,
-        weights=float(np.linalg.norm(scored.astype(np.float64) - plain_scored)),
-    )

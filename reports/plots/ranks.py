@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.figure import Figure
 
-from finetune_bench.reports.aggregates import ranking
-from finetune_bench.reports.data import Data, Section
-from finetune_bench.reports.looks import GREY, caption, crowd, legend, legend_handle, look, short, shown
+from finetune_bench.reports.plots.looks import GREY, caption, crowd, legend, legend_handle, look, short, shown
+from finetune_bench.reports.rows.sections import Data, Section
+from finetune_bench.reports.topics.tests import ranking
 from finetune_bench.stats import robust
 
 _MOST_RANKED = 40

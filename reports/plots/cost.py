@@ -10,9 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench.reports import tables
-from finetune_bench.reports.data import Data, Row, Section
-from finetune_bench.reports.looks import (
+from finetune_bench.reports.plots.looks import (
     COLOURS,
     GREY,
     caption,
@@ -27,18 +25,20 @@ from finetune_bench.reports.looks import (
     short,
     shown,
 )
-from finetune_bench.reports.tables import Cost, Ratio
+from finetune_bench.reports.rows.sections import Data, Row, Section
+from finetune_bench.reports.topics.cost import Cost, Ratio, costs, footprints, number, pareto_front, seconds
+from finetune_bench.reports.topics.scores import scores
 from finetune_bench.stats.estimates import Estimate
 
 
 def draw_memory(data: Data, section: Section) -> Figure | None:
     """Peak memory against score, a panel per score, and over the suite relative to the reference."""
-    return _draw(section, lambda row: tables.number(row, "peak_memory_bytes") / 2**20, _memory, "peak memory (MiB)")
+    return _draw(section, lambda row: number(row, "peak_memory_bytes") / 2**20, _memory, "peak memory (MiB)")
 
 
 def draw_time(data: Data, section: Section) -> Figure | None:
     """Training time against score, a panel per score, and over the suite relative to the reference."""
-    return _draw(section, tables.seconds, _time, "training time (s)")
+    return _draw(section, seconds, _time, "training time (s)")
 
 
 def _memory(cost: Cost) -> Ratio:
@@ -53,8 +53,8 @@ Point = tuple[str, float, float, float, Estimate]  # method, its cost with the r
 
 
 def _draw(section: Section, cost: Callable[[Row], float], ratio: Callable[[Cost], Ratio], label: str) -> Figure | None:
-    estimates = {(score.column, score.method): score.estimate for score in tables.scores(section)}
-    ratios = {one.method: ratio(one) for one in tables.costs(section)}
+    estimates = {(score.column, score.method): score.estimate for score in scores(section)}
+    ratios = {one.method: ratio(one) for one in costs(section)}
     panels = []
     for column in few(column for column, _ in estimates):
         points: list[Point] = []
@@ -105,7 +105,7 @@ def _draw_points(axes: Axes, section: Section, points: list[Point]) -> None:
         axes.plot([least, most], [estimate.value] * 2, "-", lw=0.9, color=colour, alpha=0.45)
         size = 10 if marker == "*" else 6.5
         axes.plot([middle], [estimate.value], marker, ms=size, color=colour, mec="white", mew=0.6, zorder=3)
-    front = tables.pareto_front([middle for _, middle, *_ in points], list(values))
+    front = pareto_front([middle for _, middle, *_ in points], list(values))
     axes.step(
         [points[i][1] for i in front], [values[i] for i in front], where="post", color=GREY, lw=1.1, ls=":", zorder=1
     )
@@ -118,7 +118,7 @@ def _draw_points(axes: Axes, section: Section, points: list[Point]) -> None:
 
 def draw_footprint(data: Data, section: Section) -> Figure | None:
     """Stacked bars: weights, gradients, optimiser and saved activations; a mark at the measured peak."""
-    found = {one.method: one for one in tables.footprints(section)}
+    found = {one.method: one for one in footprints(section)}
     methods = [method for method in shown(section) if method in found]
     if not methods:
         return None

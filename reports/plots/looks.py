@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench.reports.data import Column, Section
-from finetune_bench.reports.once import once
+from finetune_bench.reports.rows.once import once
+from finetune_bench.reports.rows.sections import Column, Section
 from finetune_bench.stats import estimates as stats
 from finetune_bench.stats.estimates import Estimate
 

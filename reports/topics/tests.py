@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_bench.reports import tables
-from finetune_bench.reports.data import Column, Data, Row, Section
-from finetune_bench.reports.once import once
-from finetune_bench.reports.tables import Difference
+from finetune_bench.reports.document import Block, Entry, bullets, code, table
+from finetune_bench.reports.rows.once import once
+from finetune_bench.reports.rows.sections import Column, Data, Row, Section
+from finetune_bench.reports.text import _bold_if_separated, _p_text, listed
+from finetune_bench.reports.topics.differences import Difference, differences
 from finetune_bench.stats import estimates as stats
 from finetune_bench.stats import robust
 from finetune_bench.stats.bootstrap import METRICS, multi_bootstrap
@@ -42,7 +43,7 @@ def suite_tests(section: Section, margin: float | None) -> list[SuiteTest]:
     """One per method; empty without a reference."""
     if section.reference is None:
         return []
-    found = tables.differences(section, section.reference)
+    found = differences(section, section.reference)
     main = [one for one in found if one.question == "a" and (not one.column.task or len(section.tasks) == 1)]
     return [_suite_test(section, one, margin) for one in {one.method: one for one in reversed(main)}.values()][::-1]
 
@@ -75,7 +76,7 @@ def exploratory(section: Section) -> dict[tuple[str, Column], float]:
     """P-values of every method on every score, adjusted together by Benjamini and Hochberg; from five seeds."""
     if section.reference is None or len(section.columns) < 2:
         return {}
-    found = [one for one in tables.differences(section, section.reference) if one.column.task and one.question == "a"]
+    found = [one for one in differences(section, section.reference) if one.column.task and one.question == "a"]
     enough = [one for one in found if one.estimate.n >= stats.SEEDS_FOR_P and not math.isnan(one.estimate.p_value)]
     adjusted = stats.benjamini_hochberg([one.estimate.p_value for one in enough])
     return {(one.method, one.column): p for one, p in zip(enough, adjusted, strict=True)}
@@ -166,3 +167,101 @@ def _predictions(data: Data, rows: list[Row], split: str) -> tuple[np.ndarray, n
     outputs = [found[f"{split}.predictions"] for found in arrays]
     chosen = [one.argmax(axis=1) if rows[0]["kind"] == "classification" else one.reshape(-1) for one in outputs]
     return np.stack(chosen), arrays[0][f"{split}.labels"]
+
+
+def _tests(data: Data, section: Section) -> list[Block]:
+    margin = data.options.margin
+    found = suite_tests(section, margin)
+    result: list[Block] = []
+    if found:
+        reference = code(str(section.reference))
+        columns = ["P(A > B)", "sign-flip p", "McNemar p", *([f"equal within {margin:g}, p"] if margin else [])]
+        rows = [
+            [
+                code(one.method),
+                "—" if math.isnan(one.better) else f"{one.better:.2f}",
+                *(_p_text(p) for p in (one.sign_flip, one.collapses, *([one.equivalence] if margin else []))),
+            ]
+            for one in found
+        ]
+        notes = [
+            f"P(A > B): the chance that a run beats one of {reference} on the same task, ties counting half.",
+            "Sign-flip: exact, on the seeds' differences (mean over tasks), from six seeds; not adjusted.",
+            "McNemar: exact, whether runs collapse as often as the reference's, from runs paired by task and seed.",
+        ]
+        if margin:
+            notes.append(
+                f"Equal within {margin:g} points: the larger p of two one-sided t tests; below 0.05 the method is the "
+                "reference's equal for that purpose. A difference that isn't separated is not thereby equal."
+            )
+        result += [table("tests", [f"A, against {reference}", *columns], rows), *bullets(notes)]
+    if explored := exploratory(section):
+        columns_of = [column for column in section.columns if any(key[1] == column for key in explored)]
+        rows = [
+            [code(method), *(_p_text(explored.get((method, column), math.nan)) for column in columns_of)]
+            for method in dict.fromkeys(key[0] for key in explored)
+        ]
+        note = (
+            f"Exploratory: p of every method on every score, adjusted together by Benjamini and Hochberg over the "
+            f"{len(explored)} of them. Of those below 0.05, one in twenty is expected to be false."
+        )
+        result += [table("exploratory", ["score by score", *(one.title for one in columns_of)], rows), *bullets([note])]
+    if data.options.bootstrap and (resampled := bootstraps(data, section)):
+        columns_of = [column for column in section.columns if any(key[1] == column for key in resampled)]
+        differences: list[list[str | Entry]] = [
+            [code(method), *(_resampled(resampled.get((method, column), stats.NOTHING)) for column in columns_of)]
+            for method in dict.fromkeys(key[0] for key in resampled)
+        ]
+        note = (
+            "Multi-bootstrap: seeds and examples resampled together, paired, 1,000 times, seed 0; questions (a) and "
+            "(c) at once. Percentile intervals, from five seeds on."
+        )
+        result += [
+            table("bootstrap", ["difference", *(one.title for one in columns_of)], differences),
+            *bullets([note]),
+        ]
+    return result
+
+
+def _resampled(estimate: stats.Estimate) -> Entry:
+    return Entry(_bold_if_separated(estimate), estimate.value) if estimate.n else Entry("—")
+
+
+def _ranking(section: Section) -> list[Block]:
+    found = ranking(section)
+    if found is None:
+        return []
+    rows = []
+    for place, method in enumerate(found.methods):
+        normalised = found.normalised.get(method)
+        rows.append(
+            [
+                code(method),
+                f"{found.ranks.mean[place]:.2f}" if found.ranks else "—",
+                f"{robust.interquartile_mean(normalised):.3f}" if normalised is not None else "—",
+                f"{np.nanmean(normalised):.3f}" if normalised is not None else "—",
+            ]
+        )
+    notes = []
+    if found.ranks:
+        notes.append(
+            f"Mean rank over {found.ranks.n} tasks, 1 is the best; question (b). Friedman's test that all are alike: "
+            f"p {_with_sign(found.ranks.p)}. Mean ranks less than {found.ranks.critical_difference:.2f} apart are not "
+            "separated (Nemenyi, 95 % for all pairs). Ranks depend on who else is in the pool."
+        )
+    notes.append(
+        "Normalised: 0 is the constant prediction's score, 1 the best method's mean, per task. The interquartile mean "
+        "leaves out the lowest and the highest quarter of all runs."
+    )
+    if found.left_out:
+        notes.append(f"Without a score on every task, so not here: {listed([code(m) for m in found.left_out])}.")
+    if found.unscaled:
+        notes.append(
+            f"No method beats the constant prediction on {listed(found.unscaled)}; no normalised score has it."
+        )
+    header = ["method", "mean rank", "interquartile mean", "mean, normalised"]
+    return [table("ranks", header, rows), *bullets(notes)]
+
+
+def _with_sign(p: float) -> str:
+    return "undefined, every task ties" if math.isnan(p) else "< 0.001" if p < 0.001 else f"= {p:.3f}"

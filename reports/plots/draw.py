@@ -7,41 +7,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.figure import Figure
 
-from finetune_bench.reports.data import Data, Section
-from finetune_bench.reports.dose import dose_frame, dose_studies, draw_dose
-from finetune_bench.reports.looks import STYLE
-from finetune_bench.reports.once import once
-from finetune_bench.reports.plot_cost import draw_footprint, draw_memory, draw_time
-from finetune_bench.reports.plot_ranks import draw_profile, draw_ranks
-from finetune_bench.reports.plot_scores import draw_curves, draw_differences, draw_scores
-from finetune_bench.reports.plot_stacks import draw_attribution, draw_compatibility, draw_hype_pairs, draw_synergies
-
-
-@dataclass(frozen=True)
-class Plot:
-    """One plot of one section.
-
-    Attributes:
-        kind: scores, differences, memory, ...: what `comparison` puts in its place.
-        section: the section's position.
-        file: where it is.
-        link: the same, relative to the report's folder.
-        alt: what it shows, for who can't see it.
-    """
-
-    kind: str
-    section: int
-    file: Path
-    link: str
-    alt: str
-
+from finetune_bench.reports.document import Plot
+from finetune_bench.reports.plots.cost import draw_footprint, draw_memory, draw_time
+from finetune_bench.reports.plots.dose import draw_dose
+from finetune_bench.reports.plots.looks import STYLE
+from finetune_bench.reports.plots.ranks import draw_profile, draw_ranks
+from finetune_bench.reports.plots.scores import draw_curves, draw_differences, draw_scores
+from finetune_bench.reports.plots.stacks import draw_attribution, draw_compatibility, draw_hype_pairs, draw_synergies
+from finetune_bench.reports.rows.once import once
+from finetune_bench.reports.rows.sections import Data, Section
+from finetune_bench.reports.topics.dose import dose_frame, dose_studies
 
 _NO_DATE: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
 Drawing = Callable[[Data, Section], Figure | None]

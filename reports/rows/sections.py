@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from finetune_bench.report import DEFAULT, Options
-from finetune_bench.reports.once import once
+from finetune_bench.reports.rows.once import once
 from finetune_bench.store import row_index
 from finetune_bench.store.row_index import Trace
 from finetune_bench.store.store import Store

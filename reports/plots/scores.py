@@ -9,9 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench.reports import tables
-from finetune_bench.reports.data import Column, Data, Section
-from finetune_bench.reports.looks import (
+from finetune_bench.reports.plots.looks import (
     GREY,
     caption,
     crowd,
@@ -29,6 +27,9 @@ from finetune_bench.reports.looks import (
     short,
     shown,
 )
+from finetune_bench.reports.rows.sections import Column, Data, Section
+from finetune_bench.reports.topics.differences import differences, noise_floors
+from finetune_bench.reports.topics.scores import scores
 from finetune_bench.stats import estimates as stats
 from finetune_bench.stats.estimates import Estimate
 
@@ -39,7 +40,7 @@ def draw_scores(data: Data, section: Section) -> Figure | None:
     if not columns:
         return None
     methods = shown(section)
-    found = {(score.column, score.method): score.estimate for score in tables.scores(section)}
+    found = {(score.column, score.method): score.estimate for score in scores(section)}
     names = [short(method) for method in methods]
     across = panels_across(len(columns))
     down = math.ceil(len(columns) / across)
@@ -54,13 +55,13 @@ def draw_scores(data: Data, section: Section) -> Figure | None:
         colours: list[str] = []
         for height, method in enumerate(methods):
             colour, _, _ = look(section, method)
-            scores = section.scores(method, column)
-            broken = section.collapsed(method, column.task) & np.isfinite(scores)
-            fine = scores[np.isfinite(scores) & ~broken]
+            values = section.scores(method, column)
+            broken = section.collapsed(method, column.task) & np.isfinite(values)
+            fine = values[np.isfinite(values) & ~broken]
             # Seeds a little below the line, so that they don't hide the interval.
             dots += [(value, height + 0.2) for value in fine]
             colours += [colour] * len(fine)
-            for value in scores[broken]:
+            for value in values[broken]:
                 axes.plot([min(max(value, low), high)], [height + 0.2], "x", ms=4.5, mew=1.2, color=colour)
                 if not low <= value <= high:
                     at, side = (low, "left") if value < low else (high, "right")
@@ -102,10 +103,10 @@ def draw_differences(data: Data, section: Section) -> Figure | None:
     """The forest plot: every method minus the reference, per score and over the suite, on the noise floor."""
     if section.reference is None:
         return None
-    floors = tables.noise_floors(section, section.reference)
+    floors = noise_floors(section, section.reference)
     by_panel: dict[str, dict[str, Estimate]] = {}
     bands: dict[str, float] = {}
-    for one in tables.differences(section, section.reference):
+    for one in differences(section, section.reference):
         if one.method in shown(section) and one.estimate.n:
             title = one.column.title + ("" if one.column.task else f" ({one.question})")
             by_panel.setdefault(title, {})[one.method] = one.estimate

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_bench.reports import tables
-from finetune_bench.reports.data import Column, Row, Section, is_vanilla
+from finetune_bench.reports.document import Block, Entry, bullets, code, table
+from finetune_bench.reports.rows.sections import Column, Row, Section, is_vanilla
+from finetune_bench.reports.text import _bold_if_separated, listed
+from finetune_bench.reports.topics.contrasts import suite_column
+from finetune_bench.reports.topics.cost import Cost, costs
 from finetune_bench.stats import estimates as stats
 from finetune_bench.stats.estimates import Estimate
 
@@ -43,15 +46,15 @@ def fair_differences(section: Section) -> list[FairDifference]:
     """Every method that costs more passes than the baseline; empty where vanilla wasn't given more steps."""
     if section.baseline is None or not section.stretched:
         return []
-    costs = {cost.method: cost for cost in tables.costs(section)}
-    usual = _passes(costs[section.baseline])
-    columns = [*section.columns, *([tables.suite_column(section)] if len(section.tasks) > 1 else [])]
+    cost_of = {cost.method: cost for cost in costs(section)}
+    usual = _passes(cost_of[section.baseline])
+    columns = [*section.columns, *([suite_column(section)] if len(section.tasks) > 1 else [])]
     result = []
     for method in section.methods:
-        passes = _passes(costs[method]) / usual
+        passes = _passes(cost_of[method]) / usual
         if is_vanilla(section.parts(method)) or not passes > 1 + _SAME_FACTOR:
             continue
-        for basis, factor in ((STEPS, 1.0), (PASSES, passes), (SECONDS, costs[method].time.value)):
+        for basis, factor in ((STEPS, 1.0), (PASSES, passes), (SECONDS, cost_of[method].time.value)):
             for column in columns:
                 own = [column] if column.task else section.suite
                 estimates = [_difference(section, method, one, basis, factor) for one in own]
@@ -60,7 +63,7 @@ def fair_differences(section: Section) -> list[FairDifference]:
     return result
 
 
-def _passes(cost: tables.Cost) -> float:
+def _passes(cost: Cost) -> float:
     return max(cost.forwards_per_step, cost.backwards_per_step)
 
 
@@ -93,3 +96,28 @@ def _shared(section: Section, method: str, other: str, column: Column) -> np.nda
 def _start(row: Row | None) -> tuple[str, str] | None:
     hashes = (row or {}).get("hashes") or {}
     return (hashes["init"], hashes["data"]) if {"init", "data"} <= set(hashes) else None
+
+
+def _at_equal_cost(section: Section) -> list[Block]:
+    found = fair_differences(section)
+    if not found:
+        return []
+    columns = list(dict.fromkeys(one.column for one in found))
+    rows: list[list[str | Entry]] = []
+    for method, basis, factor in dict.fromkeys((one.method, one.basis, one.factor) for one in found):
+        cells = {one.column: one.estimate for one in found if (one.method, one.basis) == (method, basis)}
+        entries = [
+            Entry(f"{_bold_if_separated(one)} n={one.n}", one.value) if one.n else Entry("—")
+            for one in (cells[column] for column in columns)
+        ]
+        rows.append([code(method), basis, "—" if math.isnan(factor) else f"×{factor:.2f}", *entries])
+    notes = [
+        "Each method minus vanilla that trained for so many times its steps: as many steps, as many passes over "
+        "a batch, or as many seconds. Brackets: t interval over seeds, question (a); bold: "
+        "it excludes 0. Runs of different length can't share the order of examples; head and data are shared.",
+        "At equal seconds, vanilla's score is interpolated between its runs, "
+        f"{listed([f'×{one:g}' for one in (1.0, *section.stretched)])} steps, at the method's measured time "
+        "ratio; beyond the longest run there is no number.",
+    ]
+    header = ["method", "compared at", "vanilla's steps", *(column.title for column in columns)]
+    return [table("equal cost", header, rows), *bullets(notes)]
