@@ -27,6 +27,7 @@ from finetune_bench.reports.topics.scores import collapsed, scores
 from finetune_bench.reports.topics.synergy import synergies
 from finetune_bench.reports.verdict import verdict
 from finetune_bench.store.store import Store
+from tests import ROOT
 from tests.synthetic_store import CONTROL, FIVE, fail, make_row, make_store, make_trace, put
 
 
@@ -562,4 +563,4 @@ assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 assert matplotlib.rcParams.copy() == before
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=Path(__file__).parent.parent)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=ROOT)

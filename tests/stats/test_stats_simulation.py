@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
+
 simulations = pytest.importorskip("benchmarks.simulations", reason="the benchmarks are in a checkout only")
 
-PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
+PAGE = ROOT / "docs" / "statistics.md"
 RUNS = 600  # of the small run: a share of 5 % has a standard error of 0.9 points
 
 

@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 import finetune_bench
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 BESIDE = ("methods", "tasks", "reports")
 NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests")

@@ -17,8 +17,9 @@ from finetune_bench.metrics import METRICS
 from finetune_bench.task import TaskData
 from finetune_bench.tasks import glue, hub, nli
 from finetune_bench.tasks.hub import HubTask
+from tests import ROOT
 
-SHARED = Path(__file__).parents[2] / "shared" / "datasets"
+SHARED = ROOT.parent / "shared" / "datasets"
 needs_shared = pytest.mark.skipif(not SHARED.is_dir(), reason="the data sets beside the project are not here")
 GLUE = [glue.cola, glue.sst2, glue.mrpc, glue.stsb, glue.qqp, glue.mnli, glue.qnli, glue.rte, glue.wnli]
 TASKS = [*GLUE, nli.snli, nli.sick, nli.scitail]

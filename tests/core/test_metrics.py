@@ -14,6 +14,7 @@ import pytest
 
 from finetune_bench.errors import UnknownName
 from finetune_bench.metrics import METRICS, compute
+from tests import ROOT
 
 CLASSES = [name for name, described in METRICS.items() if described.kind == "classification"]
 CORRELATIONS = [name for name, described in METRICS.items() if described.kind == "regression"]
@@ -117,7 +118,7 @@ def test_nothing_is_written_and_no_home_is_needed(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HOME": str(nowhere / "hf"), "TMPDIR": str(tmp_path / "temporary")}
     done = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False,
+        env=environment, cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(2 / 3)

@@ -30,8 +30,8 @@ from finetune_bench.study import grid
 from finetune_bench.study.options import OPTIONS
 from finetune_bench.study.study import Study, make_study
 from finetune_bench.testing import toys
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
 TUTORIAL = ROOT / "docs" / "first-method.md"
 

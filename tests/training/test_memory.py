@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +13,7 @@ from finetune_bench.method.cost import Memory
 from finetune_bench.testing import toys
 from finetune_bench.training.loop import train
 from finetune_bench.training.memory import expected_bytes, memory_sizes, saved_activation_bytes
+from tests import ROOT
 
 # Each method trains in a child of one process that has imported everything, so that the peak is the training's.
 SCRIPT = """
@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from transformers import AutoConfig
 from finetune_bench import device, registry, testing
-from finetune_bench.memory import memory_sizes
+from finetune_bench.training.memory import memory_sizes
 from finetune_bench.model import build, with_dropout
 from finetune_bench.study import Recipe
 from finetune_bench.training import Encoded, TrainingRun, train
@@ -80,7 +80,7 @@ def test_peak_memory_is_within_a_quarter_of_the_formula() -> None:
     """Vanilla's measured peak of the resident set, and what the formula adds to it, against the method's peak."""
     twins = {method: f"vanilla(dropout={registry.make_stack(method).dropout})" for method in METHODS}
     command = [sys.executable, "-c", SCRIPT, *dict.fromkeys(twins.values()), *METHODS]
-    root = Path(__file__).resolve().parents[1]
+    root = ROOT
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root)
     found = json.loads(done.stdout)
     if found is None:

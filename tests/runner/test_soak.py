@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "soak.py"
+from tests import ROOT
+
+SCRIPT = ROOT / "benchmarks" / "soak.py"
 METHODS = "vanilla,ema,r4f,smart,sage,recadam,swa,child_tuning_d,noisytune"
 
 

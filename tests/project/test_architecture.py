@@ -15,8 +15,8 @@ import pytest
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.spec import parse_stack, split
+from tests import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 CORE = sorted((ROOT / "finetune_bench").rglob("*.py"))
 PLUGINS = {room: sorted((ROOT / room).glob("*.py")) for room in ("methods", "tasks", "reports")}
 SOURCES = [*CORE, *PLUGINS["methods"], *PLUGINS["tasks"], *PLUGINS["reports"]]
