@@ -107,11 +107,6 @@ class Method:
     def __post_init__(self) -> None:
         validate(self)
 
-    @property
-    def parts(self) -> tuple[Method, ...]:
-        """The methods that this one is made of: itself."""
-        return (self,)
-
     def unsupported(self, facts: Facts) -> str | None:
         """Why this method can't run in a cell with these facts, as the end of "NAME is skipped: …"; else None."""
         return None

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
-from finetune_bench.method.step import Inner, Objective, Run, Step, View
+from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.recipe import ARRANGEMENTS
 
@@ -27,10 +27,6 @@ class Stack(Method):
         self.stochastic = any(method.stochastic for method in self.methods)  # type: ignore[misc]
         self.arrangement = min((m.arrangement for m in self.methods), key=ARRANGEMENTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
-
-    @property
-    def parts(self) -> tuple[Method, ...]:
-        return self.methods
 
     def unsupported(self, facts: Facts) -> str | None:
         for method, own in self._facts(facts):
@@ -109,6 +105,16 @@ class Stack(Method):
             for method in self.methods:
                 contexts.enter_context(method.evaluating(run))
             yield
+
+    def state_dict(self) -> list[State]:
+        """Return what every method keeps for a checkpoint, in the order of the stack."""
+        return [method.state() for method in self.methods]
+
+    def load_state_dict(self, states: Sequence[State]) -> None:
+        """Give every method back what `state_dict` gave; those that kept nothing are not asked."""
+        for method, state in zip(self.methods, states, strict=True):
+            if state:
+                method.load_state(state)
 
     def teardown(self, run: Run) -> None:
         with ExitStack() as last:  # every teardown runs, also when another one raises

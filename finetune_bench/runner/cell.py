@@ -137,15 +137,15 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
         task,
         train,
         recipe,
+        stack,
         seed=cell.seed,
         device=device,
-        keep_pretrained=stack.reads_pretrained,
     )
     # Of a cell that is tried again in smaller micro-batches, the first try's checkpoint is none.
     file = place.store.checkpoints / f"{cell.id}-{recipe.accumulation}.safetensors"
     try:
         before = devices.energy(device)
-        trace = loop.train(run, stack, Checkpoints(file, place.checkpoint_every))
+        trace = loop.train(run, Checkpoints(file, place.checkpoint_every))
         after = devices.energy(device)
         allocated, reserved = devices.peak(device) if measured else (None, None)
         evaluating = time.perf_counter()

@@ -29,6 +29,7 @@ from finetune_bench.seeds import derive
 from finetune_bench.spec import split
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Output
+from finetune_bench.training.examples import training_steps
 from finetune_bench.training.loop import make_optimizer
 from finetune_bench.training.run import TrainingRun, TrainingStep
 
@@ -163,18 +164,16 @@ def _one_step(
     task, _ = load_data(cell.task, cell.limit_train, data_root)
     train, _ = encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
     classifier = initial_model(cell, stack, device)
-    order = TrainingRun(classifier, task, train, cell.recipe, seed=cell.seed, device=device)
-    indices = next(order.steps())[0]
+    indices = next(training_steps(len(train), cell.recipe, cell.seed, task.name))[0]
     run = TrainingRun(
         classifier,
         task,
         train,
         cell.recipe,
+        stack,
         seed=derive(cell.seed, "draw", str(draw)),
         device=device,
-        keep_pretrained=stack.reads_pretrained,
     )
-    run.method = stack
     try:
         stack.setup(run)
         stack.optimizer(make_optimizer(run), run)

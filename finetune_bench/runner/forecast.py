@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +25,7 @@ from finetune_bench.runner.inputs import encoded, initial_model, load_data
 from finetune_bench.runner.plan import Plan, comparison_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.training import evaluation, loop
-from finetune_bench.training.examples import Encoded
+from finetune_bench.training.examples import Encoded, training_steps
 from finetune_bench.training.run import TrainingRun
 
 if TYPE_CHECKING:
@@ -64,15 +64,6 @@ class Forecast:
     def wall_seconds(self) -> float:
         """From start to end, if every worker has a core or a device of its own."""
         return self.start_seconds + max([sum(self.seconds.values()) / self.workers, *self.seconds.values()])
-
-
-class _Sample(TrainingRun):
-    """A run that makes chosen steps only."""
-
-    chosen: Sequence[list[list[int]]] = ()
-
-    def steps(self) -> Iterator[list[list[int]]]:
-        return iter(self.chosen)
 
 
 @dataclass(frozen=True)
@@ -140,18 +131,15 @@ def _measure(cell: Cell, root: Path | None, device: torch.device) -> _Measured:
     classifier = initial_model(cell, stack, device)
     pretrained.digest(classifier)
     around = time.process_time() - begin
-    run = _Sample(
-        classifier, task, train, cell.recipe, seed=cell.seed, device=device, keep_pretrained=stack.reads_pretrained
-    )
-    coming = list(TrainingRun.steps(run))
+    coming = list(training_steps(len(train), cell.recipe, cell.seed, task.name))
     sizes = np.array([_tokens(train, step, cell.recipe.arrangement) for step in coming])
     spread = np.argsort(sizes, kind="stable")[np.linspace(0, len(sizes) - 1, _TIMED + 2).round().astype(int)[1:-1]]
     chosen = [int(sizes.argmax())] * _WARM + [int(index) for index in spread]
-    run.chosen = [coming[index] for index in chosen]
-    run.total_steps = len(chosen)
+    steps = [coming[index] for index in chosen]
+    run = TrainingRun(classifier, task, train, cell.recipe, stack, seed=cell.seed, device=device, steps=steps)
     begin = time.process_time()
     try:
-        trace = loop.train(run, stack)
+        trace = loop.train(run)
         setup = time.process_time() - begin - float(trace.cpu_seconds.sum())
         peak, _ = devices.peak(device)
         begin = time.process_time()

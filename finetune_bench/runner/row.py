@@ -13,7 +13,8 @@ from finetune_bench.model import pretrained
 from finetune_bench.store.store import SCHEMA
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task
-from finetune_bench.training import loop, measure
+from finetune_bench.training import measure
+from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
 
 Row = dict[str, Any]
@@ -79,7 +80,7 @@ def collapse_reason(
     return None
 
 
-def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> Row:
+def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor) -> Row:
     losses = trace.steps["task_loss"]
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
@@ -97,7 +98,7 @@ def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> Row:
     }
 
 
-def cost_facts(run: TrainingRun, trace: loop.Trace) -> Row:
+def cost_facts(run: TrainingRun, trace: TrainingResult) -> Row:
     timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
     seconds = float(trace.seconds[timed].sum())
     examples = int(trace.examples[timed].sum())

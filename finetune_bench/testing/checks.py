@@ -191,7 +191,7 @@ def evaluation_is_clean(owner: type[Method]) -> None:
     """Evaluation is free of noise, draws nothing, and is that of the plain model."""
     run, stack = toy_run(owner())
     try:
-        train(run, stack)
+        train(run)
         before = torch.get_rng_state()
         with stack.evaluating(run):
             first, second = evaluation.predict(run, run.examples), evaluation.predict(run, run.examples)
@@ -211,10 +211,10 @@ def leaves_a_plain_model(owner: type[Method]) -> None:
     """After teardown nothing of it is left: names, modules, hooks; the saved model loads without this package."""
     from transformers import AutoModelForSequenceClassification
 
-    for prepare in (lambda run, stack: None, train):
+    for prepare in (lambda run: None, train):
         run, stack = toy_run(owner())
         shape = _shape(run.model)
-        prepare(run, stack)
+        prepare(run)
         stack.teardown(run)
         assert _shape(run.model) == shape, "teardown leaves other modules, names, hooks or frozen weights behind"
         assert {id(p) for p in run.model.parameters()} == {id(p) for p in run.params.values()}, (
@@ -256,8 +256,8 @@ def declares_its_memory(owner: type[Method], tolerance: float = 0.01) -> None:
     run, stack = toy_run(owner())
     plain, _ = toy_run(_twin(owner()))
     try:
-        train(run, stack)
-        saved, kept = saved_activation_bytes(run), kept_bytes(run, stack)
+        train(run)
+        saved, kept = saved_activation_bytes(run), kept_bytes(run)
         sizes = memory_sizes(plain, {name for name, weight in run.params.items() if not weight.requires_grad})
     finally:
         stack.teardown(run)

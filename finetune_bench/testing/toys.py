@@ -24,7 +24,8 @@ from finetune_bench.task import Split, Task, TaskData
 from finetune_bench.training import evaluation
 from finetune_bench.training.checkpoint import Checkpoints
 from finetune_bench.training.examples import Encoded
-from finetune_bench.training.loop import Trace, train
+from finetune_bench.training.loop import train
+from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
 
 CPU = torch.device("cpu")
@@ -138,11 +139,7 @@ def toy_run(
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     examples = toy_examples(kind, left=architecture == "xlnet")
-    run = TrainingRun(
-        model, toy_task(kind), examples, recipe, seed=3, device=CPU, keep_pretrained=stack.reads_pretrained
-    )
-    run.method = stack
-    return run, stack
+    return TrainingRun(model, toy_task(kind), examples, recipe, stack, seed=3, device=CPU), stack
 
 
 def toy_train(
@@ -151,11 +148,11 @@ def toy_train(
     kind: Kind = "classification",
     recipe: Recipe = RECIPE,
     checkpoints: Checkpoints | None = None,
-) -> tuple[TrainingRun, Trace, np.ndarray]:
-    """Train, predict and tear down; returns the run, its trace and the predictions."""
+) -> tuple[TrainingRun, TrainingResult, np.ndarray]:
+    """Train, predict and tear down; return the run, what `train` gave, and the predictions."""
     run, stack = toy_run(methods, architecture, kind, recipe)
     try:
-        trace = train(run, stack, checkpoints)
+        trace = train(run, checkpoints)
         with stack.evaluating(run):
             predictions = evaluation.predict(run, run.examples)
     finally:

@@ -16,7 +16,7 @@ from tests.tiny_run import CONFIGS, tiny_run
 def test_exactly_the_top_layers_are_drawn_anew(architecture: str) -> None:
     method = ReinitLayers(layers=2 if architecture == "albert" else 1)
     assert toys.unsupported(method, architecture) is None
-    run = tiny_run(architecture)
+    run = tiny_run(architecture=architecture)
     before = {name: weight.detach().clone() for name, weight in run.params.items()}
     state = torch.get_rng_state()
     method.setup(run)

@@ -105,11 +105,11 @@ def test_rows_that_never_come_get_their_weight_decay() -> None:
 
 
 def test_examples_and_names_are_as_before() -> None:
-    run, stack = toy_run(off(), recipe=TRIMMED)
+    run, _ = toy_run(off(), recipe=TRIMMED)
     table, examples, names = run.model.get_input_embeddings().weight, run.examples, list(run.params)  # type: ignore[operator]
     from finetune_bench.training.loop import train
 
-    train(run, stack)
+    train(run)
     assert run.model.get_input_embeddings().weight is table  # type: ignore[operator]
     assert run.examples is examples
     assert list(run.params) == names

@@ -127,9 +127,9 @@ def test_accumulation_gives_the_same_weights(examples: int) -> None:
     for accumulation in (1, 4):
         # A large epsilon: Adam divides by the gradient, which blows up the last bits of those near zero.
         recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, accumulation=accumulation, adam_eps=1e-2)
-        run, stack = toys.toy_run(vanilla(dropout="all_off"), recipe=recipe)
+        run, _ = toys.toy_run(vanilla(dropout="all_off"), recipe=recipe)
         run.examples = toys.toy_examples("classification", examples)
-        train(run, stack)
+        train(run)
         found.append(toys.weights(run))
     worst = max(float((found[0][n].double() - found[1][n].double()).abs().max()) for n in found[0])
     assert worst < 1e-6
@@ -272,8 +272,8 @@ def test_a_counted_graph_is_let_go_without_a_backward_pass() -> None:
 
 def test_saved_bytes_of_methods() -> None:
     def saved(name: str, **parameters: Any) -> int:
-        run, stack = toys.toy_run(registry.method_class(name)(**parameters))
-        train(run, stack)
+        run, _ = toys.toy_run(registry.method_class(name)(**parameters))
+        train(run)
         before = torch.get_rng_state(), toys.weights(run)["classifier.weight"].clone()
         count = saved_activation_bytes(run)
         assert torch.equal(before[0], torch.get_rng_state())
@@ -312,11 +312,10 @@ def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str)
         toy.task,
         toy.examples,
         recipe,
+        stack,
         seed=3,
         device=device,
-        keep_pretrained=stack.reads_pretrained,
     )
-    run.method = stack
     stack.setup(run)
     stack.optimizer(make_optimizer(run), run)
     run.model.train()
