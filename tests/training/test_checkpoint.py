@@ -113,7 +113,7 @@ def test_the_names_in_the_file_are_those_of_schema_1(tmp_path: Path) -> None:
     tensors, facts = content
     weights = dict(run.model.state_dict())
     moments = {f"optimizer {i} {name}" for i in range(len(run.params)) for name in ("step", "exp_avg", "exp_avg_sq")}
-    logs = {f"record log {name}" for name in ("loss", "task_loss", "divergence")}
+    logs = {f"record log {name}" for name in ("loss", "task_loss", "rdrop_divergence")}
     assert set(tensors) == {
         "stream cpu",
         *(f"weight {name}" for name in weights),
