@@ -45,10 +45,10 @@ from finetune_bench.parameters import parameter
 
 
 def scale_beta(beta: float, step: int, warmup: bool) -> float:
-    """β_t.
+    """Compute β_t, the share of the old average that a step keeps.
 
     Args:
-        beta: β.
+        beta: β, in [0, 1).
         step: how many steps came before this one.
         warmup: whether β_t starts small.
     """

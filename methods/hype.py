@@ -62,9 +62,9 @@ def perturb_hidden(hidden: Tensor, eps: float, noise: str, generator: Generator)
     """Add HyPe's noise to hidden states.
 
     Args:
-        hidden: of any shape and floating dtype.
-        eps: standard deviation (`normal`) or upper end (the uniforms).
-        noise: normal, uniform_onesided or uniform_symmetric.
+        hidden: hidden states of any shape and floating dtype.
+        eps: the standard deviation (`normal`) or the upper end (the uniforms), at least 0.
+        noise: the distribution: normal, uniform_onesided or uniform_symmetric.
         generator: the stream, on the device of `hidden`.
 
     Returns:
@@ -79,7 +79,7 @@ def perturb_hidden(hidden: Tensor, eps: float, noise: str, generator: Generator)
 
 
 def select_layers(count: int, top: int | None, bottom: int | None) -> set[int]:
-    """Indices of the layers that are noised: the last `top` and the first `bottom`; all where neither is given."""
+    """Choose the layers that are noised: the last `top` and the first `bottom`; all where neither is given."""
     if top is None and bottom is None:
         return set(range(count))
     return set(range(count - (top or 0), count)) | set(range(bottom or 0))
@@ -140,10 +140,10 @@ class HyPe(Method):
         def noised(hidden: Tensor) -> Tensor:
             return perturb_hidden(hidden, self.eps, self.noise, generator)
 
-        with ExitStack() as places:
+        with ExitStack() as hooks:
             if self.where != "within":
                 between = layer_inputs_changed(run.model, lambda l, h: noised(h) if l in chosen else h)  # noqa: E741
-                places.enter_context(between)
+                hooks.enter_context(between)
             if self.where != "between":
-                places.enter_context(attention_outputs_changed(run.model, lambda _, hidden: noised(hidden)))
+                hooks.enter_context(attention_outputs_changed(run.model, lambda _, hidden: noised(hidden)))
             yield

@@ -51,7 +51,7 @@ from finetune_bench.parameters import Range, parameter
 
 
 def squared_distance(weights: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> Tensor:
-    """Σ ‖w − w⁰‖² over pairs of tensors of one shape, 0-dim; an anchor of None is zero. One pair at least."""
+    """Compute Σ ‖w − w⁰‖² over pairs of tensors of one shape, 0-dim; an anchor of None is zero; one pair at least."""
     parts = [w.square().sum() if a is None else (w - a).square().sum() for w, a in zip(weights, anchors, strict=True)]
     return torch.stack(parts).sum()
 
@@ -91,7 +91,7 @@ class L2SP(Method):
         return optimizer
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
-        found = inner(view)
+        objective = inner(view)
         swapped = view.weights or {}
         trunk, head = ([swapped.get(name, w) for name, w in part.items()] for part in (self.body_, self.head_))
         parts = []
@@ -100,6 +100,6 @@ class L2SP(Method):
         if head:
             parts.append(self.beta / 2 * squared_distance(head, [None] * len(head)))
         if not parts:
-            return found
+            return objective
         penalty = torch.stack(parts).sum()
-        return replace(found, loss=found.loss + penalty, logs={**found.logs, "l2_sp_penalty": penalty})
+        return replace(objective, loss=objective.loss + penalty, logs={**objective.logs, "l2_sp_penalty": penalty})

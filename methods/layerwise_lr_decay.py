@@ -41,20 +41,20 @@ from torch.optim import Optimizer
 from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.step import Run
-from finetune_bench.model.structure import layers, places
+from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import Range, parameter
 
 
-def scale_rate(decay: float, place: int, count: int) -> float:
-    """ξ^(L − place).
+def scale_rate(decay: float, depth: int, count: int) -> float:
+    """Compute the factor of a learning rate, ξ^(L − depth).
 
     Args:
-        decay: ξ.
-        place: −1 for embeddings, a layer's index, or L for what comes after the layers.
-        count: L.
+        decay: ξ, in (0, 1].
+        depth: −1 for embeddings, a layer's index, or L for what comes after the layers.
+        count: L, the number of layers.
     """
-    return decay ** (count - place)
+    return decay ** (count - depth)
 
 
 class LayerwiseLRDecay(Method):
@@ -75,11 +75,11 @@ class LayerwiseLRDecay(Method):
         return None
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
-        place, count = places(run.model), len(layers(run.model))
+        depth, count = parameter_depths(run.model), len(layers(run.model))
 
         def rate(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
             assert isinstance(weight, Parameter)
-            return {"lr": group["lr"] * scale_rate(self.decay, place.get(weight, count), count)}
+            return {"lr": group["lr"] * scale_rate(self.decay, depth.get(weight, count), count)}
 
         regroup(optimizer, rate)
         return optimizer

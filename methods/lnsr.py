@@ -50,13 +50,13 @@ from finetune_bench.parameters import Range, parameter
 
 @torch.no_grad()
 def draw_noise(hidden: Tensor, mask: Tensor, noise: float, generator: Generator) -> Tensor:
-    """Noise relative to each token's root mean square, zero on padding.
+    """Draw noise relative to each token's root mean square, zero on padding.
 
     Args:
         hidden: (batch, seq, dim).
         mask: (batch, seq), 1 for real tokens.
-        noise: s.
-        generator: on the device of `hidden`.
+        noise: s, at least 0.
+        generator: the stream, on the device of `hidden`.
 
     Returns:
         (batch, seq, dim), float32.
@@ -67,11 +67,11 @@ def draw_noise(hidden: Tensor, mask: Tensor, noise: float, generator: Generator)
 
 
 def state_distance(noised: Sequence[Tensor], clean: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Σ over states of the mean squared difference on real tokens, 0-dim.
+    """Sum the mean squared differences of states on real tokens, 0-dim.
 
     Args:
-        noised: states, each (batch, seq, dim); one at least.
-        clean: as many, of the same shapes.
+        noised: the noised pass's states, each (batch, seq, dim); one at least.
+        clean: as many states of the clean pass, of the same shapes.
         mask: (batch, seq), 1 for real tokens.
     """
     real = mask[..., None].float()
@@ -122,10 +122,10 @@ class LNSR(Method):
         clean = first.output.hidden
         mask = step.batch.inputs["attention_mask"]
         noise = draw_noise(clean[self.layer], mask, self.noise, self.generator_)
-        own = noise.transpose(0, 1) if is_sequence_first(self.run_.model) else noise
+        in_layout = noise.transpose(0, 1) if is_sequence_first(self.run_.model) else noise
 
         def noised(index: int, hidden: Tensor) -> Tensor:
-            return hidden + own.to(hidden.dtype) if index == self.layer else hidden
+            return hidden + in_layout.to(hidden.dtype) if index == self.layer else hidden
 
         with step.replay(mark), layer_inputs_changed(self.run_.model, noised):
             second = step.forward(replace(view, hidden=True)).hidden

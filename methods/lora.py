@@ -61,7 +61,7 @@ REFUSED = {
 
 
 def merge_update(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """W + scale · B A.
+    """Merge an update into its weight: W + scale · B A.
 
     Args:
         weight: W, (out, in).
@@ -73,7 +73,8 @@ def merge_update(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tens
 
 
 def target_names(model: nn.Module) -> list[str]:
-    """Full names of the linear layers that are updated: peft's for the architecture, else all within the layers."""
+    """Name the linear layers that are updated: peft's for the architecture, else all within the layers."""
+    # Here and in `setup`: the library is an extra, which may be missing.
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)  # type: ignore[union-attr, arg-type]
@@ -128,7 +129,8 @@ class LoRA(Method):
         canonical = {weight: name for name, weight in run.params.items()}
         with run.own_randomness(self.name):
             inject_adapter_in_model(config, run.model)
-        for weight in heads:  # the library freezes all that is not its own
+        # The library freezes all that is not its own.
+        for weight in heads:
             weight.requires_grad_(True)
         self.layers_: dict[str, Any] = {
             canonical[module.base_layer.weight]: module  # type: ignore[index, union-attr]
@@ -168,7 +170,7 @@ class LoRA(Method):
 
     def teardown(self, run: Run) -> None:
         for name, module in getattr(self, "layers_", {}).items():
-            path = next(path for path, found in run.model.named_modules() if found is module)
+            path = next(path for path, candidate in run.model.named_modules() if candidate is module)
             owner, _, attribute = path.rpartition(".")
             setattr(run.model.get_submodule(owner), attribute, module.base_layer)
             del run.params[f"{name}.lora_A"], run.params[f"{name}.lora_B"]

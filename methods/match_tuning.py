@@ -50,11 +50,11 @@ from finetune_bench.parameters import Range, parameter
 
 
 def match_batch(vectors: Tensor, temperature: float) -> Tensor:
-    """M, the softmax over rows of z zᵀ / (temperature · √dim).
+    """Compute M, the softmax over rows of z zᵀ / (temperature · √dim).
 
     Args:
         vectors: z, (batch, dim).
-        temperature: above 0.
+        temperature: τ as a multiple of √dim, above 0.
 
     Returns:
         (batch, batch), float32; rows sum to 1.
@@ -70,7 +70,8 @@ class MatchTuning(Method):
     name = "match_tuning"
     arrangement = "trimmed"
     search_space = {"temperature": Range(0.3, 3, log=True), "strength": Range(0.2, 1)}
-    phase = Phase.WRAP  # before anyone measures with it
+    # Before anyone measures with it.
+    phase = Phase.WRAP
     neutral = {"strength": 0.0}
 
     temperature: float = parameter(1.0, interval="(0, inf)", help="τ as a multiple of √dim (ours)")
@@ -107,7 +108,7 @@ class MatchTuning(Method):
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         self.self_match_.clear()
-        found = inner(view)
+        objective = inner(view)
         if not self.self_match_:
-            return found
-        return replace(found, logs={**found.logs, "self_match": torch.stack(self.self_match_).mean()})
+            return objective
+        return replace(objective, logs={**objective.logs, "self_match": torch.stack(self.self_match_).mean()})

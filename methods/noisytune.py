@@ -41,12 +41,12 @@ from finetune_bench.parameters import Range, parameter
 
 
 def perturb_weight(weight: Tensor, intensity: float, generator: Generator) -> Tensor:
-    """`weight` plus uniform noise of width `intensity` times its standard deviation.
+    """Return `weight` plus uniform noise of width `intensity` times its standard deviation.
 
     Args:
-        weight: any shape, two entries at least.
-        intensity: λ.
-        generator: on the weight's device.
+        weight: a tensor of any shape, two entries at least.
+        intensity: λ, at least 0.
+        generator: the stream, on the weight's device.
 
     Returns:
         A new tensor of the same shape and dtype.

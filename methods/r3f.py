@@ -60,18 +60,20 @@ from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.structure import output_layer, weights_replaced
 from finetune_bench.parameters import Range, parameter
 
-NOTICEABLE = 1e-2  # noise below this changes predictions so little that its square, the divergence, is about 0
-ITERATIONS = 20  # of the power method, before training
+# Noise below this changes predictions so little that its square, the divergence, is about 0.
+NOTICEABLE = 1e-2
+# How many iterations the power method makes before training.
+ITERATIONS = 20
 
 
 def add_noise(embeds: Tensor, noise: str, eps: float, generator: Generator) -> Tensor:
-    """Token embeddings with noise on every entry.
+    """Add noise to every entry of token embeddings.
 
     Args:
         embeds: (batch, seq, dim).
         noise: "uniform" for U(−eps, eps), "normal" for N(0, eps²).
-        eps: the noise's size.
-        generator: on the embeddings' device.
+        eps: the noise's size, at least 0.
+        generator: the stream, on the embeddings' device.
 
     Returns:
         (batch, seq, dim), in the embeddings' dtype.
@@ -85,12 +87,12 @@ def add_noise(embeds: Tensor, noise: str, eps: float, generator: Generator) -> T
 
 @torch.no_grad()
 def iterate_power(weight: Tensor, left: Tensor, times: int) -> tuple[Tensor, Tensor]:
-    """Approach the singular vectors of the largest singular value.
+    """Make iterations of the power method, which approach the singular vectors of the largest singular value.
 
     Args:
         weight: W, (out, in).
         left: a start for u, (out,), not orthogonal to it.
-        times: iterations, one at least.
+        times: how many iterations to make, one at least.
 
     Returns:
         u (out,) and v (in,), of length 1: uᵀ W v is about the largest singular value.
@@ -191,7 +193,8 @@ class R4F(R3F):
         hidden: list[Any] = []
 
         def divide(module: nn.Module, args: Any) -> None:
-            hidden.append(vars(module).get("weight"))  # what another method has put there for this pass
+            # What another method has put there for this pass.
+            hidden.append(vars(module).get("weight"))
             if self.normalising_:
                 # An instance attribute hides the registered parameter from the module's own code and from nobody else.
                 vars(module)["weight"] = self.normalise(module.weight)  # type: ignore[arg-type]
@@ -207,7 +210,7 @@ class R4F(R3F):
         ]
 
     def normalise(self, weight: Tensor) -> Tensor:
-        """W / (uᵀ W v), (out, in)."""
+        """Divide a matrix by its largest singular value, as it is known: W / (uᵀ W v), (out, in)."""
         return weight / (self.left_ @ weight @ self.right_)
 
     def state(self) -> State:

@@ -47,7 +47,7 @@ from finetune_bench.parameters import Range, parameter
 
 
 def combine_passes(first: Tensor, second: Tensor, divergence: Tensor, alpha: float) -> Tensor:
-    """R-Drop's loss from the two passes' losses and their divergence, all 0-dim."""
+    """Compute R-Drop's loss from the two passes' losses and their divergence, all 0-dim."""
     return 0.5 * (first + second) + alpha * 0.5 * divergence
 
 
@@ -83,7 +83,8 @@ class RDrop(Method):
         )
 
     def passes(self, inner: Passes) -> Passes:
-        return Passes(2 * inner.forwards, 2 * inner.backwards - 1)  # the last backward pass is of both
+        # The last backward pass is of both.
+        return Passes(2 * inner.forwards, 2 * inner.backwards - 1)
 
     def memory(self, inner: Memory) -> Memory:
         return inner.times(2).plus(saved={"D": 1})

@@ -53,24 +53,27 @@ from finetune_bench.model.structure import body
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import Range, parameter
 
-SMALLEST = 1e-30  # of λ: the weight decay is divided by it
+# The smallest λ: the weight decay is divided by it.
+SMALLEST = 1e-30
+# From this weight decay on, the user is told that it pulls to zero.
 STRONG_DECAY = 0.1
 
 
 def anneal_task(anneal: str, step: int, k: float, t0: float) -> float:
-    """λ(t), the task's share of the objective, in [0, 1].
+    """Compute λ(t), the task's share of the objective, in [0, 1].
 
     Args:
-        anneal: sigmoid, linear or none.
+        anneal: the schedule: sigmoid, linear or none.
         step: t, from 1.
-        k: steepness of the sigmoid.
+        k: the steepness of the sigmoid.
         t0: the step at which the sigmoid is ½ and the line is 1.
     """
     if anneal == "none":
         return 1.0
     if anneal == "linear":
         return min(1.0, step / t0) if t0 > 0 else 1.0
-    return 0.5 * (1 + math.tanh(k * (step - t0) / 2))  # the logistic function, without overflow
+    # The logistic function, without overflow.
+    return 0.5 * (1 + math.tanh(k * (step - t0) / 2))
 
 
 class RecAdam(Method):
@@ -132,7 +135,8 @@ class RecAdam(Method):
             share = max(anneal_task(self.anneal, self.steps_, self.k, middle), SMALLEST)
             for group in optimizer.param_groups:
                 group["planned"] = (group["lr"], group["weight_decay"], share)
-                if group["recalls"] and share < 1:  # decay is the product of both, and stays what it was
+                # Decay is the product of both, and stays what it was.
+                if group["recalls"] and share < 1:
                     group["lr"], group["weight_decay"] = group["lr"] * share, group["weight_decay"] / share
 
         @torch.no_grad()

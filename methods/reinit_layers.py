@@ -44,7 +44,8 @@ from finetune_bench.model.structure import body
 from finetune_bench.model.structure import layers as layers_of
 from finetune_bench.parameters import parameter
 
-_LOADED = "_is_hf_initialized"  # transformers' mark on loaded tensors, which its initialisers leave alone
+# transformers' mark on loaded tensors, which its initialisers leave alone.
+_LOADED = "_is_hf_initialized"
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def redraw_weights(model: nn.Module, parts: list[nn.Module]) -> None:
 
     Args:
         model: a transformers model.
-        parts: modules of it, initialised whole and in this order.
+        parts: modules of the model, initialised whole and in this order.
     """
     for part in parts:
         tensors = [*part.parameters(), *part.buffers()]

@@ -52,13 +52,13 @@ from finetune_bench.parameters import Range, parameter
 def climb_weights(
     weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, *, adaptive: bool = False
 ) -> list[Tensor]:
-    """The step e to the highest point of a ball around the weights, by the loss's slope.
+    """Compute the step e to the highest point of a ball around the weights, by the loss's slope.
 
     Args:
         weights: one tensor at least.
-        gradients: of their shapes.
-        rho: the ball's radius.
-        adaptive: ASAM's ball, scaled by the weights.
+        gradients: as many gradients, of the weights' shapes.
+        rho: the ball's radius, at least 0.
+        adaptive: whether the ball is ASAM's, scaled by the weights.
 
     Returns:
         Tensors of the same shapes; ‖e‖₂ = rho over all of them together, unless adaptive.

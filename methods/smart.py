@@ -53,19 +53,21 @@ from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
 
-NOTICEABLE = 1e-3  # an entry-wise noise below this moves no prediction by an amount that its square would show
-TINY = 1e-6  # the public code's, in the denominators
+# Noise whose entries are below this moves no prediction by an amount that its square would show.
+NOTICEABLE = 1e-3
+# The public code adds this to denominators.
+TINY = 1e-6
 
 
 def climb_adversary(noise: Tensor, gradient: Tensor, learning_rate: float, eps: float, scale: str) -> Tensor:
-    """One step of the climb.
+    """Make one step of the climb.
 
     Args:
         noise: d, (batch, seq, dim).
-        gradient: g, of that shape.
-        learning_rate: η.
+        gradient: g, (batch, seq, dim).
+        learning_rate: η, at least 0.
         eps: ε, the largest entry under `paper`.
-        scale: paper or mtdnn.
+        scale: the rule for the noise's size: paper or mtdnn.
     """
     if scale == "mtdnn":
         moved = noise + learning_rate * gradient
@@ -75,7 +77,7 @@ def climb_adversary(noise: Tensor, gradient: Tensor, learning_rate: float, eps: 
 
 
 def largest_entry(values: Tensor) -> Tensor:
-    """‖·‖_∞ of each token, (batch, seq, 1) of (batch, seq, dim)."""
+    """Compute ‖·‖_∞ of each token, (batch, seq, 1) of (batch, seq, dim)."""
     return values.abs().amax(-1, keepdim=True)
 
 
@@ -118,7 +120,8 @@ class SMART(Method):
         return Passes(inner.forwards + self.steps + 1 + (self.mu > 0), inner.backwards + self.steps)
 
     def memory(self, inner: Memory) -> Memory:
-        teacher = 1 if self.mu > 0 else 0  # its divergence keeps two thirds: one side has no gradient
+        # The teacher's divergence keeps two thirds: one side has no gradient.
+        teacher = 1 if self.mu > 0 else 0
         return inner.plus(saved={"F": 1, "D": 1 + teacher * 2 / 3}, kept={"P": teacher})
 
     def setup(self, run: Run) -> None:
@@ -147,7 +150,7 @@ class SMART(Method):
         return replace(clean, loss=loss, logs=logs)
 
     def find_noise(self, step: Step, clean: Output, view: View, mark: Mapping[str, Tensor]) -> Tensor:
-        """d, (batch, seq, dim), detached; zero on padding."""
+        """Find d by the climb, (batch, seq, dim), detached; zero on padding."""
         embeds, reference = step.embeds(view).detach(), Output(clean.logits.detach())
         real = step.batch.inputs["attention_mask"][..., None]
         noise = torch.randn(embeds.shape, generator=self.generator_, device=embeds.device) * self.init_scale * real

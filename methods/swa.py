@@ -46,13 +46,13 @@ from finetune_bench.parameters import Range, parameter
 
 
 def counts(step: int, total: int, share: float, every: int) -> bool:
-    """Whether the weights after a step are part of the mean; the last step's always are.
+    """Return whether the weights after a step are part of the mean; the last step's always are.
 
     Args:
-        step: from 1 to `total`.
-        total: steps of the run.
-        share: s.
-        every: c.
+        step: the step, from 1 to `total`.
+        total: how many steps the run has.
+        share: s, in [0, 1].
+        every: c, at least 1.
     """
     window = max(1, round(share * total))
     return step > total - window and (total - step) % every == 0
@@ -95,7 +95,8 @@ class SWA(Method):
         self.points_ += 1
         for name, weight in run.params.items():
             if name in self.average_:
-                self.average_[name].lerp_(weight.float(), 1 / self.points_)  # equal values stay to the last bit
+                # Equal values stay as they are, to the last bit.
+                self.average_[name].lerp_(weight.float(), 1 / self.points_)
             elif weight.requires_grad:
                 self.average_[name] = weight.detach().float().clone()
 

@@ -38,7 +38,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import Run
-from finetune_bench.model.structure import layers, places
+from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.parameters import parameter
 
 
@@ -81,12 +81,12 @@ class TopKTuning(Method):
         return inner.plus(saved={"F_frozen": -1}, kept={"P_frozen": -3})
 
     def setup(self, run: Run) -> None:
-        place, count = places(run.model), len(layers(run.model))
+        depth, count = parameter_depths(run.model), len(layers(run.model))
         lowest = count - self._trained(count)
         self.frozen_ = [
             weight
             for weight in run.params.values()
-            if (place[weight] < lowest if place[weight] >= 0 else not self.embeddings)
+            if (depth[weight] < lowest if depth[weight] >= 0 else not self.embeddings)
         ]
         for weight in self.frozen_:
             weight.requires_grad_(False)

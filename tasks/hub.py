@@ -1,4 +1,4 @@
-"""Data sets in the hub's layout: read from the hub, the hub's cache or a folder, checked, and turned into splits.
+"""Data sets in the hub's layout are read from the hub, its cache or a folder, checked, and turned into splits.
 
 A row whose label is not given (-1 or none, by the hub's convention) is left out, and a note counts those. Everything
 else that is not as expected ends with a DataError, before any compute: a silently different order of the labels, say,
@@ -24,13 +24,13 @@ PROBE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class HubTask(Task):
-    """A task whose examples come from a data set of the hub.
+    """A HubTask is a task whose examples come from a data set of the hub.
 
     Attributes:
         path: the data set's name on the hub, "owner/name".
-        config: its configuration.
-        columns: of the texts: one, or two for a pair task.
-        rows: published number of labelled rows by split: the training split, then those to evaluate on.
+        config: the data set's configuration.
+        columns: the columns of the texts: one, or two for a pair task.
+        rows: the published number of labelled rows by split: the training split, then those to evaluate on.
     """
 
     path: str = ""
@@ -122,12 +122,12 @@ class HubTask(Task):
         notes: list[str] = []
         splits: dict[str, Split] = {}
         for name, published in self.rows.items():
-            place = f"{self.path}, config {self.config}, split {name}"
+            source = f"{self.path}, config {self.config}, split {name}"
             if name not in loaded:
                 raise DataError(
-                    f"The data set {place}, was not found {where}; its splits there are {', '.join(loaded) or 'none'}."
+                    f"The data set {source}, was not found {where}; its splits there are {', '.join(loaded) or 'none'}."
                 )
-            splits[name], missing = self._check_split(loaded[name], published, place)
+            splits[name], missing = self._check_split(loaded[name], published, source)
             if missing:
                 notes.append(f"{missing} rows of the {name} split carry no label and were left out.")
             if splits[name].is_subset:
@@ -140,32 +140,32 @@ class HubTask(Task):
         train, *evaluation = splits
         return TaskData(splits[train], {name: splits[name] for name in evaluation}, tuple(notes))
 
-    def _check_split(self, rows: Any, published: int, place: str) -> tuple[Split, int]:
+    def _check_split(self, rows: Any, published: int, source: str) -> tuple[Split, int]:
         expected = [*self.columns, "label"]
         if missing := [column for column in expected if column not in rows.column_names]:
             raise DataError(
-                f"The data set {place}, has no column {', '.join(missing)}: expected {', '.join(expected)}; "
+                f"The data set {source}, has no column {', '.join(missing)}: expected {', '.join(expected)}; "
                 f"found {', '.join(rows.column_names)}."
             )
         values = rows.select_columns(expected)[:]
-        labels = self._labels(values["label"], getattr(rows.features["label"], "names", None), place)
+        labels = self._labels(values["label"], getattr(rows.features["label"], "names", None), source)
         given = [i for i, label in enumerate(labels) if label is not None]
         if not given:
-            raise DataError(f"The data set {place}, has no row with a label among its {len(labels)} rows.")
+            raise DataError(f"The data set {source}, has no row with a label among its {len(labels)} rows.")
         texts: list[list[str]] = []
         for column in self.columns:
             wrong = next((i for i in given if not isinstance(values[column][i], str)), None)
             if wrong is not None:
-                raise DataError(f"The data set {place}, row {wrong + 1}: '{column}' is not a text.")
+                raise DataError(f"The data set {source}, row {wrong + 1}: '{column}' is not a text.")
             texts.append([values[column][i] for i in given])
         kept: Any = [labels[i] for i in given]
         split = Split(texts[0], texts[1] if len(texts) > 1 else None, kept, published)
         return split, len(labels) - len(given)
 
-    def _labels(self, values: Sequence[Any], names: Sequence[str] | None, place: str) -> Sequence[int | float | None]:
+    def _labels(self, values: Sequence[Any], names: Sequence[str] | None, source: str) -> Sequence[int | float | None]:
         if names is not None and tuple(names) != self.labels:
             raise DataError(
-                f"The data set {place}, names its labels {', '.join(names)}, in this order; "
+                f"The data set {source}, names its labels {', '.join(names)}, in this order; "
                 f"expected {', '.join(self.labels) or 'numbers'}."
             )
         ids = {label: i for i, label in enumerate(self.labels)}
@@ -181,7 +181,7 @@ class HubTask(Task):
                 labels.append(ids[value])
             else:
                 expected = "a number" if self.kind == "regression" else f"one of {', '.join(self.labels)}"
-                raise DataError(f"The data set {place}, row {row}: the label must be {expected}; got {value!r}.")
+                raise DataError(f"The data set {source}, row {row}: the label must be {expected}; got {value!r}.")
         return labels
 
 
@@ -208,7 +208,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without progress bars, those of datasets and those of the hub's client."""
+    """Show no progress bars inside, neither those of datasets nor those of the hub's client."""
     import datasets
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

@@ -17,7 +17,7 @@ from finetune_bench.recipe import ARRANGEMENTS
 
 
 class Stack(Method):
-    """Several methods as one: setup by phase, then left to right; contexts nested; the leftmost objective outermost."""
+    """A Stack is several methods as one: setup by phase, then left to right; the leftmost objective outermost."""
 
     name = "stack"
 
@@ -29,13 +29,13 @@ class Stack(Method):
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
     def unsupported(self, facts: Facts) -> str | None:
-        for method, own in self._facts(facts):
-            if reason := method.unsupported(own):
+        for method, method_facts in self._facts(facts):
+            if reason := method.unsupported(method_facts):
                 return f"{method.name}: {reason}"
         return None
 
     def lost_noise(self, facts: Facts) -> str | None:
-        """Which method's noise is below what the arithmetic resolves, as the end of "it is skipped: …"; else None."""
+        """Name the method whose noise the arithmetic can't resolve, as the end of "it is skipped: …"; else None."""
         finest = torch.finfo(facts.dtype).eps / 2
         for method in self.methods:
             scale = method.noise_scale()
@@ -47,18 +47,22 @@ class Stack(Method):
         return None
 
     def _facts(self, facts: Facts) -> Iterator[tuple[Method, Facts]]:
+        """Yield every method with the facts of its cell, its partners among them."""
         for index, method in enumerate(self.methods):
             outer, right = self.methods[:index], self.methods[index + 1 :]
             yield method, dataclasses.replace(facts, partners=outer + right, outer=outer)
 
     def warnings(self, facts: Facts) -> list[str]:
-        """What the user should know before a run, one sentence each."""
-        said = [f"{method.name}: {text}" for method, own in self._facts(facts) if (text := method.warning(own))]
-        for place in dict.fromkeys(method.noises for method in self.methods if method.noises):
-            names = [method.name for method in self.methods if method.noises == place]
+        """Say what the user should know before a run, one sentence each."""
+        warnings = []
+        for method, method_facts in self._facts(facts):
+            if text := method.warning(method_facts):
+                warnings.append(f"{method.name}: {text}")
+        for noised in dict.fromkeys(method.noises for method in self.methods if method.noises):
+            names = [method.name for method in self.methods if method.noises == noised]
             if len(names) > 1:
-                said.append(f"{' and '.join(names)} all put noise on the {place}; their noises add up")
-        return said
+                warnings.append(f"{' and '.join(names)} all put noise on the {noised}; their noises add up")
+        return warnings
 
     def passes(self, inner: Passes) -> Passes:
         for method in reversed(self.methods):
@@ -117,9 +121,10 @@ class Stack(Method):
                 method.load_state(state)
 
     def teardown(self, run: Run) -> None:
-        with ExitStack() as last:  # every teardown runs, also when another one raises
+        # Every teardown runs, also when another one raises.
+        with ExitStack() as callbacks:
             for method in self.methods:
-                last.callback(method.teardown, run)
+                callbacks.callback(method.teardown, run)
 
 
 def _nest(method: Method, step: Step, inner: Inner) -> Inner:

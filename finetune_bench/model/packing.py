@@ -1,4 +1,4 @@
-"""No computing on padding: between the embeddings and the head a batch is one row of real tokens.
+"""A packed pass computes no padding: between the embeddings and the head a batch is one row of real tokens.
 
 A hook on the first layer drops the padding, (batch, seq, dim) → (1, tokens, dim); one on the last layer puts zeros in
 its place for the pooler and the head. In between, linear layers, norms and dropout see real tokens only, and attention,
@@ -29,48 +29,49 @@ MODEL_TYPES = ("bert", "distilbert", "electra", "roberta", "camembert", "xlm-rob
 
 @dataclass(frozen=True)
 class Packing:
-    """Where a batch's real tokens are.
+    """A Packing says where a batch's real tokens are.
 
     Attributes:
-        lengths: of the sequences.
-        tokens: (tokens,), places of the real tokens in the flattened padded batch.
-        places: (batch · longest,), the token of each place; padding has the first token of its sequence.
+        lengths: how many tokens each sequence has.
+        tokens: (tokens,), positions of the real tokens in the flattened padded batch.
+        positions: (batch · longest,), the token at each of those positions; padding has its sequence's first token.
         mask: (batch, 1, 1, longest), true for real tokens.
     """
 
     lengths: tuple[int, ...]
     tokens: Tensor
-    places: Tensor
+    positions: Tensor
     mask: Tensor
 
 
 def furthest(config: Any) -> str:
-    """The furthest arrangement that a model of this configuration can do."""
+    """Return the furthest arrangement that a model of this configuration can do."""
     return ARRANGEMENTS[-1] if config.model_type in MODEL_TYPES else ARRANGEMENTS[0]
 
 
 def make_packing(lengths: Sequence[int], device: torch.device) -> Packing:
-    """The packing of a batch padded at its end, made on the host, so that no device is waited for."""
+    """Make the packing of a batch padded at its end, on the host, so that no device is waited for."""
     sizes = torch.tensor(lengths)
     column = torch.arange(int(sizes.max()))
     mask = column < sizes[:, None]
     starts = (sizes.cumsum(0) - sizes)[:, None]
-    places = torch.where(mask, starts + column, starts)
+    positions = torch.where(mask, starts + column, starts)
     tokens = mask.flatten().nonzero().flatten()
     return Packing(
         tuple(lengths),
         devices.put(tokens, device),
-        devices.put(places.flatten(), device),
+        devices.put(positions.flatten(), device),
         devices.put(mask[:, None, None, :], device),
     )
 
 
-_current: list[Packing] = []  # that of the pass which is running
+# The packing of the pass that is running.
+_current: list[Packing] = []
 
 
 @contextmanager
 def packed(model: nn.Module, packing: Packing) -> Iterator[None]:
-    """Inside, one forward pass of a model under `prepare` computes no padding."""
+    """Compute no padding in one forward pass inside, of a model under `prepare`."""
     runs = layers(model)
     shape: list[torch.Size] = []
 
@@ -103,6 +104,7 @@ def packed(model: nn.Module, packing: Packing) -> Iterator[None]:
 
 def prepare(model: nn.Module) -> None:
     """Let a model attend through this file; outside `packed` that is the library's own attention."""
+    # Here and below: importing transformers takes seconds, and only packed runs need it.
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface
 
@@ -112,7 +114,7 @@ def prepare(model: nn.Module) -> None:
 
 
 def make_mask(*args: Any, **kwargs: Any) -> Any:
-    """The library's mask, or none in a packed pass."""
+    """Make the library's mask, or none in a packed pass."""
     from transformers.masking_utils import sdpa_mask
 
     return None if _current else sdpa_mask(*args, **kwargs)
@@ -128,7 +130,7 @@ def attend(  # noqa: PLR0917 — the library's own order
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention within each sequence; query, key and value are (1, heads, tokens, width) in a packed pass."""
+    """Attend within each sequence; query, key and value are (1, heads, tokens, width) in a packed pass."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     if not _current:
@@ -137,30 +139,32 @@ def attend(  # noqa: PLR0917 — the library's own order
     parts = query, key, value
     if query.device.type == "cpu":
         mixed = attend_one_by_one(parts, packing, dropout_p=dropout, scale=scaling)
-    else:  # many small kernels would cost more than padding in this place alone
+    else:
+        # On an accelerator many small kernels would cost more than padding does here alone.
         mixed = attend_padded(parts, packing, dropout_p=dropout, scale=scaling)
     return mixed.transpose(1, 2), None
 
 
-Parts = tuple[Tensor, Tensor, Tensor]  # query, key and value, each (1, heads, tokens, width)
+# Query, key and value, each (1, heads, tokens, width).
+Parts = tuple[Tensor, Tensor, Tensor]
 
 
 def attend_one_by_one(parts: Parts, packing: Packing, **options: Any) -> Tensor:
-    """One call per sequence; (1, heads, tokens, width)."""
+    """Attend in one call per sequence; returns (1, heads, tokens, width)."""
     queries, keys, values = (torch.split(states, list(packing.lengths), 2) for states in parts)
     pieces = zip(queries, keys, values, strict=True)
     return torch.cat([F.scaled_dot_product_attention(q, k, v, **options) for q, k, v in pieces], 2)
 
 
 def attend_padded(parts: Parts, packing: Packing, **options: Any) -> Tensor:
-    """One call for all sequences, on padded views; (1, heads, tokens, width)."""
+    """Attend in one call for all sequences, on padded views; returns (1, heads, tokens, width)."""
     query, key, value = (_pad(states, packing) for states in parts)
     mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=packing.mask, **options)
     return mixed.transpose(1, 2).flatten(0, 1).index_select(0, packing.tokens).transpose(0, 1)[None]
 
 
 def _pad(states: Tensor, packing: Packing) -> Tensor:
-    """(1, heads, tokens, width) → (batch, heads, longest, width)."""
+    """Pad (1, heads, tokens, width) to (batch, heads, longest, width)."""
     _, heads, _, width = states.shape
-    wide = states[0].transpose(0, 1).index_select(0, packing.places)
+    wide = states[0].transpose(0, 1).index_select(0, packing.positions)
     return wide.view(len(packing.lengths), -1, heads, width).transpose(1, 2)
