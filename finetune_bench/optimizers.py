@@ -1,4 +1,4 @@
-"""`regroup` changes an optimiser's settings per parameter, for methods' `optimizer` hook."""
+"""Change an optimiser's settings per parameter, in methods' `optimizer` hook."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ TIES_ALLOWED = 0.05
 
 
 def mask_gradient(gradient: Tensor, p: float, generator: Generator) -> None:
-    """Zero each entry with probability 1 − p and divide the rest by p, in place.
+    """Set each entry to 0 with probability 1 − p and divide the rest by p, in place.
 
     Args:
         gradient: the gradient, of any shape, on the generator's device.

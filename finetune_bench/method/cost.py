@@ -1,4 +1,4 @@
-"""A method declares what it costs: its passes per step, and its memory as sums of named sizes."""
+"""A method's cost is declared here: its passes per step, and its memory as sums of named sizes."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Memory:
-    """Memory tells what training needs beyond weights, gradients and two moments of each, as sums of `SIZES`.
+    """Memory is needed by training beyond weights, gradients and two moments of each: sums of `SIZES`.
 
     Attributes:
         saved: how many of each size autograd keeps for the backward pass when it keeps most.

@@ -30,7 +30,7 @@ def _transformers() -> ModuleType:
 
 
 def fingerprint(name: str) -> str:
-    """Identify a checkpoint's content: return the hub's commit, or a hash of a folder's files.
+    """Return the hub's commit of a checkpoint, or a hash of a folder's files: either identifies its content.
 
     Raises:
         ModelError: no such folder, and no such checkpoint on the hub or in its cache.

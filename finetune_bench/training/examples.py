@@ -1,4 +1,4 @@
-"""Tokenised examples, the order in which a run takes them, and batches of them.
+"""This file holds tokenised examples, the order in which a run takes them, and batches of them.
 
 A step is a list of micro-batches, and a micro-batch a list of positions of examples.
 """

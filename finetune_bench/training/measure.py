@@ -1,4 +1,4 @@
-"""Measurements tell what a run costs and where it went: passes, times of steps, and sketches of the weights."""
+"""Measure what a run costs and where it went: passes, times of steps, and sketches of the weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SKETCH_SEED = 20230711
 
 @dataclass
 class Counter:
-    """A Counter counts the forward and backward passes so far."""
+    """A Counter holds the numbers of forward and backward passes so far."""
 
     forwards: int = 0
     backwards: int = 0
@@ -28,7 +28,7 @@ class Counter:
 
 @dataclass
 class StepClock:
-    """A StepClock times training steps, wall and CPU, without waiting for the device inside the loop."""
+    """A StepClock takes the times of training steps, wall and CPU, without waiting for the device in the loop."""
 
     device: torch.device
     _marks: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)

@@ -176,7 +176,7 @@ class _Saved:
 
 @dataclass
 class SavedActivations:
-    """A SavedActivations counts the bytes that autograd keeps for backward: each storage once, at the peak.
+    """A SavedActivations is a meter of the bytes that autograd keeps for backward: each storage once, at the peak.
 
     Attributes:
         parameters: tensors that are not counted.

@@ -110,7 +110,7 @@ class TrainingRun:
 
     @contextmanager
     def own_randomness(self, name: str) -> Iterator[None]:
-        """Inside, the global streams belong to the method; each block draws anew."""
+        """Give the global streams to the method inside; each block draws anew."""
         self._random_blocks[name] += 1
         with devices.random_state_kept(self.device):
             torch.manual_seed(derive(self.seed, "method", name, "global", str(self._random_blocks[name])))
@@ -262,7 +262,7 @@ class TrainingStep:
 
     @contextmanager
     def replay(self, mark: Streams) -> Iterator[None]:
-        """Inside, passes draw what they drew from the mark on."""
+        """Let passes inside draw what they drew from the mark on."""
         present = self.run.streams()
         self.run.set_streams(mark)
         try:

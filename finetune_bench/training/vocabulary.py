@@ -1,4 +1,4 @@
-"""A trimmed vocabulary trains only the rows of the token embeddings whose tokens the training examples use.
+"""A trimmed vocabulary is the token embeddings without the rows of tokens that no training example uses.
 
 A row whose token never comes has no gradient: AdamW's moments of it stay 0, and all that a step does to it is weight
 decay, one factor for all such rows. So they are left out of every step, and get the product of the factors at the end.
@@ -50,7 +50,7 @@ class Vocabulary:
 
 @contextmanager
 def trimmed(run: TrainingRun) -> Iterator[Vocabulary | None]:
-    """Inside, the run's token embeddings have the rows that its examples use; after it they are whole again.
+    """Leave only the rows of the token embeddings that the run's examples use inside; after it they are whole again.
 
     Yields:
         None, with nothing changed, where the embeddings don't train.

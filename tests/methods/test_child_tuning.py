@@ -350,10 +350,10 @@ def test_same_seed_gives_the_same_weights(kind: type[ChildTuningF | ChildTuningD
 
 def test_kept_share_is_in_the_trace() -> None:
     method = ChildTuningD(reserve_p=0.2)
-    trace = train(tiny_run(method))
-    assert trace.steps["kept"].tolist() == [method.kept_] * 2
+    result = train(tiny_run(method))
+    assert result.steps["kept"].tolist() == [method.kept_] * 2
     assert method.kept_ == pytest.approx(0.2, abs=0.001)
-    assert trace.setup_forwards == 2
+    assert result.setup_forwards == 2
 
 
 def test_a_model_without_layers_is_skipped() -> None:

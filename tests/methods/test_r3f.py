@@ -196,9 +196,9 @@ def test_loss_does_not_depend_on_the_batch_size() -> None:
 
 
 def trained(run: TrainingRun) -> tuple[torch.Tensor, float]:
-    trace = train(run)
+    result = train(run)
     run.method.teardown(run)
-    return torch.cat([weight.detach().reshape(-1) for weight in run.params.values()]), trace.forwards_per_step
+    return torch.cat([weight.detach().reshape(-1) for weight in run.params.values()]), result.forwards_per_step
 
 
 @pytest.mark.parametrize("task", [CLASSIFICATION, REGRESSION], ids=lambda task: task.kind)

@@ -91,7 +91,7 @@ def test_evaluation_is_the_library_s_own() -> None:
 
 def test_rows_that_never_come_get_their_weight_decay() -> None:
     usual, _, _ = toy_train(off())
-    run, trace, _ = toy_train(off(), recipe=TRIMMED)
+    run, result, _ = toy_train(off(), recipe=TRIMMED)
     start, _ = toy_run(off())
     used = np.unique(np.concatenate(run.examples.columns["input_ids"]))
     table = run.model.get_input_embeddings().weight  # type: ignore[operator]
@@ -101,7 +101,7 @@ def test_rows_that_never_come_get_their_weight_decay() -> None:
     assert not torch.equal(table[untouched], before[untouched])
     for name, weight in weights(usual).items():
         torch.testing.assert_close(weights(run)[name], weight, rtol=0, atol=2e-5, msg=name)
-    assert len(trace.sketches) == len(trace.sketch_steps)
+    assert len(result.sketches) == len(result.sketch_steps)
 
 
 def test_examples_and_names_are_as_before() -> None:

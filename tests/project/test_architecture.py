@@ -123,7 +123,7 @@ def test_only_the_step_calls_backward() -> None:
         for called, _ in calls(path)
         if called.endswith(".backward") and called not in ("step.backward", "tuned.backward")
     }
-    assert found == {f"finetune_bench/{file}.py" for file in ("training/run", "training/memory", "testing/checks")}
+    assert found == {f"finetune_bench/{file}.py" for file in ("training/run", "training/memory", "testing/stacks")}
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=name_of)

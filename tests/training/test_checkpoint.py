@@ -43,7 +43,7 @@ class Deadly(Method):
 def test_killed_at_random_steps_it_ends_as_an_undisturbed_run(tmp_path: Path, recipe: dict[str, object]) -> None:
     used = dataclasses.replace(LONG, **recipe)  # type: ignore[arg-type]
     methods: list[Method] = [RDrop(), EMA(), R4F()]
-    calm, trace, predictions = toy_train([Deadly(), *methods], recipe=used)
+    calm, result, predictions = toy_train([Deadly(), *methods], recipe=used)
     dice, checkpoints = random.Random(str(recipe)), Checkpoints(tmp_path / "run.safetensors", every=2)
     resumed = []
     for _ in range(5):
@@ -59,10 +59,10 @@ def test_killed_at_random_steps_it_ends_as_an_undisturbed_run(tmp_path: Path, re
     run, again, predicted = toy_train([Deadly(), *methods], recipe=used, checkpoints=checkpoints)
     assert same(calm, run)
     assert np.array_equal(predictions, predicted)
-    for name, values in trace.steps.items():
+    for name, values in result.steps.items():
         assert np.array_equal(values, again.steps[name]), name
-    assert np.array_equal(trace.sketches, again.sketches)
-    assert len(again.seconds) == len(trace.seconds) == 18
+    assert np.array_equal(result.sketches, again.sketches)
+    assert len(again.seconds) == len(result.seconds) == 18
 
 
 def test_what_is_read_lies_where_new_tensors_lie(tmp_path: Path) -> None:
@@ -95,8 +95,8 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
 def test_what_is_no_checkpoint_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.safetensors"
     path.write_bytes(content)
-    _, trace, _ = toy_train(RDrop(), checkpoints=Checkpoints(path, every=100))
-    assert trace.resumed_at == 0
+    _, result, _ = toy_train(RDrop(), checkpoints=Checkpoints(path, every=100))
+    assert result.resumed_at == 0
 
 
 def test_a_run_that_ends_first_writes_none(tmp_path: Path) -> None:
@@ -150,6 +150,6 @@ def test_blocks_of_a_methods_own_randomness_are_counted_on(tmp_path: Path) -> No
     calm, _, _ = toy_train(Shaken())
     checkpoints = Checkpoints(tmp_path / "run.safetensors", every=4)
     toy_train(Shaken(), checkpoints=checkpoints)
-    again, trace, _ = toy_train(Shaken(), checkpoints=checkpoints)
-    assert trace.resumed_at == 4
+    again, result, _ = toy_train(Shaken(), checkpoints=checkpoints)
+    assert result.resumed_at == 4
     assert same(calm, again)

@@ -136,8 +136,8 @@ def test_accumulation_gives_the_same_weights(examples: int) -> None:
 
 
 def test_accumulation_counts_passes_per_micro_batch() -> None:
-    _, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=8, accumulation=4, epochs=1))
-    assert (trace.forwards_per_step, trace.backwards_per_step) == (1.0, 1.0)
+    _, result, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=8, accumulation=4, epochs=1))
+    assert (result.forwards_per_step, result.backwards_per_step) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -177,8 +177,8 @@ def test_a_log_cannot_replace_the_runs_own_record() -> None:
 
 
 def test_examples_are_counted_as_they_came() -> None:
-    _, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=10, epochs=2))
-    assert trace.examples.tolist() == [10, 10, 4] * 2
+    _, result, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=10, epochs=2))
+    assert result.examples.tolist() == [10, 10, 4] * 2
 
 
 def test_streams_do_not_touch_each_other() -> None:
@@ -214,11 +214,11 @@ def test_order_is_the_same_for_every_method() -> None:
 
 
 def test_bf16_is_autocast_over_fp32_weights() -> None:
-    run, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2, precision="bf16"))
+    run, result, _ = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2, precision="bf16"))
     assert {p.dtype for p in run.params.values()} == {torch.float32}
     exact = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2))[1]
-    assert not np.array_equal(trace.steps["loss"], exact.steps["loss"])
-    np.testing.assert_allclose(trace.steps["loss"], exact.steps["loss"], rtol=0.02)
+    assert not np.array_equal(result.steps["loss"], exact.steps["loss"])
+    np.testing.assert_allclose(result.steps["loss"], exact.steps["loss"], rtol=0.02)
 
 
 def test_embeds_replace_the_token_embeddings_exactly() -> None:
