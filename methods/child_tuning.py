@@ -135,6 +135,7 @@ class ChildTuningF(Method):
     reserve_p: float = parameter(0.3, interval="[0.001, 1]", help="share of each gradient kept per step (script)")
 
     def gradients(self, run: Run) -> None:
+        """Mask every gradient with a fresh mask."""
         generator = run.generator(self.name)
         for weight in run.params.values():
             if weight.grad is not None:
@@ -154,6 +155,7 @@ class ChildTuningD(Method):
     strict: bool = parameter(False, help="spare masked weights from weight decay too")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models whose layers are not found."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
@@ -161,9 +163,11 @@ class ChildTuningD(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add a boolean for each weight of the layers, and their copy under `strict`."""
         return inner.plus(kept={"P_layers": 1.25 if self.strict else 0.25})
 
     def setup(self, run: Run) -> None:
+        """Measure the Fisher information and choose the masks."""
         weights = encoder_weights(run)
         was_training = run.model.training
         run.model.train()
@@ -196,10 +200,12 @@ class ChildTuningD(Method):
                 yield mean_gradient(run, part, weights)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Log the share of the encoder's weights that is kept."""
         objective = inner(view)
         return replace(objective, logs={**objective.logs, "kept": self.kept_})
 
     def gradients(self, run: Run) -> None:
+        """Mask the gradients of the encoder's layers."""
         for name, mask in self.masks_.items():
             gradient = run.params[name].grad
             if gradient is not None:
@@ -207,6 +213,7 @@ class ChildTuningD(Method):
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
+        """Put the masked weights back, under `strict`."""
         for name, start in self.start_.items():
             weight = run.params[name]
             weight.copy_(torch.where(self.masks_[name], weight, start))

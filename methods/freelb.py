@@ -102,6 +102,7 @@ class FreeLB(Method):
     max_norm: float = parameter(0.28, interval="[0, inf)", help="ρ: largest norm per sentence, 0 for no bound (STS-B)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse fp16, and SAM beside it."""
         if facts.dtype == torch.float16:
             return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
         if any(partner.name == "sam" for partner in facts.partners):
@@ -109,16 +110,20 @@ class FreeLB(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the noise stays 0."""
         stays_zero = self.init_magnitude == 0 and (self.steps == 1 or self.learning_rate == 0)
         return f"its noise stays 0, so it is vanilla in {self.steps} passes" if stays_zero and self.steps > 1 else None
 
     def passes(self, inner: Passes) -> Passes:
+        """Multiply the passes by K."""
         return Passes(self.steps * inner.forwards, self.steps * inner.backwards)
 
     def setup(self, run: Run) -> None:
+        """Keep the stream of the first noise."""
         self.generator_ = run.generator(self.name)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Make K passes that climb the loss; the gradient of each counts 1/K."""
         mask = step.batch.inputs["attention_mask"]
         dim = step.embeds(view).shape[-1]
         noise = start_noise(mask, dim, self.init_magnitude, self.generator_)

@@ -108,9 +108,11 @@ class HyPe(Method):
         self.stochastic = self.eps > 0  # type: ignore[misc]
 
     def noise_scale(self) -> float | None:
+        """Return the standard deviation of the noise."""
         return self.eps * SPREAD[self.noise]
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models without the layers or blocks that are asked for, and choices that contradict each other."""
         try:
             count = len(layers(facts.skeleton))
             if self.where != "between":
@@ -127,6 +129,7 @@ class HyPe(Method):
         return None
 
     def effects(self) -> Mapping[str, Method]:
+        """Split one-sided noise into a symmetric one and the shift of its mean."""
         if self.noise != "uniform_onesided" or self.eps == 0:
             return {"noise": self}
         # U[0, ε) is U[−ε/2, ε/2) shifted by ε/2: the same draws, the same spread, no mean.
@@ -134,6 +137,7 @@ class HyPe(Method):
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Add noise to the chosen hidden states."""
         generator = run.generator(self.name)
         chosen = select_layers(len(layers(run.model)), self.top, self.bottom)
 

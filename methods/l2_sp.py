@@ -69,14 +69,17 @@ class L2SP(Method):
     beta: float = parameter(0.01, interval="[0, inf)", help="β: weight of the head's norm (default: ours)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse `prior_decay` beside it."""
         if any(partner.name == "prior_decay" for partner in facts.partners):
             return "it and prior_decay both pull to the pre-trained weights"
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights, and the body's differences from it."""
         return inner.plus(saved={"P_body": 1 if self.alpha > 0 else 0}, kept={"P": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Remember what is pulled, and turn its weight decay off."""
         inside = {id(weight) for weight in body(run.model).parameters()}
         trained = {name: weight for name, weight in run.params.items() if weight.requires_grad}
         self.body_ = {name: weight for name, weight in trained.items() if self.alpha > 0 and id(weight) in inside}
@@ -91,6 +94,7 @@ class L2SP(Method):
         return optimizer
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Add the penalty to the loss."""
         objective = inner(view)
         swapped = view.weights or {}
         trunk, head = ([swapped.get(name, w) for name, w in part.items()] for part in (self.body_, self.head_))

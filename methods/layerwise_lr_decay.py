@@ -68,6 +68,7 @@ class LayerwiseLRDecay(Method):
     decay: float = parameter(0.95, interval="(0, 1]", help="ξ: factor from a layer to the one below (sample command)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models whose layers are not found."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
@@ -75,6 +76,7 @@ class LayerwiseLRDecay(Method):
         return None
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Give every parameter the rate of its depth."""
         depth, count = parameter_depths(run.model), len(layers(run.model))
 
         def rate(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:

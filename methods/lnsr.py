@@ -94,6 +94,7 @@ class LNSR(Method):
     detach_clean: bool = parameter(False, help="no gradient to the states of the first pass")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models without the layer that is noised."""
         try:
             count = len(layers(facts.skeleton))
         except ModelError as error:
@@ -103,20 +104,25 @@ class LNSR(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where there is no noise."""
         return "without noise its penalty is 0" if self.noise == 0 and self.strength > 0 else None
 
     def passes(self, inner: Passes) -> Passes:
+        """Add one forward pass."""
         return replace(inner, forwards=inner.forwards + 1)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one forward pass, and the hidden states above the noised layer."""
         # The states above the noised layer; the last one costs nothing, for the second pass's head is let go.
         return inner.plus(saved={"F": 1, "H_all": 1, "H": -self.layer - 1})
 
     def setup(self, run: Run) -> None:
+        """Keep the run and the stream of the noise."""
         self.run_ = run
         self.generator_ = run.generator(self.name)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Add the distance between clean and noised states to the loss."""
         mark = step.mark()
         first = inner(replace(view, hidden=True))
         clean = first.output.hidden

@@ -97,6 +97,7 @@ class LoRA(Method):
     adapter_dropout: float = parameter(0.0, interval="[0, 1)", help="dropout on the updates' input (peft)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse where peft or a layer to adapt is missing, and what can't work with frozen weights."""
         if importlib.util.find_spec("peft") is None:
             return "it needs the library peft: pip install 'finetune-bench[lora]'"
         if facts.recipe.gradient_checkpointing:
@@ -112,9 +113,11 @@ class LoRA(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Take gradients and moments of the frozen weights off."""
         return inner.plus(kept={"P_frozen": -3})
 
     def setup(self, run: Run) -> None:
+        """Freeze the body and put adapters beside its matrices."""
         from peft import LoraConfig, inject_adapter_in_model
 
         inside = set(body(run.model).parameters())
@@ -147,6 +150,7 @@ class LoRA(Method):
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Merge the adapters into the frozen weights."""
         with torch.no_grad():
             merged = {
                 name: merge_update(
@@ -169,6 +173,7 @@ class LoRA(Method):
             module._disable_adapters = not used
 
     def teardown(self, run: Run) -> None:
+        """Take the adapters out and let all weights train again."""
         for name, module in getattr(self, "layers_", {}).items():
             path = next(path for path, candidate in run.model.named_modules() if candidate is module)
             owner, _, attribute = path.rpartition(".")

@@ -78,6 +78,7 @@ class MatchTuning(Method):
     strength: float = parameter(1.0, interval="[0, 1]", help="s: share of the mixture (ours; 1 is the paper)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse gradient accumulation, and heads that end in no linear layer."""
         if facts.recipe.accumulation > 1:
             return "gradient accumulation cuts the batch within which it mixes"
         try:
@@ -87,10 +88,12 @@ class MatchTuning(Method):
         return None
 
     def setup(self, run: Run) -> None:
+        """Start without a mixture to log."""
         self.self_match_: list[Tensor] = []
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Mix what enters the head's last layer."""
         if self.strength == 0:
             yield
             return
@@ -107,6 +110,7 @@ class MatchTuning(Method):
             handle.remove()
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Log the mean weight of an example in its own mixture."""
         self.self_match_.clear()
         objective = inner(view)
         if not self.self_match_:

@@ -143,6 +143,7 @@ class Mixout(Method):
         self.stochastic = 0 < self.p < 1  # type: ignore[misc]  # the ends are the same at every pass
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse gradient checkpointing."""
         if facts.recipe.gradient_checkpointing and self.p > 0:
             return (
                 "gradient checkpointing runs each layer again in the backward pass, when the mixed weights are gone, "
@@ -151,14 +152,17 @@ class Mixout(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where dropout stays on."""
         if facts.active_dropout and self.p > 0:
             return "dropout stays on beside it, which is not the published method: dropout=all_off is"
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights, the mixed ones and their masks."""
         return inner.plus(saved={"P_linear": 1, "C": 1}, kept={"P": 1})
 
     def setup(self, run: Run) -> None:
+        """Find the matrices to mix."""
         self.mixing_ = False
         in_body = {id(weight) for weight in body(run.model).parameters()}
         self.targets_ = []
@@ -175,12 +179,14 @@ class Mixout(Method):
             raise FinetuneBenchError(f"Mixout found no linear layer in {type(run.model).__name__}.")
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Begin to mix."""
         # Not before: what other methods measure in their setup is measured on W.
         self.mixing_ = self.p > 0
         return optimizer
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Put mixed matrices in the modules' attributes."""
         if not self.mixing_:
             yield
             return

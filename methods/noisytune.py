@@ -69,6 +69,7 @@ class NoisyTune(Method):
 
     @torch.no_grad()
     def setup(self, run: Run) -> None:
+        """Add the noise to the weights."""
         if getattr(self, "perturbed_", False):
             raise FinetuneBenchError("NoisyTune was applied twice to one run; its noise would add up.")
         self.perturbed_ = True
@@ -80,4 +81,5 @@ class NoisyTune(Method):
                 weight.copy_(perturb_weight(weight, self.intensity, generator))
 
     def teardown(self, run: Run) -> None:
+        """Forget that the noise was added."""
         self.perturbed_ = False

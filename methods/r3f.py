@@ -117,6 +117,7 @@ class R3F(Method):
     noise: str = parameter("uniform", choices=("normal", "uniform", "none"), help="distribution of the noise")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse a cell in which both passes would be identical."""
         noisy = self.noise != "none" and self.eps > 0
         if noisy or facts.active_dropout or any(partner.stochastic for partner in facts.partners):
             return None
@@ -126,6 +127,7 @@ class R3F(Method):
         )
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the passes hardly differ."""
         scales = [self.noise_scale() or 0.0, *(partner.noise_scale() or 0.0 for partner in facts.partners)]
         unknown = any(partner.stochastic and partner.noise_scale() is None for partner in facts.partners)
         if self.strength == 0 or facts.active_dropout or unknown or max(scales) >= NOTICEABLE:
@@ -136,25 +138,31 @@ class R3F(Method):
         )
 
     def effects(self) -> Mapping[str, Method]:
+        """Split it into the second pass and the noise."""
         if self.noise == "none" or self.eps == 0:
             return {self.name: self}
         return {"two passes": replace(self, noise="none"), "noise": self}
 
     def noise_scale(self) -> float | None:
+        """Return the standard deviation of the noise; None without noise."""
         if self.noise == "none" or self.eps == 0:
             return None
         return self.eps if self.noise == "normal" else self.eps / 3**0.5
 
     def passes(self, inner: Passes) -> Passes:
+        """Add one forward pass."""
         return replace(inner, forwards=inner.forwards + 1)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one forward pass and the divergence."""
         return inner.plus(saved={"F": 1, "D": 1})
 
     def setup(self, run: Run) -> None:
+        """Keep the stream of the noise."""
         self.generator_ = run.generator(self.name)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Add the divergence between the clean and the noised pass to the loss."""
         clean = inner(replace(view, perturb=False))
         if self.noise != "none":
             embeds = step.embeds(view).detach()
@@ -174,6 +182,7 @@ class R4F(R3F):
     neutral = None
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse heads that end in no linear layer, besides what R3F refuses."""
         try:
             output_layer(facts.skeleton)
         except ModelError as error:
@@ -181,9 +190,11 @@ class R4F(R3F):
         return super().unsupported(facts)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add the head's matrix."""
         return super().memory(inner).plus(saved={"P_head": 1})
 
     def setup(self, run: Run) -> None:
+        """Find the singular vectors of the head's matrix, and divide it in every pass."""
         super().setup(run)
         layer = output_layer(run.model)
         self.name_ = next(name for name, weight in run.params.items() if weight is layer.weight)
@@ -214,17 +225,21 @@ class R4F(R3F):
         return weight / (self.left_ @ weight @ self.right_)
 
     def state(self) -> State:
+        """Return the singular vectors."""
         return {"left": self.left_, "right": self.right_}
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         self.left_, self.right_ = state["left"], state["right"]
 
     def after_step(self, run: Run) -> None:
+        """Let the singular vectors follow the matrix."""
         super().after_step(run)
         self.left_, self.right_ = iterate_power(run.params[self.name_].detach(), self.left_, 1)
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Put the divided matrix into the weight's place."""
         with torch.no_grad():
             divided = self.normalise(run.params[self.name_])
         self.normalising_ = False
@@ -235,5 +250,6 @@ class R4F(R3F):
             self.normalising_ = True
 
     def teardown(self, run: Run) -> None:
+        """Remove the hooks."""
         for handle in getattr(self, "handles_", []):
             handle.remove()

@@ -93,6 +93,7 @@ class RecAdam(Method):
     gamma: float = parameter(5000.0, interval="[0, inf)", help="γ: strength of the pull (paper)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse partners that pull to the same point or own the update rule, and fp16."""
         for partner in facts.partners:
             if partner.name in ("l2_sp", "prior_decay"):
                 return f"it and {partner.name} both pull to the pre-trained weights"
@@ -103,6 +104,7 @@ class RecAdam(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the run ends before the task counts, and where weight decay pulls elsewhere."""
         steps = facts.recipe.steps
         if self.anneal != "none" and self.t0 >= 1 and steps is not None and steps < self.t0:
             return (
@@ -115,9 +117,11 @@ class RecAdam(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights."""
         return inner.plus(kept={"P": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Slow the body's steps by λ(t), and pull its weights after each."""
         inside = {id(weight) for weight in body(run.model).parameters()}
         anchors = {
             weight: run.pretrained[name]
@@ -154,7 +158,9 @@ class RecAdam(Method):
         return optimizer
 
     def state(self) -> State:
+        """Return the count of steps."""
         return {"steps": self.steps_}
 
     def load_state(self, state: State) -> None:
+        """Take it back."""
         self.steps_ = state["steps"]

@@ -79,6 +79,7 @@ class ReinitLayers(Method):
     pooler: bool = parameter(True, help="re-draw the body's pooler too, where it has one")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models of fewer or shared layers, and where nothing would be re-drawn."""
         kind = type(facts.skeleton).__name__
         try:
             runs = layers_of(facts.skeleton)
@@ -102,6 +103,7 @@ class ReinitLayers(Method):
         return parts
 
     def setup(self, run: Run) -> None:
+        """Re-draw the layers, and let them be their own anchors."""
         if not (parts := self._parts(run.model)):
             return
         with run.own_randomness(self.name):

@@ -87,6 +87,7 @@ class SAGE(Method):
     cap: float | None = parameter(None, interval="(0, inf)", help="largest factor of a learning rate (none: unbounded)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models whose layers are not found, partners that own the update rule or mask at random, and fp16."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
@@ -101,9 +102,11 @@ class SAGE(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one average of the sensitivity."""
         return inner.plus(kept={"P_dense": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Make the steps of the chosen weights by this method's rule."""
         chosen = dict.fromkeys(weight for weight in sensitive_weights(run.model) if weight.requires_grad)
         self.averages_ = {weight: torch.zeros_like(weight) for weight in chosen}
         self.steps_ = 0
@@ -129,9 +132,11 @@ class SAGE(Method):
         return optimizer
 
     def state(self) -> State:
+        """Return the averages and the count of steps."""
         return {"steps": self.steps_} | {str(index): average for index, average in enumerate(self.averages_.values())}
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         self.steps_ = state["steps"]
         for index, average in enumerate(self.averages_.values()):
             average.copy_(state[str(index)])

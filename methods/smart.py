@@ -101,30 +101,36 @@ class SMART(Method):
     share_masks: bool = parameter(True, help="the same dropout masks in all passes of a step")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse fp16."""
         if facts.dtype == torch.float16:
             return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the noise is too small to matter."""
         if self.strength == 0 or self.scale == "mtdnn" or self.eps >= NOTICEABLE or not self.share_masks:
             return None
         rest = "only its teacher term acts" if self.mu > 0 else "it has next to no effect"
         return f"a noise of at most {self.eps:.0e} changes predictions so little that its penalty is about 0; {rest}"
 
     def effects(self) -> Mapping[str, Method]:
+        """Split it into the teacher and the adversary."""
         if self.mu == 0 or self.strength == 0:
             return {self.name: self}
         return {"teacher": replace(self, strength=0.0), "adversary": self}
 
     def passes(self, inner: Passes) -> Passes:
+        """Add the passes of the climb, of the adversary and of the teacher."""
         return Passes(inner.forwards + self.steps + 1 + (self.mu > 0), inner.backwards + self.steps)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one forward pass, the divergences and the teacher's weights."""
         # The teacher's divergence keeps two thirds: one side has no gradient.
         teacher = 1 if self.mu > 0 else 0
         return inner.plus(saved={"F": 1, "D": 1 + teacher * 2 / 3}, kept={"P": teacher})
 
     def setup(self, run: Run) -> None:
+        """Keep the run and the stream of the noise; the teacher starts at the present weights."""
         self.run_ = run
         self.generator_ = run.generator(self.name)
         self.teacher_ = {
@@ -134,6 +140,7 @@ class SMART(Method):
         }
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Add the adversary's and the teacher's divergence to the loss."""
         mark = step.mark()
         clean = inner(view)
         noise = self.find_noise(step, clean.output, view, mark)
@@ -163,13 +170,16 @@ class SMART(Method):
         return noise
 
     def state(self) -> State:
+        """Return the teacher's weights."""
         return self.teacher_
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         for name, teacher in self.teacher_.items():
             teacher.copy_(state[name])
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
+        """Let the teacher follow the weights."""
         for name, teacher in self.teacher_.items():
             teacher.lerp_(run.params[name].float(), 1 - self.beta)

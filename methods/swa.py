@@ -70,6 +70,7 @@ class SWA(Method):
     every: int = parameter(1, interval="[1, inf)", help="c: steps from one averaged point to the next")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse partners that decide about the weights for evaluation as well, or change them after the step."""
         for partner in facts.partners:
             if partner.name == "ema":
                 return "it and ema both decide which weights are evaluated"
@@ -81,14 +82,17 @@ class SWA(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights."""
         return inner.plus(kept={"P": 1})
 
     def setup(self, run: Run) -> None:
+        """Start without a point."""
         self.steps_ = self.points_ = 0
         self.average_: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
+        """Take the weights into the mean, where the step counts."""
         self.steps_ += 1
         if not counts(self.steps_, run.total_steps, self.share, self.every):
             return
@@ -101,14 +105,17 @@ class SWA(Method):
                 self.average_[name] = weight.detach().float().clone()
 
     def state(self) -> State:
+        """Return the mean, and the counts of steps and points."""
         return {"steps": self.steps_, "points": self.points_, **self.average_}
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         averages = dict(state)
         self.steps_, self.points_ = averages.pop("steps"), averages.pop("points")
         self.average_ = averages
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Put the mean into the weights' place."""
         with weights_replaced(run.params, self.average_):
             yield

@@ -55,6 +55,7 @@ class TopKTuning(Method):
     embeddings: bool = parameter(False, help="train the embeddings too")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models of shared layers, and partners that need layers which are frozen."""
         try:
             runs = layers(facts.skeleton)
         except ModelError as error:
@@ -78,9 +79,11 @@ class TopKTuning(Method):
         return count if self.k is None else min(self.k, count)
 
     def memory(self, inner: Memory) -> Memory:
+        """Take what is frozen off."""
         return inner.plus(saved={"F_frozen": -1}, kept={"P_frozen": -3})
 
     def setup(self, run: Run) -> None:
+        """Freeze what lies below the top k layers."""
         depth, count = parameter_depths(run.model), len(layers(run.model))
         lowest = count - self._trained(count)
         self.frozen_ = [
@@ -92,5 +95,6 @@ class TopKTuning(Method):
             weight.requires_grad_(False)
 
     def teardown(self, run: Run) -> None:
+        """Let all weights train again."""
         for weight in getattr(self, "frozen_", []):
             weight.requires_grad_(True)

@@ -29,6 +29,7 @@ class Stack(Method):
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Return the first method's reason against the cell, with its name; None where all of them can run."""
         for method, method_facts in self._facts(facts):
             if reason := method.unsupported(method_facts):
                 return f"{method.name}: {reason}"
@@ -65,46 +66,55 @@ class Stack(Method):
         return warnings
 
     def passes(self, inner: Passes) -> Passes:
+        """Return the passes of one step: each method's around those to the right of it."""
         for method in reversed(self.methods):
             inner = method.passes(inner)
         return inner
 
     def memory(self, inner: Memory) -> Memory:
+        """Return what training keeps: each method's around that of those to the right of it."""
         for method in reversed(self.methods):
             inner = method.memory(inner)
         return inner
 
     def setup(self, run: Run) -> None:
+        """Set the methods up by phase, then left to right."""
         for method in sorted(self.methods, key=lambda method: method.phase):
             method.setup(run)
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Pass the optimiser through the methods, left to right."""
         for method in self.methods:
             optimizer = method.optimizer(optimizer, run)
         return optimizer
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Enter every method's `perturbing`, the leftmost first."""
         with ExitStack() as contexts:
             for method in self.methods:
                 contexts.enter_context(method.perturbing(run))
             yield
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Put the methods' objectives into each other, the leftmost outermost."""
         for method in reversed(self.methods):
             inner = _nest(method, step, inner)
         return inner(view)
 
     def gradients(self, run: Run) -> None:
+        """Let the methods change the gradients, left to right."""
         for method in self.methods:
             method.gradients(run)
 
     def after_step(self, run: Run) -> None:
+        """Let the methods follow the step, left to right."""
         for method in self.methods:
             method.after_step(run)
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Enter every method's `evaluating`, the leftmost first."""
         with ExitStack() as contexts:
             for method in self.methods:
                 contexts.enter_context(method.evaluating(run))
@@ -121,6 +131,7 @@ class Stack(Method):
                 method.load_state(state)
 
     def teardown(self, run: Run) -> None:
+        """Run every method's teardown in reversed order."""
         # Every teardown runs, also when another one raises.
         with ExitStack() as callbacks:
             for method in self.methods:
