@@ -123,7 +123,8 @@ class LoRA(Method):
         inside = set(body(run.model).parameters())
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float does as well
+            # A float does as well, whatever the library declares.
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.adapter_dropout,
             target_modules=target_names(run.model),
         )

@@ -140,7 +140,8 @@ class Mixout(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.stochastic = 0 < self.p < 1  # type: ignore[misc]  # the ends are the same at every pass
+        # At 0 and at 1 all passes are the same.
+        self.stochastic = 0 < self.p < 1  # type: ignore[misc]
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse gradient checkpointing."""

@@ -56,6 +56,7 @@ class HubTask(Task):
                 return self._check(self._from_folder(Path(data_root), cache), f"in '{Path(data_root) / self.path}'")
 
     def _from_hub(self) -> Mapping[str, Any]:
+        # Here and below: importing datasets takes seconds, and a task is asked for its name and labels without it.
         import datasets
 
         reachable = _hub_is_reachable()
@@ -64,7 +65,8 @@ class HubTask(Task):
         datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
         try:
             loaded: Mapping[str, Any] = datasets.load_dataset(self.path, self.config)
-        except Exception as error:  # whichever of datasets, pyarrow, the hub's client and its HTTP library raises
+        # Whichever of datasets, pyarrow, the hub's client and its HTTP library raises.
+        except Exception as error:
             if reachable:
                 reason = f"could not be loaded from the hub ({_reason(error)})"
             else:
@@ -106,14 +108,15 @@ class HubTask(Task):
                 loaded = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
         except DataError:
             raise
-        except Exception as error:  # as above
+        # Whichever raises, as above.
+        except Exception as error:
             raise DataError(f"{wanted}but could not be loaded from there: {_reason(error)}.") from error
         return loaded
 
     def _files(self, folder: Path) -> dict[str, list[str]]:
         # Named split by split: left to itself, datasets would read validation_matched and validation_mismatched as one.
-        found = {split: sorted([*folder.glob(f"{split}-*"), *folder.glob(f"{split}.*")]) for split in self.rows}
-        return {split: [str(file) for file in files] for split, files in found.items() if files}
+        files_of = {split: sorted([*folder.glob(f"{split}-*"), *folder.glob(f"{split}.*")]) for split in self.rows}
+        return {split: [str(file) for file in files] for split, files in files_of.items() if files}
 
     def _layout(self, root: Path | str) -> str:
         return ", ".join(f"'{Path(root) / self.path / self.config / split}-*.parquet'" for split in self.rows)
@@ -194,7 +197,8 @@ def _hub_is_reachable() -> bool:
         return False
     try:
         get_session().head(datasets.config.HF_ENDPOINT, timeout=PROBE_SECONDS)
-    except Exception:  # the HTTP library, and with it the errors, differ between releases of the client
+    # The HTTP library, and with it the errors, differ between releases of the client.
+    except Exception:
         return False
     return True
 

@@ -265,7 +265,8 @@ Table = tuple[list[str], list[tuple[str, Mapping[str, object]]]]
 
 def _decode(path: str, content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")  # Excel writes a mark before the first column's name
+        # Excel writes a mark before the first column's name.
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -275,7 +276,8 @@ def _decode(path: str, content: bytes) -> str:
 
 
 def _read_separated(path: str, content: bytes, separator: str, quoting: Literal[0, 3]) -> Table:
-    csv.field_size_limit(2**31 - 1)  # a text may be a whole book
+    # A text may be a whole book.
+    csv.field_size_limit(2**31 - 1)
     lines = csv.reader(
         io.StringIO(_decode(path, content), newline=""), delimiter=separator, quoting=quoting, strict=True
     )
@@ -351,6 +353,7 @@ def _objects(path: str, items: list[tuple[str, Any]]) -> Table:
 
 
 def _read_parquet(path: str, content: bytes) -> Table:
+    # Importing pandas takes a second, and only this format needs it.
     import pandas as pd
 
     try:

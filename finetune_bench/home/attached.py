@@ -114,8 +114,10 @@ def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
             f"expected fp32 weights, but '{other[0]}' is of {model.get_parameter(other[0]).dtype}: small noise and "
             "small updates vanish there. Load the model with dtype=torch.float32 and give precision= in its place."
         )
-    found: Kind = kind or ("regression" if config.num_labels == 1 else "classification")
-    return HomeTask(kind=found, labels=tuple(map(str, range(config.num_labels))) if found == "classification" else ())
+    task_kind: Kind = kind or ("regression" if config.num_labels == 1 else "classification")
+    return HomeTask(
+        kind=task_kind, labels=tuple(map(str, range(config.num_labels))) if task_kind == "classification" else ()
+    )
 
 
 @dataclass(frozen=True)

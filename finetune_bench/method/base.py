@@ -32,12 +32,19 @@ from finetune_bench.task import Task
 
 
 class Phase(IntEnum):
-    """The phase says when a method's `setup` runs; every setup of a phase ends before the next phase begins."""
+    """The phase says when a method's `setup` runs; every setup of a phase ends before the next phase begins.
 
-    SURGERY = 0  # change weights
-    SELECT = 1  # choose what trains
-    WRAP = 2  # hooks, parametrisations
-    MEASURE = 3  # passes over the data, and all else
+    Attributes:
+        SURGERY: for setups that change weights.
+        SELECT: for setups that choose what trains.
+        WRAP: for hooks and parametrisations.
+        MEASURE: for passes over the data, and all else.
+    """
+
+    SURGERY = 0
+    SELECT = 1
+    WRAP = 2
+    MEASURE = 3
 
 
 @dataclass(frozen=True)

@@ -107,20 +107,32 @@ State = Mapping[str, Any]
 
 
 class Run(Protocol):
-    """A Run is what `setup` and the other hooks may use of the training run."""
+    """A Run is what `setup` and the other hooks may use of the training run.
+
+    Attributes:
+        model: the classifier, on `device`.
+        params: the parameters by canonical name, fixed at build; the objects stay the same under wrapping. A method
+            that brings parameters puts them here in `setup` and takes them out in `teardown`.
+        undecayed: names of the parameters that the recipe's weight decay leaves out: biases and norms.
+        weights: while a pass runs, what it uses in the place of the parameters of these names.
+        trained: masks of the entries that train, for parameters of which a method fixed the others.
+        task: the task, with its loss and divergence.
+        recipe: how the run is trained.
+        total_steps: how many optimiser steps the run has.
+        device: the device that the model is on.
+        dtype: the dtype of the arithmetic: float32, or autocast's.
+    """
 
     model: nn.Module
-    # Canonical names, fixed at build; the objects stay the same under wrapping. A method that brings parameters of its
-    # own puts them here in `setup` and takes them out in `teardown`.
     params: dict[str, Parameter]
-    undecayed: set[str]  # names of the parameters that the recipe's weight decay leaves out: biases and norms
-    weights: Mapping[str, Tensor]  # while a pass runs: what it uses in the place of the parameters of these names
-    trained: dict[str, Tensor]  # masks of the entries that train, for parameters of which a method fixed the others
+    undecayed: set[str]
+    weights: Mapping[str, Tensor]
+    trained: dict[str, Tensor]
     task: Task
     recipe: Recipe
     total_steps: int
     device: torch.device
-    dtype: torch.dtype  # of the arithmetic: float32, or autocast's
+    dtype: torch.dtype
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:

@@ -207,6 +207,7 @@ def evaluation_is_clean(owner: type[Method]) -> None:
 
 def leaves_a_plain_model(owner: type[Method]) -> None:
     """After teardown nothing of it is left: names, modules, hooks; the saved model loads without this package."""
+    # Not at the top: importing transformers takes seconds, and a single check can be had without it.
     from transformers import AutoModelForSequenceClassification
 
     for prepare in (lambda run: None, train):

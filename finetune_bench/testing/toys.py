@@ -194,6 +194,7 @@ def shape(model: nn.Module) -> list[Any]:
 
 def tiny_checkpoint(folder: Path) -> Path:
     """Make a checkpoint's folder: a random BERT of 2 layers × 16 and a tokenizer of words; return it."""
+    # Not at the top, as above.
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, PreTrainedTokenizerFast
 

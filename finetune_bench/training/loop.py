@@ -110,7 +110,8 @@ def _steps(run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabu
     clock = measure.StepClock(run.device)
     loop = Loop(run, optimizer, scheduler, scaler, vocabulary, record := Record())
     resumed_at = restore(checkpoints.path, loop) if checkpoints else 0
-    sketch_steps = measure.sketch_steps(run.total_steps)[:-1]  # the last one is the caller's
+    # The last sketch is the caller's.
+    sketch_steps = measure.sketch_steps(run.total_steps)[:-1]
     for step, parts in enumerate(run.steps(), start=1):
         if step <= resumed_at:
             continue

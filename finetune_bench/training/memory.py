@@ -17,7 +17,8 @@ from finetune_bench.model.structure import body, layer_inputs_changed, layers, o
 from finetune_bench.task import Batch, Output
 from finetune_bench.training.run import TrainingRun, TrainingStep
 
-BYTES_PER_NUMBER = 4  # float32
+# Of a float32.
+BYTES_PER_NUMBER = 4
 
 
 def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, int]:
