@@ -65,7 +65,7 @@ class HubTask(Task):
         datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
         try:
             loaded: Mapping[str, Any] = datasets.load_dataset(self.path, self.config)
-        # Whichever of datasets, pyarrow, the hub's client and its HTTP library raises.
+        # Here and below: datasets, pyarrow, the hub's client and its HTTP library all raise errors of their own.
         except Exception as error:
             if reachable:
                 reason = f"could not be loaded from the hub ({_reason(error)})"
@@ -108,7 +108,6 @@ class HubTask(Task):
                 loaded = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
         except DataError:
             raise
-        # Whichever raises, as above.
         except Exception as error:
             raise DataError(f"{wanted}but could not be loaded from there: {_reason(error)}.") from error
         return loaded

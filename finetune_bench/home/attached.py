@@ -103,6 +103,7 @@ def attach(
 
 
 def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
+    """Make the task that a model is for, and check that the model can be trained here."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "num_labels"):
         raise UsageError(f"expected a text classifier of transformers; {type(model).__name__} has no config.num_labels")
@@ -115,9 +116,8 @@ def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
             "small updates vanish there. Load the model with dtype=torch.float32 and give precision= in its place."
         )
     task_kind: Kind = kind or ("regression" if config.num_labels == 1 else "classification")
-    return HomeTask(
-        kind=task_kind, labels=tuple(map(str, range(config.num_labels))) if task_kind == "classification" else ()
-    )
+    labels = tuple(map(str, range(config.num_labels))) if task_kind == "classification" else ()
+    return HomeTask(kind=task_kind, labels=labels)
 
 
 @dataclass(frozen=True)
@@ -158,6 +158,7 @@ def _switch_off(model: nn.Module, skeleton: nn.Module) -> Rates:
 
 
 def _restore(rates: Rates) -> None:
+    """Give every module its dropout rates back."""
     for module, module_rates in rates.items():
         for key, rate in module_rates.items():
             setattr(module, key, rate)
@@ -185,18 +186,8 @@ class Attached:
         batches: Iterable[Inputs] | MakePass | None,
         seed: int,
     ) -> None:
-        device = next(model.parameters()).device
-
-        def one_pass(order: str) -> Iterator[Batch]:
-            if batches is None:
-                raise UsageError(
-                    "this method passes over the training data before training, and has none; "
-                    "give it: attach(…, batches=loader)."
-                )
-            for inputs in batches(order) if callable(batches) else batches:
-                yield to_batch(inputs, task.kind, device)
-
         skeleton = _skeleton(model, stack.dropout)
+        self._batches = batches
         self._optimizer: Optimizer | None = None
         self._open = True
         # Without a request the model's dropout stays what the user made it, whatever its configuration says.
@@ -209,7 +200,10 @@ class Attached:
             # The objects stay, whatever is wrapped around them.
             self.weights = model.state_dict(keep_vars=True)
             no_examples = Encoded({}, {}, False, torch.zeros(0))
-            self.run = TrainingRun(model, task, no_examples, recipe, stack, seed=seed, device=device, batches=one_pass)
+            device = next(model.parameters()).device
+            self.run = TrainingRun(
+                model, task, no_examples, recipe, stack, seed=seed, device=device, batches=self._one_pass
+            )
         except BaseException:
             _restore(self._rates)
             raise
@@ -218,6 +212,16 @@ class Attached:
         except BaseException:
             self.close()
             raise
+
+    def _one_pass(self, order: str) -> Iterator[Batch]:
+        """Yield one pass over the user's training data."""
+        if self._batches is None:
+            raise UsageError(
+                "this method passes over the training data before training, and has none; "
+                "give it: attach(…, batches=loader)."
+            )
+        for inputs in self._batches(order) if callable(self._batches) else self._batches:
+            yield to_batch(inputs, self.run.task.kind, self.run.device)
 
     def parameters(self) -> list[Parameter]:
         """Return what trains: for the optimiser, and for clipping."""

@@ -67,14 +67,14 @@ class Loop:
 
 def save(path: Path, loop: Loop, step: int) -> None:
     """Keep a loop as it stands after a step; a disk that is full costs the checkpoint, not the run."""
-    tensors, header = _flatten(loop)
-    facts = {"schema": SCHEMA, "step": step, **header}
+    tensors, facts = _flatten(loop)
+    header = {"schema": SCHEMA, "step": step, **facts}
     temporary = path.parent / f".{path.name}-{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Cloned: the format refuses tensors that share memory.
         cloned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(cloned, temporary, metadata={"facts": json.dumps(facts)})
+        save_file(cloned, temporary, metadata={"facts": json.dumps(header)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -112,24 +112,24 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 def _flatten(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Return the parts' states as the file has them: tensors by their names in it, and the facts of its header."""
-    tensors, facts = _split("", loop.run.state_dict())
+    tensors, run_facts = _split("", loop.run.state_dict())
     optimizer = loop.optimizer.state_dict()
     for index, moments in optimizer["state"].items():
         tensors |= _split(f"optimizer {index} ", moments)[0]
-    methods = []
+    methods_facts = []
     for number, state in enumerate(loop.run.method.state_dict()):
-        method_tensors, numbers = _split(f"method {number} ", state)
+        method_tensors, method_facts = _split(f"method {number} ", state)
         tensors |= method_tensors
-        methods.append(numbers)
-    record_tensors, numbers = _split("record ", loop.record.state_dict())
+        methods_facts.append(method_facts)
+    record_tensors, record_facts = _split("record ", loop.record.state_dict())
     return tensors | record_tensors, {
         "groups": optimizer["param_groups"],
         "scheduler": loop.scheduler.state_dict(),
         "scaler": loop.scaler.state_dict(),
-        "methods": methods,
+        "methods": methods_facts,
         "decay": loop.vocabulary.state_dict()["decay"] if loop.vocabulary else 1.0,
-        **facts,
-        **numbers,
+        **run_facts,
+        **record_facts,
     }
 
 
@@ -143,13 +143,14 @@ def _unflatten(loop: Loop, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     loop.scheduler.load_state_dict(facts["scheduler"])
     loop.scaler.load_state_dict(facts["scaler"])
     states = []
-    for number, numbers in enumerate(facts["methods"]):
+    for number, method_facts in enumerate(facts["methods"]):
         moved = {name: tensor.to(loop.run.device) for name, tensor in _under(f"method {number} ", tensors).items()}
-        states.append(moved | numbers)
+        states.append(moved | method_facts)
     loop.run.method.load_state_dict(states)
     if loop.vocabulary:
         loop.vocabulary.load_state_dict(facts)
     loop.record.load_state_dict(_under("record ", tensors) | facts)
+    # The run comes last: nothing may draw from its random streams once they stand where they stood.
     loop.run.load_state_dict(tensors | facts)
 
 

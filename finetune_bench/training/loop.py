@@ -80,7 +80,7 @@ def train(run: TrainingRun, checkpoints: Checkpoints | None = None) -> TrainingR
     setup_seconds = float(clock.seconds()[0][0])
     setup_forwards, setup_backwards = run.counter.forwards, run.counter.backwards
     with trimmed(run) if run.recipe.arrangement == "trimmed" else nullcontext() as vocabulary:
-        record, resumed_at = _steps(run, checkpoints, vocabulary)
+        record, resumed_at = _train_steps(run, checkpoints, vocabulary)
     # The last sketch is of the whole model, with the table of embeddings that is whole again.
     record.add_sketch(run.total_steps, measure.sketch(run.params.values()))
     return TrainingResult(
@@ -99,8 +99,10 @@ def train(run: TrainingRun, checkpoints: Checkpoints | None = None) -> TrainingR
     )
 
 
-def _steps(run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabulary | None) -> tuple[Record, int]:
-    """Make the optimiser steps of a run that is set up; returns the record, and the step that it went on from."""
+def _train_steps(
+    run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabulary | None
+) -> tuple[Record, int]:
+    """Make the optimiser steps of a run that is set up; return the record, and the step that it went on from."""
     optimizer = run.method.optimizer(make_optimizer(run), run)
     scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
@@ -108,7 +110,8 @@ def _steps(run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabu
     torch.manual_seed(derive(run.seed, "dropout"))
     run.model.train()
     clock = measure.StepClock(run.device)
-    loop = Loop(run, optimizer, scheduler, scaler, vocabulary, record := Record())
+    record = Record()
+    loop = Loop(run, optimizer, scheduler, scaler, vocabulary, record)
     resumed_at = restore(checkpoints.path, loop) if checkpoints else 0
     # The last sketch is the caller's.
     sketch_steps = measure.sketch_steps(run.total_steps)[:-1]
@@ -116,7 +119,7 @@ def _steps(run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabu
         if step <= resumed_at:
             continue
         with clock.step():
-            logs = _one_step(loop, parts)
+            logs = _train_step(loop, parts)
         record.add_step(logs, len(parts), sum(map(len, parts)))
         _check_finite(record.logs["loss"], step, run)
         if step in sketch_steps:
@@ -129,15 +132,15 @@ def _steps(run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabu
     return record, resumed_at
 
 
-def _one_step(loop: Loop, parts: list[list[int]]) -> dict[str, Tensor | float]:
-    """Make one optimiser step; returns its logs, the mean over its examples."""
+def _train_step(loop: Loop, parts: list[list[int]]) -> dict[str, Tensor | float]:
+    """Make one optimiser step; return its logs, the mean over its examples."""
     run, optimizer = loop.run, loop.optimizer
     optimizer.zero_grad()
     examples = sum(map(len, parts))
     logs: dict[str, Tensor | float] = {}
     for part in parts:
         share = len(part) / examples
-        for name, value in _micro_step(run, part, share, loop.scaler).items():
+        for name, value in _train_micro_batch(run, part, share, loop.scaler).items():
             logs[name] = logs.get(name, 0.0) + value * share
     loop.scaler.unscale_(optimizer)
     nn.utils.clip_grad_norm_(run.params.values(), run.recipe.clip)
@@ -151,10 +154,10 @@ def _one_step(loop: Loop, parts: list[list[int]]) -> dict[str, Tensor | float]:
     return logs
 
 
-def _micro_step(
+def _train_micro_batch(
     run: TrainingRun, part: list[int], share: float, scaler: torch.amp.GradScaler
 ) -> dict[str, Tensor | float]:
-    """Add the gradients of one micro-batch; returns its logs, detached."""
+    """Add the gradients of one micro-batch; return its logs, detached."""
     step = TrainingStep(run, run.examples.batch(part, run.device), share, scaler)
     objective = step.objective()
     step.backward(objective.loss, View())
