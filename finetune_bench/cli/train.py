@@ -10,7 +10,8 @@ from finetune_bench.cli.report import FORMATS, summarise
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
 from finetune_bench.report import DEFAULT
-from finetune_bench.study.options import DEFAULT_EXECUTOR, OPTIONS
+from finetune_bench.study.sources import OPTIONS
+from finetune_bench.study.study import DEFAULT_EXECUTOR
 
 if TYPE_CHECKING:
     from finetune_bench.runner.plan import Plan
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 def run_command(parsed: argparse.Namespace) -> int:
     from finetune_bench import registry
     from finetune_bench.cli import receipt
-    from finetune_bench.study.study import make_study
+    from finetune_bench.study.sources import make_study
 
     study = make_study({option.name: getattr(parsed, option.name) for option in OPTIONS}, registry.default_options)
     if (said := receipt.give(study)) is not None:
@@ -43,7 +44,7 @@ def plan_command(parsed: argparse.Namespace) -> int:
     from finetune_bench import registry
     from finetune_bench.runner.forecast import forecast
     from finetune_bench.runner.plan import make_plan
-    from finetune_bench.study.study import make_study
+    from finetune_bench.study.sources import make_study
 
     flags: dict[str, Any] = {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
     study = make_study(flags, registry.default_options)
@@ -89,7 +90,7 @@ def dose_command(parsed: argparse.Namespace) -> int:
     from finetune_bench.reports.topics.dose import DoseStudy
     from finetune_bench.runner.dose import default_dose, measure_doses, read_doses
     from finetune_bench.study.attribution import label_of
-    from finetune_bench.study.study import make_study
+    from finetune_bench.study.sources import make_study
 
     option = words[0][2:].replace("-", "_")
     doses = read_doses(parsed.method, option, words[1])

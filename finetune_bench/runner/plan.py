@@ -22,8 +22,8 @@ from finetune_bench.store.store import Store
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
 from finetune_bench.study.grid import Cell
-from finetune_bench.study.options import DEFAULT_EXECUTOR
-from finetune_bench.study.study import Study, run_name, with_defaults
+from finetune_bench.study.sources import with_defaults
+from finetune_bench.study.study import DEFAULT_EXECUTOR, Study, run_name
 
 if TYPE_CHECKING:
     import torch

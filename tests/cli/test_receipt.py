@@ -12,7 +12,7 @@ import pytest
 
 from finetune_bench import cli, registry
 from finetune_bench.cli import receipt
-from finetune_bench.study.study import make_study
+from finetune_bench.study.sources import make_study
 
 PLUGIN = "from finetune_bench.method import Method\n\nclass Own(Method):\n    'Does nothing.'\n    name = 'own'\n"
 
