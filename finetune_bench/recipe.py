@@ -1,4 +1,4 @@
-"""How one training run is trained: the Recipe, one of a cell's coordinates."""
+"""The Recipe: how one training run is trained. It is one of a cell's coordinates."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from finetune_bench.parameters import parameter, validate
 
 DEFAULT_EPOCHS = 3
 
+# How a batch can be arranged; each leaves more out than the one before it.
+ARRANGEMENTS = ("padded", "packed", "trimmed")
 
-ARRANGEMENTS = ("padded", "packed", "trimmed")  # of a batch; each leaves more out than the one before it
+# Asks for the furthest arrangement that all of a study can do.
+AUTO = "auto"
 
 
-AUTO = "auto"  # the furthest that all of a study can do
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How one cell is trained; the defaults are the HyPe paper's.
 
@@ -26,24 +26,33 @@ class Recipe:
     The arrangement says what is left out of the arithmetic, and never of what is trained: nothing but padding to the
     longest of the batch (padded); the padding too, between embeddings and head (packed); besides, the rows of the token
     embeddings whose tokens don't occur (trimmed).
+
+    The fields stand in the order in which `finetune-bench run --help` shows them, and their `help` is what it says.
     """
 
-    lr: float = parameter(2e-5, interval="(0, inf)", help="peak learning rate of AdamW")
-    batch_size: int = parameter(16, interval="[1, inf)", help="examples per optimiser step")
-    epochs: int | None = parameter(None, interval="[1, inf)", help="passes over the training data; 3 unless steps say")
-    steps: int | None = parameter(None, interval="[1, inf)", help="optimiser steps, in place of epochs")
-    warmup: float = parameter(0.1, interval="[0, inf)", help="linear warm-up: below 1 a share of the steps, else steps")
-    weight_decay: float = parameter(0.1, interval="[0, inf)", help="decoupled; not on biases and norms")
+    lr: float = parameter(2e-5, interval="(0, inf)", help="peak learning rate")
+    epochs: int | None = parameter(
+        None, interval="[1, inf)", help=f"passes over the training data (default {DEFAULT_EPOCHS})"
+    )
+    steps: int | None = parameter(None, interval="[1, inf)", help="optimiser steps, in place of --epochs")
+    batch_size: int = parameter(16, interval="[1, inf)", help="examples per optimiser step (default {default})")
+    accumulation: int = parameter(
+        1, interval="[1, inf)", help="cut each batch into N micro-batches (default {default})"
+    )
+    warmup: float = parameter(0.1, interval="[0, inf)", help="share of the steps, or steps if ≥ 1 ({default})")
+    # Biases and norms don't decay.
+    weight_decay: float = parameter(0.1, interval="[0, inf)", help="decoupled weight decay ({default})")
     beta1: float = parameter(0.9, interval="[0, 1)", help="AdamW's first beta")
     beta2: float = parameter(0.99, interval="[0, 1)", help="AdamW's second beta")
-    adam_eps: float = parameter(1e-6, interval="(0, inf)", help="AdamW's epsilon")
-    clip: float = parameter(1.0, interval="(0, inf]", help="largest global gradient norm; inf for none")
-    accumulation: int = parameter(1, interval="[1, inf)", help="micro-batches per step")
+    adam_eps: float = parameter(1e-6, interval="(0, inf)", help="AdamW's epsilon ({default})")
+    clip: float = parameter(1.0, interval="(0, inf]", help="largest global gradient norm, inf for none ({default})")
+    max_length: int = parameter(128, interval="[2, inf)", help="tokens per example at most ({default})")
+    precision: str = parameter(
+        "fp32", choices=("fp32", "bf16", "fp16"), help="fp32, bf16 or fp16 arithmetic; weights stay fp32 ({default})"
+    )
     gradient_checkpointing: bool = parameter(False, help="recompute activations in the backward pass")
-    max_length: int = parameter(128, interval="[2, inf)", help="tokens per example at most")
-    precision: str = parameter("fp32", choices=("fp32", "bf16", "fp16"), help="of the arithmetic; weights stay fp32")
-    deterministic: bool = parameter(False, help="only deterministic kernels; slower on CUDA")
     arrangement: str = parameter("padded", choices=ARRANGEMENTS, help="what is left out: see docs/protocol.md")
+    deterministic: bool = parameter(False, help="only deterministic kernels; slower on CUDA")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -58,9 +67,9 @@ class Recipe:
             )
 
     def total_steps(self, examples: int) -> int:
-        """Optimiser steps for a training set of that size."""
+        """Return the optimiser steps for a training set of that many examples."""
         return self.steps or (self.epochs or DEFAULT_EPOCHS) * -(-examples // self.batch_size)
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Steps in which the learning rate climbs."""
+        """Return the steps in which the learning rate climbs."""
         return int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)

@@ -98,7 +98,7 @@ def _in_halves(cell: Cell) -> Cell | None:
     if recipe.batch_size % (2 * recipe.accumulation):
         return None
     halved = dataclasses.replace(cell, recipe=dataclasses.replace(recipe, accumulation=2 * recipe.accumulation))
-    stack = halved.stack
+    stack = halved.make_stack()
     return None if stack.unsupported(facts_of(halved, stack)) else halved
 
 
@@ -125,9 +125,11 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
     train, splits = encoded(
         cell.model, cell.task, cell.limit_train, data_root, recipe.max_length, held_out=cell.held_out
     )
-    if cell.stretch != 1:
-        recipe = dataclasses.replace(recipe, epochs=None, steps=round(cell.stretch * recipe.total_steps(len(train))))
-    stack = cell.stack
+    if cell.step_factor != 1:
+        recipe = dataclasses.replace(
+            recipe, epochs=None, steps=round(cell.step_factor * recipe.total_steps(len(train)))
+        )
+    stack = cell.make_stack()
 
     measured = devices.reset_peak(device)
     classifier = initial_model(cell, stack, device)

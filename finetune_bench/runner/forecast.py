@@ -102,7 +102,7 @@ def forecast(plan: Plan) -> Forecast:
         own, base, there = (
             measured(cell, *key) for key in ((vanilla, cell.task), (vanilla, home), (cell.method, home))
         )
-        steps = round(cell.stretch * cell.recipe.total_steps(len(data.train)))
+        steps = round(cell.step_factor * cell.recipe.total_steps(len(data.train)))
         ratio = there.step_seconds / base.step_seconds
         setup = there.setup_seconds * own.step_seconds / base.step_seconds
         seconds[cell.id] = (
@@ -124,7 +124,7 @@ def _measure(cell: Cell, root: Path | None, device: torch.device) -> _Measured:
     train, splits = encoded(
         cell.model, cell.task, cell.limit_train, root, cell.recipe.max_length, held_out=cell.held_out
     )
-    stack = cell.stack
+    stack = cell.make_stack()
     initial_model(cell, stack, device)  # the first time reads files that the next ones find in memory
     devices.reset_peak(device)
     begin = time.process_time()

@@ -22,8 +22,8 @@ from finetune_bench.store.store import Store
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
 from finetune_bench.study.grid import Cell
-from finetune_bench.study.options import DEFAULT_EXECUTOR
-from finetune_bench.study.study import Study, run_name, with_defaults
+from finetune_bench.study.sources import with_defaults
+from finetune_bench.study.study import DEFAULT_EXECUTOR, Study, run_name
 
 if TYPE_CHECKING:
     import torch
@@ -123,9 +123,8 @@ def make_plan(study: Study) -> Plan:
         else:
             todo.append(cell)
     blocks = {block: place for place, block in enumerate(dict.fromkeys(map(comparison_of, todo)))}
-    todo.sort(
-        key=lambda cell: (blocks[comparison_of(cell)], -grid.relative_passes(cell.stack))
-    )  # the longest of each first
+    passes = {method: grid.relative_passes(registry.make_stack(method)) for method in {cell.method for cell in todo}}
+    todo.sort(key=lambda cell: (blocks[comparison_of(cell)], -passes[cell.method]))  # the longest of each first
     names = [str(places[index % len(places)]) for index in range(workers)]
     return Plan(study, store, cells, todo, cached, failed, skipped, names, notes)
 
@@ -215,7 +214,7 @@ def _warnings(cells: Sequence[Cell], cannot: set[str]) -> list[str]:
 
     found: dict[str, None] = {}
     for cell in {(cell.method, cell.model, cell.task): cell for cell in cells if cell.id not in cannot}.values():
-        stack = cell.stack
+        stack = cell.make_stack()
         label = registry.describe(stack)
         for text in stack.warnings(facts_of(cell, stack)):
             found[f"Warning: '{label}': {text}."] = None
@@ -226,7 +225,7 @@ def why_impossible(cell: Cell) -> str | None:
     """Why a cell can't run: its method says so, its noise is below what the arithmetic resolves, or the model can't."""
     from finetune_bench.runner.inputs import facts_of
 
-    stack = cell.stack
+    stack = cell.make_stack()
     facts = facts_of(cell, stack)
     if lost := stack.lost_noise(facts):
         return lost

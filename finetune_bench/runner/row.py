@@ -27,7 +27,7 @@ LEARNT_SHARE = 0.95
 def row_of(cell: Cell, status: str, **found: Any) -> Row:
     """The part of a row that is known without running, and what was found."""
     task = registry.task(cell.task)
-    stack = cell.stack
+    stack = cell.make_stack()
     return {
         "schema": SCHEMA,
         "id": cell.id,
@@ -49,7 +49,7 @@ def row_of(cell: Cell, status: str, **found: Any) -> Row:
         "seed": cell.seed,
         "limit_train": cell.limit_train,
         "held_out": cell.held_out,
-        "stretch": cell.stretch,
+        "stretch": cell.step_factor,
         "recipe": dataclasses.asdict(cell.recipe),
         "device": cell.device,
         "threads": cell.threads,

@@ -27,8 +27,8 @@ from finetune_bench.runner.dose import read_doses
 from finetune_bench.spec import parse_call
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
-from finetune_bench.study.options import OPTIONS
-from finetune_bench.study.study import Study, make_study
+from finetune_bench.study.sources import OPTIONS, make_study
+from finetune_bench.study.study import Study
 from finetune_bench.testing import toys
 from tests import ROOT
 
