@@ -1,4 +1,4 @@
-"""What a method's gain is made of: runs that turn its effects on one after the other."""
+"""Attribution splits a method's gain: runs turn its effects on one after the other."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from finetune_bench import registry
 if TYPE_CHECKING:
     from finetune_bench.method.stack import Stack
 
+# The name of the effect that a method has by asking for less dropout.
 DROPOUT = "dropout removal"
 
 
 def effect_chain(stack: Stack) -> list[tuple[str, str]]:
-    """Effects and runs from vanilla to a method, in the order in which they are turned on.
+    """Return the effects and runs from vanilla to a method, in the order in which they are turned on.
 
     Args:
-        stack: of one method; others have no chain.
+        stack: a stack of one method; others have no chain.
 
     Returns:
         Pairs of an effect's name and the stack, with every parameter spelt out, that has it and those before; the
@@ -35,5 +36,5 @@ def effect_chain(stack: Stack) -> list[tuple[str, str]]:
 
 
 def label_of(full: str) -> str:
-    """How reports call a stack that is spelt out."""
+    """Return the name by which reports call a stack that is spelt out."""
     return registry.describe(registry.make_stack(full))

@@ -26,7 +26,7 @@ CONTROL = f"{registry.BASELINE}(dropout=hidden_off)"
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run.
+    """A cell is one training run.
 
     Attributes:
         method: the stack with every parameter spelt out.
@@ -62,7 +62,7 @@ class Cell:
 
     @cached_property
     def id(self) -> str:
-        """The cell's id: 16 hexadecimal digits. Where the checkpoint lies is left out, its content counts."""
+        """The cell's id has 16 hexadecimal digits. Where the checkpoint lies is left out of it, its content counts."""
         identity = self._stored()
         del identity["model"]
         # What was added after the first version is left out where it has no effect, so that ids stay what they were.
@@ -75,7 +75,7 @@ class Cell:
 
     @cached_property
     def label(self) -> str:
-        """The name by which reports call the method."""
+        """Reports call the method by this name."""
         steps = f" ×{self.step_factor:g} steps" if self.step_factor != 1 else ""
         return label_of(self.method) + steps
 
