@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune_bench.errors import DataError
-from finetune_bench.metrics import Kind
+from finetune_bench.metrics import Kind, compute
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -175,8 +175,6 @@ class Task(ABC):
             predictions: logits, (examples, outputs), or numbers for regression, (examples, 1).
             labels: the true values, (examples,).
         """
-        from finetune_bench.metrics import compute
-
         predicted = predictions.reshape(-1) if self.kind == "regression" else predictions.argmax(axis=1)
         return {name: compute(name, predicted, labels) for name in self.metrics}
 

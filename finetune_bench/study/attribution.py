@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from finetune_bench import registry
-
-if TYPE_CHECKING:
-    from finetune_bench.method.stack import Stack
+from finetune_bench.method.stack import Stack
+from finetune_bench.model.dropout import Dropout
 
 # The name of the effect that a method has by asking for less dropout.
 DROPOUT = "dropout removal"
@@ -23,9 +20,6 @@ def effect_chain(stack: Stack) -> list[tuple[str, str]]:
         Pairs of an effect's name and the stack, with every parameter spelt out, that has it and those before; the
         first is compared with vanilla, the last run is the method's own. Empty for vanilla and for stacks of several.
     """
-    from finetune_bench.method.stack import Stack
-    from finetune_bench.model.dropout import Dropout
-
     if len(stack.methods) != 1 or stack.methods[0].name == registry.BASELINE:
         return []
     (method,) = stack.methods
