@@ -18,7 +18,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one cell is trained; the defaults are the HyPe paper's.
+    """A recipe says how a cell is trained; the defaults are the HyPe paper's.
 
     A step's batch is `batch_size` examples, whatever the accumulation: `accumulation` cuts it into that many
     micro-batches, which gives the same gradient in less memory.

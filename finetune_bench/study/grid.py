@@ -8,17 +8,16 @@ import json
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
+from finetune_bench.method.cost import Passes
+from finetune_bench.method.stack import Stack
 from finetune_bench.recipe import ARRANGEMENTS, Recipe
 from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.search import HELD_OUT_SHARE, settings
 from finetune_bench.study.study import Study
-
-if TYPE_CHECKING:
-    from finetune_bench.method.stack import Stack
 
 # It separates what HyPe gains by noise from what it gains by no dropout.
 CONTROL = f"{registry.BASELINE}(dropout=hidden_off)"
@@ -26,7 +25,7 @@ CONTROL = f"{registry.BASELINE}(dropout=hidden_off)"
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run.
+    """A cell is one training run.
 
     Attributes:
         method: the stack with every parameter spelt out.
@@ -62,7 +61,7 @@ class Cell:
 
     @cached_property
     def id(self) -> str:
-        """The cell's id: 16 hexadecimal digits. Where the checkpoint lies is left out, its content counts."""
+        """The cell's id has 16 hexadecimal digits. Where the checkpoint lies is left out of it, its content counts."""
         identity = self._stored()
         del identity["model"]
         # What was added after the first version is left out where it has no effect, so that ids stay what they were.
@@ -75,7 +74,7 @@ class Cell:
 
     @cached_property
     def label(self) -> str:
-        """The name by which reports call the method."""
+        """Reports call the method by this name."""
         steps = f" ×{self.step_factor:g} steps" if self.step_factor != 1 else ""
         return label_of(self.method) + steps
 
@@ -203,8 +202,6 @@ def relative_passes(stack: Stack) -> float:
 
     One backward call may go back through several forward passes, so that the larger of the two counts.
     """
-    from finetune_bench.method.cost import Passes
-
     passes = stack.passes(Passes())
     return round(max(passes.forwards, passes.backwards), 2)
 

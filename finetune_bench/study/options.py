@@ -24,7 +24,7 @@ GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the t
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the command line and of a TOML file.
+    """An option is a flag of the command line and a key of a TOML file.
 
     Attributes:
         name: the key in a TOML file; the flag is the same with dashes.
@@ -47,7 +47,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """Return the option as it is typed."""
+        """The flag is typed like this."""
         return "--" + self.name.replace("_", "-")
 
     def field_value(self, value: Any) -> Any:

@@ -26,7 +26,7 @@ DEFAULT_EXECUTOR = EXECUTORS[0]
 
 @dataclass(frozen=True)
 class Study:
-    """A comparison: methods × tasks × models × learning rates × seeds, and one recipe.
+    """A study compares methods × tasks × models × learning rates × seeds, with one recipe.
 
     A field says what it is by its `help`. None, and an empty tuple, stand for the default that the help names; without
     `tasks` and `models` those of the embedded study run. Times are in seconds.

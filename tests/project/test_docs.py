@@ -62,7 +62,7 @@ def plugin(page: Path) -> str:
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], Path]:
     """Write a plugin file and load it, for the length of one test."""
-    monkeypatch.setattr(registry, "_tried", {"methods": {}, "tasks": {}, "reports": {}})
+    monkeypatch.setattr(registry, "_added", {"methods": {}, "tasks": {}, "reports": {}})
 
     def load(name: str, text: str) -> Path:
         path = tmp_path / name
