@@ -10,6 +10,7 @@ from finetune_bench.runner import executors
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.plan import Plan, make_plan
 from finetune_bench.runner.progress import Reporter, Tally
+from finetune_bench.store.row import Status
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.grid import Cell
@@ -55,8 +56,9 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
     tally = reporter.tally if reporter else Tally(len(plan.cells))
     tally.cached, tally.failed_before, tally.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
     for cell, reason in plan.skipped:
-        if (store.row(cell.id) or {}).get("reason") != reason:
-            store.write(cell.to_dict(), row_of(cell, "skipped", reason=reason))
+        row = store.row(cell.id)
+        if row is None or row["reason"] != reason:
+            store.write(cell.to_dict(), row_of(cell, Status.SKIPPED, reason))
     settings = {
         "out": str(store.root.resolve()),
         "data_root": str(plan.study.data_root.resolve()) if plan.study.data_root else None,
@@ -71,8 +73,9 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
             _take(event, plan, tally, reporter)
     except (KeyboardInterrupt, GeneratorExit):
         for cell in executor.running.values():
-            if (store.row(cell.id) or {}).get("status") != "done":
-                store.write(cell.to_dict(), row_of(cell, "interrupted", reason="the run was interrupted"))
+            row = store.row(cell.id)
+            if row is None or row["status"] != Status.DONE:
+                store.write(cell.to_dict(), row_of(cell, Status.INTERRUPTED, "the run was interrupted"))
         raise
     return tally
 
@@ -103,7 +106,8 @@ def _take(event: Event, plan: Plan, tally: Tally, reporter: Reporter | None) -> 
     status, reason = event.status, event.reason
     if status == "died":
         status = "failed"
-        row = row_of(event.cell, "failed", reason=reason, retry=event.retry)
+        row = row_of(event.cell, Status.FAILED, reason)
+        row["retry"] = event.retry
         plan.store.write(event.cell.to_dict(), row, log=event.log)
     setattr(tally, status, getattr(tally, status) + 1)
     if reporter:

@@ -12,12 +12,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from finetune_bench import registry
 from finetune_bench.errors import DataError, Unsupported, UsageError
 from finetune_bench.model import pretrained
 from finetune_bench.recipe import ARRANGEMENTS, AUTO
+from finetune_bench.store.row import Retry, Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
@@ -52,7 +53,7 @@ class Plan:
     cells: list[Cell]
     todo: list[Cell]
     cached: list[str]
-    failed: list[dict[str, Any]]
+    failed: list[Row]
     skipped: list[tuple[Cell, str]]
     devices: list[str]
     notes: list[str]
@@ -114,11 +115,11 @@ def make_plan(study: Study) -> Plan:
     for cell in cells:
         if cell.id in cannot:
             continue
-        row = store.row(cell.id) or {}
+        row = store.row(cell.id)
         has_model = not study.save_model or (store.folder(cell.id) / "model").is_dir()
-        if row.get("status") == "done" and has_model:
+        if row and row["status"] == Status.DONE and has_model:
             cached.append(cell.id)
-        elif row.get("status") == "failed" and row.get("retry") == "asked" and not study.retry_failed:
+        elif row and row["status"] == Status.FAILED and row.get("retry") == Retry.ASKED and not study.retry_failed:
             failed.append(row)
         else:
             todo.append(cell)

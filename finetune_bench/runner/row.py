@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 
 from finetune_bench import registry
 from finetune_bench.model import pretrained
+from finetune_bench.store.row import Cost, Row, Status, TrainingFacts
 from finetune_bench.store.store import SCHEMA
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task
 from finetune_bench.training import loop, measure
 from finetune_bench.training.run import TrainingRun
 
-Row = dict[str, Any]
-
-
 # The mean training loss of the last tenth must lie this far below that of predicting the label's distribution only.
 LEARNT_SHARE = 0.95
 
 
-def row_of(cell: Cell, status: str, **found: Any) -> Row:
-    """The part of a row that is known without running, and what was found."""
+def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
+    """Return the part of a row that is known without running: what the cell is, and what became of it."""
     task = registry.task(cell.task)
     stack = cell.stack
     return {
         "schema": SCHEMA,
         "id": cell.id,
         "status": status,
-        "reason": None,
+        "reason": reason,
         "method": cell.label,
         "methods": [
             {
@@ -52,7 +49,6 @@ def row_of(cell: Cell, status: str, **found: Any) -> Row:
         "recipe": dataclasses.asdict(cell.recipe),
         "device": cell.device,
         "threads": cell.threads,
-        **found,
     }
 
 
@@ -79,7 +75,7 @@ def collapse_reason(
     return None
 
 
-def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> Row:
+def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> TrainingFacts:
     losses = trace.steps["task_loss"]
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
@@ -97,7 +93,28 @@ def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> Row:
     }
 
 
-def cost_facts(run: TrainingRun, trace: loop.Trace) -> Row:
+def cost_of(
+    run: TrainingRun,
+    trace: loop.Trace,
+    *,
+    saved_activation_bytes: int,
+    peak_memory_bytes: int | None,
+    peak_reserved_bytes: int | None,
+    energy_joules: float | None,
+    trainable_parameters: int,
+    evaluation_seconds: float,
+) -> Cost:
+    """Return what a run took: the sums of its trace, and what was measured beside it.
+
+    Args:
+        run: the run, after the teardown of its methods.
+        trace: what was recorded while it trained.
+        saved_activation_bytes: bytes that autograd keeps for one objective.
+        peak_memory_bytes, peak_reserved_bytes: see `device.peak`.
+        energy_joules: joules that the device used while training.
+        trainable_parameters: weights that were trained, the methods' own among them.
+        evaluation_seconds: wall seconds of predicting every split.
+    """
     timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
     seconds = float(trace.seconds[timed].sum())
     examples = int(trace.examples[timed].sum())
@@ -105,10 +122,17 @@ def cost_facts(run: TrainingRun, trace: loop.Trace) -> Row:
         "train_seconds": seconds,
         "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),
         "examples_per_second": examples / seconds if seconds else None,
+        "evaluation_seconds": evaluation_seconds,
+        "setup_seconds": trace.setup_seconds,
         "forwards_per_step": trace.forwards_per_step,
         "backwards_per_step": trace.backwards_per_step,
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "setup_seconds": trace.setup_seconds,
         "setup_forwards": trace.setup_forwards,
         "setup_backwards": trace.setup_backwards,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "trainable_parameters": trainable_parameters,
+        "saved_activation_bytes": saved_activation_bytes,
+        "peak_memory_bytes": peak_memory_bytes,
+        "peak_reserved_bytes": peak_reserved_bytes,
+        "energy_joules": energy_joules,
+        "resumed_at": trace.resumed_at or None,
     }

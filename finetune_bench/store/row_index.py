@@ -14,11 +14,12 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from finetune_bench.store.row import Row
 from finetune_bench.store.store import Store
 
 VERSION = 1  # of the table's columns; a table of another version is made anew
@@ -54,7 +55,7 @@ class Trace:
         return found
 
 
-def read(store: Store) -> list[tuple[dict[str, Any], Trace]]:
+def read(store: Store) -> list[tuple[Row, Trace]]:
     """Every row of a store with its trace, in the order of their ids; brings the table up to date first."""
     shared: dict[str, Any] = {}
     found = []
@@ -63,7 +64,7 @@ def read(store: Store) -> list[tuple[dict[str, Any], Trace]]:
         for key in _SHARED:
             if row.get(key):
                 row[key] = shared.setdefault(repr(row[key]), row[key])
-        found.append((row, Trace({str(name): value for name, value in line.items()})))
+        found.append((cast(Row, row), Trace({str(name): value for name, value in line.items()})))
     return found
 
 

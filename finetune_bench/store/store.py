@@ -44,13 +44,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
 
 from finetune_bench.errors import UsageError
 from finetune_bench.store.lease import Leases
+from finetune_bench.store.row import Row
 
 SCHEMA = 1
 MEASURED = (
@@ -61,7 +62,7 @@ MEASURED = (
     "cpu_seconds",
     "cost",
 )  # of a row, but for what is counted in its cost:
-COUNTED = (
+COUNTED: Final = (
     "parameters",
     "trainable_parameters",
     "forwards_per_step",
@@ -103,17 +104,17 @@ class Store:
         """Where a cell's files are, or will be."""
         return self.cells / cell_id
 
-    def row(self, cell_id: str) -> dict[str, Any] | None:
+    def row(self, cell_id: str) -> Row | None:
         """The row of a cell, or None where there is none that can be read, or one of its files is gone or cut."""
         folder = self.folder(cell_id)
         try:
-            row: dict[str, Any] = json.loads((folder / "row.json").read_text("utf-8"))
+            row = cast(Row, json.loads((folder / "row.json").read_text("utf-8")))
             whole = all((folder / name).stat().st_size == size for name, size in row.get("files", {}).items())
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
             return None
         return row if whole else None
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """All rows, in the order of their ids."""
         if not self.cells.is_dir():
             return []
@@ -122,7 +123,7 @@ class Store:
 
     def frame(self) -> pd.DataFrame:
         """All rows as a table, nested keys joined by dots: `metrics.validation.accuracy`, `cost.train_seconds`."""
-        return pd.json_normalize(self.rows())
+        return pd.json_normalize([dict(row) for row in self.rows()])
 
     def arrays(self, cell_id: str, name: str) -> dict[str, np.ndarray]:
         """The arrays of `predictions` or `trace`; empty where the cell has none."""
@@ -136,7 +137,7 @@ class Store:
         """What equal cells have in common to the last bit, by id: rows without times and machine, and arrays."""
         found = {}
         for row in self.rows():
-            kept = {key: value for key, value in row.items() if key not in MEASURED}
+            kept: dict[str, Any] = {key: value for key, value in row.items() if key not in MEASURED}
             kept["cost"] = {key: row["cost"].get(key) for key in COUNTED} if "cost" in row else None
             for name in ("predictions", "trace"):
                 kept[name] = {key: value.tobytes() for key, value in sorted(self.arrays(row["id"], name).items())}
@@ -182,7 +183,7 @@ class Store:
     def write(
         self,
         cell: Mapping[str, Any],
-        row: Mapping[str, Any],
+        row: Row,
         *,
         arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         log: str = "",

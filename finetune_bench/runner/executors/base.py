@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from finetune_bench.store.row import Retry
+
 if TYPE_CHECKING:
     from finetune_bench.study.grid import Cell
 
@@ -19,7 +21,7 @@ class Event:
     reason: str | None = None
     seconds: float = 0.0
     log: str = ""
-    retry: str = "always"  # of a cell that died: whether the next run tries it again by itself, or only when asked
+    retry: Retry = Retry.ALWAYS  # of a cell that died
 
 
 class Executor(Protocol):

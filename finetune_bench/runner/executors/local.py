@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.store.row import Retry
 from finetune_bench.study.grid import Cell
 
 _BUSY_SECONDS = 1.0  # between two looks at a cell that another process is running
@@ -140,7 +141,7 @@ class LocalExecutor:
             said = file.read().decode("utf-8", "replace")
         if late.is_set():
             reason = f"took longer than --timeout {self.timeout:g}s and was stopped; its log shows where it was"
-            return Event(cell, "died", reason, log=said, retry="asked")
+            return Event(cell, "died", reason, log=said, retry=Retry.ASKED)
         return Event(cell, "died", _death(worker.returncode), log=said)
 
     def _start(self, number: int, log: Path) -> subprocess.Popen[str] | None:

@@ -15,6 +15,7 @@ from typing import Any
 from finetune_bench.errors import MachineError, UsageError
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.worker import Worker
+from finetune_bench.store.row import Retry
 from finetune_bench.study.grid import Cell
 
 ATTEMPTS = 3  # of a cell whose worker is lost, by a node that goes away as well as by one that the cell brings down
@@ -120,7 +121,7 @@ class RayExecutor:
                 pending = {answer: other for answer, other in pending.items() if other != number}
                 ray.kill(actors[number])
                 reason = f"took longer than --timeout {self.timeout:g}s and was stopped"
-                yield Event(cell, "died", reason, retry="asked")
+                yield Event(cell, "died", reason, retry=Retry.ASKED)
                 if todo:
                     start(number)
 

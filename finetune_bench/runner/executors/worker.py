@@ -17,6 +17,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from finetune_bench.store.row import Retry, Status
+
 
 class Worker:
     """Runs cells in this process.
@@ -31,7 +33,7 @@ class Worker:
 
         from finetune_bench import registry
         from finetune_bench.metrics import compute
-        from finetune_bench.runner.cell import Place
+        from finetune_bench.runner.cell import WorkerContext
         from finetune_bench.store.store import Store
 
         for plugin in settings["plugins"]:
@@ -40,7 +42,7 @@ class Worker:
         for metric in ("accuracy", "pearson_spearman"):
             compute(metric, np.array([0, 1]), np.array([0, 1]))
         self.retry_failed = settings["retry_failed"]
-        self.place = Place(
+        self.context = WorkerContext(
             store=Store(settings["out"]),
             device=torch.device(settings["device"]),
             data_root=Path(settings["data_root"]) if settings["data_root"] else None,
@@ -61,7 +63,7 @@ class Worker:
         from finetune_bench.runner.cell import run_cell
         from finetune_bench.study.grid import Cell
 
-        cell, store = Cell.from_dict(values), self.place.store
+        cell, store = Cell.from_dict(values), self.context.store
         if answer := self._known(cell.id):
             return answer
         with store.claim(cell.id) as mine:
@@ -69,16 +71,18 @@ class Worker:
                 return {"status": "busy"}
             if answer := self._known(cell.id):
                 return answer
-            row = run_cell(cell, self.place)
+            row = run_cell(cell, self.context)
         return {key: row[key] for key in ("status", "reason", "seconds")} | {"last": row.get("broken", False)}
 
     def _known(self, cell_id: str) -> dict[str, Any] | None:
         """The answer where no run is needed: another one may have made the row since this one was planned."""
-        store = self.place.store
-        row = store.row(cell_id) or {}
-        if row.get("status") == "done" and (not self.place.save_model or (store.folder(cell_id) / "model").is_dir()):
+        store = self.context.store
+        row = store.row(cell_id)
+        if row is None:
+            return None
+        if row["status"] == Status.DONE and (not self.context.save_model or (store.folder(cell_id) / "model").is_dir()):
             return {"status": "cached"}
-        if row.get("retry") == "asked" and not self.retry_failed:
+        if row.get("retry") == Retry.ASKED and not self.retry_failed:
             return {"status": "failed", "reason": row["reason"]}
         return None
 
