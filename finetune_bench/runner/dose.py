@@ -24,7 +24,7 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import from_text, kind_of
-from finetune_bench.runner.inputs import encoded, initial_model, load_data
+from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
 from finetune_bench.seeds import derive
 from finetune_bench.spec import split
 from finetune_bench.study.grid import Cell
@@ -138,8 +138,6 @@ def _without_dropout(method: Method) -> Method:
 
 
 def _can_run(cell: Cell, stack: Stack) -> bool:
-    from finetune_bench.runner.inputs import facts_of
-
     return stack.unsupported(facts_of(cell, stack)) is None
 
 

@@ -9,8 +9,8 @@ import torch
 
 from finetune_bench import registry
 from finetune_bench.model import pretrained
-from finetune_bench.store.row import Cost, Row, Status, TrainingFacts
-from finetune_bench.store.store import SCHEMA
+from finetune_bench.store.row import Cost, Retry, Row, Status, TrainingFacts
+from finetune_bench.store.store import SCHEMA, Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task
 from finetune_bench.training import loop, measure
@@ -50,6 +50,25 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
         "device": cell.device,
         "threads": cell.threads,
     }
+
+
+def final_row(store: Store, cell: Cell, *, save_model: bool, retry_failed: bool) -> Row | None:
+    """Return the row of a cell that needs no run; None where it is to be run.
+
+    Args:
+        store: the store that may have the row.
+        cell: the cell.
+        save_model: whether a cell that is done also needs its model.
+        retry_failed: whether a cell that would fail again is to be run all the same.
+    """
+    row = store.row(cell.id)
+    if row is None:
+        return None
+    if row["status"] == Status.DONE and (not save_model or store.has_model(cell.id)):
+        return row
+    if row["status"] == Status.FAILED and row.get("retry") == Retry.ASKED and not retry_failed:
+        return row
+    return None
 
 
 def constant_prediction(train_labels: torch.Tensor, labels: np.ndarray, task: Task) -> np.ndarray:

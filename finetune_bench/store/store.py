@@ -104,6 +104,10 @@ class Store:
         """Where a cell's files are, or will be."""
         return self.cells / cell_id
 
+    def has_model(self, cell_id: str) -> bool:
+        """Return whether a cell's trained model was kept."""
+        return (self.folder(cell_id) / "model").is_dir()
+
     def row(self, cell_id: str) -> Row | None:
         """The row of a cell, or None where there is none that can be read, or one of its files is gone or cut."""
         folder = self.folder(cell_id)
