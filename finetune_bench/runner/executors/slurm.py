@@ -2,8 +2,8 @@
 
 A job takes the next cell that no other holds, until none is left. Near its time limit it is requeued and goes on with
 the same list, and with the last checkpoint of the cell that it was in. Every job answers into a file of its own, which
-the runner reads; so a runner that is gone costs nothing, and the next one finds the rows. Needs the extra `[slurm]`, and
-a store, data and checkpoints on a file system that all nodes see.
+the runner reads; so a runner that is gone costs nothing, and the next one finds the rows. Needs the extra `[slurm]`,
+and a store, data and checkpoints on a file system that all nodes see.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Job:
         return ran
 
     def checkpoint(self) -> Any:
-        """Return what SLURM queues again when the job's time is over: the whole list, as the store knows what is done."""
+        """Return what SLURM queues again when the job's time is over: the whole list; the store knows what is done."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
