@@ -1,4 +1,4 @@
-"""From what a cell came to, to its row."""
+"""The parts of a row, from a cell and from what its run came to."""
 
 from __future__ import annotations
 
@@ -72,7 +72,16 @@ def final_row(store: Store, cell: Cell, *, save_model: bool, retry_failed: bool)
 
 
 def constant_prediction(train_labels: torch.Tensor, labels: np.ndarray, task: Task) -> np.ndarray:
-    """The prediction that uses no text: the commonest training label, or the mean for regression."""
+    """Return the prediction that uses no text: the commonest training label, or the mean for regression.
+
+    Args:
+        train_labels: labels of the training examples, (examples,).
+        labels: labels of the split to predict, (predicted,); only their number counts.
+        task: the task.
+
+    Returns:
+        Scores, (predicted, outputs).
+    """
     if task.kind == "regression":
         return np.full((len(labels), 1), float(train_labels.mean()))
     one_hot: np.ndarray = np.eye(task.outputs)[int(train_labels.bincount().argmax())]
@@ -85,7 +94,7 @@ def collapse_reason(
     metrics: dict[str, dict[str, float]],
     majority: dict[str, dict[str, float]],
 ) -> str | None:
-    """Why a run counts as collapsed, judged on the first split; None when it doesn't."""
+    """Return why a run counts as collapsed, judged on the first split; None when it doesn't."""
     first = next(iter(predictions))
     if task.kind == "classification" and len(np.unique(predictions[first].argmax(axis=1))) == 1:
         return "predicts one class only"
@@ -95,6 +104,7 @@ def collapse_reason(
 
 
 def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> TrainingFacts:
+    """Return how the training loss fell, beside the loss of predicting the distribution of the training labels."""
     losses = trace.steps["task_loss"]
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
@@ -129,8 +139,9 @@ def cost_of(
         run: the run, after the teardown of its methods.
         trace: what was recorded while it trained.
         saved_activation_bytes: bytes that autograd keeps for one objective.
-        peak_memory_bytes, peak_reserved_bytes: see `device.peak`.
-        energy_joules: joules that the device used while training.
+        peak_memory_bytes: bytes at the peak, see `device.peak`; None where that is not measured.
+        peak_reserved_bytes: bytes that the allocator held at the peak; None on a CPU.
+        energy_joules: joules that the device used while training; None where it doesn't tell.
         trainable_parameters: weights that were trained, the methods' own among them.
         evaluation_seconds: wall seconds of predicting every split.
     """
