@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tabulate import tabulate
 
@@ -40,7 +40,7 @@ def card(store: Store, cell_id: str) -> str:
     Raises:
         UsageError: its row can't be read.
     """
-    row = store.row(cell_id)
+    row = cast(dict[str, Any] | None, store.row(cell_id))
     if row is None:
         raise UsageError(f"'{store.folder(cell_id)}' has no row that can be read; run its study again.")
     lines: list[tuple[str, Any]] = [

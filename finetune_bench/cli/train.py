@@ -15,7 +15,7 @@ from finetune_bench.study.study import DEFAULT_EXECUTOR
 
 if TYPE_CHECKING:
     from finetune_bench.runner.plan import Plan
-    from finetune_bench.runner.progress import Tally
+    from finetune_bench.runner.progress import Counts
     from finetune_bench.study.study import Study
 
 
@@ -129,19 +129,19 @@ def _flags(parsed: argparse.Namespace) -> dict[str, Any]:
     return {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
 
 
-def _train(study: Study) -> tuple[Plan, Tally]:
+def _train(study: Study) -> tuple[Plan, Counts]:
     """Check a study and run what is missing of it; return the plan, and what became of its cells."""
     from rich.console import Console
 
     from finetune_bench.runner.execution import execute
     from finetune_bench.runner.plan import make_plan
-    from finetune_bench.runner.progress import Reporter, Tally
+    from finetune_bench.runner.progress import Counts, Reporter
 
     say("Checking the study: methods, data, checkpoints ...")
     plan = make_plan(study)
     for note in plan.notes:
         say(note)
-    tally = Tally(len(plan.cells))
+    tally = Counts(len(plan.cells))
     reporter = Reporter(tally, Console(stderr=True))
     say(_intention(plan))
     if plan.todo and plan.study.budget is not None:

@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -186,7 +186,7 @@ def load(store: Store) -> Data:
     """Read a store and sort its rows into sections."""
     study = store.study()
     found = row_index.read(store)
-    rows = [row for row, _ in found]
+    rows = [cast(dict[str, Any], row) for row, _ in found]
     current = _current(rows)
     return Data(
         store=store,
