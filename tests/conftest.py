@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-import torch
-
-torch.set_num_threads(1)  # several test processes share the cores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Give torch one thread, since several test processes share the cores; don't load it for tests without it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
