@@ -6,6 +6,7 @@ import importlib
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import tarfile
@@ -169,6 +170,17 @@ def test_what_the_package_imports_is_declared() -> None:
                     used.add(str(node.module).partition(".")[0])
     foreign = used - set(sys.stdlib_module_names) - {"finetune_bench"}
     assert {distributions.get(name, name) for name in foreign} <= declared
+
+
+def test_an_editable_install_is_a_path() -> None:
+    """It names the checkout and runs no code, so that type checkers and editors can follow it."""
+    folders = [Path(folder) for folder in site.getsitepackages()]
+    files = [path for folder in folders for path in folder.glob("__editable__*finetune_bench*.pth")]
+    if not files:
+        pytest.skip("this is no editable install")
+    for path in files:
+        (line,) = path.read_text("utf-8").splitlines()
+        assert (Path(line) / "finetune_bench" / "__init__.py").is_file()
 
 
 def test_mypy_is_strict() -> None:
