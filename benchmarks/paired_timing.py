@@ -16,7 +16,7 @@ WARM = 2  # pairs at the start that don't count
 
 @dataclass(frozen=True)
 class Line:
-    """A row of the table: a figure with its interval, and the bound that it is held against."""
+    """A line of the table has a figure with its interval, and the bound that it is held against."""
 
     figure: str
     median: float
@@ -45,7 +45,7 @@ def line(figure: str, ratios: Sequence[float], goal: str = "—") -> Line:
 
 
 class Turns:
-    """Two loops run in two threads, one at a time; each passes on after each of its steps.
+    """Two loops take turns in two threads; each passes on after each of its steps.
 
     Attributes:
         seconds: the CPU seconds of each step, of the first loop and of the second.

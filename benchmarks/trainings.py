@@ -1,4 +1,4 @@
-"""The trainings that docs/performance.md compares: the loop here, transformers' Trainer, and a plain PyTorch loop.
+"""Make the trainings that docs/performance.md compares: the loop here, transformers' Trainer, and a plain PyTorch loop.
 
 Each function returns a loop that has all it needs; called with `pass_on`, it calls that after each of its steps.
 """
