@@ -51,7 +51,7 @@ def picture() -> str:
 def hooks() -> str:
     """Return the table of the hooks of the Method contract: when each runs, in which order, and who overrides it."""
     lines = ["| hook | what it is for | in a stack | overridden by |", "|---|---|---|---|"]
-    owners = {name: registry.method_class(name) for name in sorted(registry._installed("methods"))}
+    owners = {name: registry.method_class(name) for name in registry.names("methods")}
     for hook, order in IN_A_STACK.items():
         function = getattr(Method, hook)
         arguments = ", ".join(list(inspect.signature(function).parameters)[1:])

@@ -112,6 +112,18 @@ def test_a_verb_is_found_where_there_is_one() -> None:
     assert not says_something("`is` a name in code only.")
 
 
+def test_no_private_name_is_imported_from_another_file() -> None:
+    imports = [
+        f"{name_of(path)}:{node.lineno} imports {alias.name} of {node.module}"
+        for path in FILES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("finetune_bench.")
+        for alias in node.names
+        if alias.name.startswith("_")
+    ]
+    assert imports == []
+
+
 def test_the_checkout_is_laid_out_as_the_wheel_is() -> None:
     """What lies beside the package is linked into it, so that type checkers and editors resolve every module."""
     for room in ("methods", "tasks", "reports"):
