@@ -18,7 +18,14 @@ STACKED = [name for name in METHODS if name != registry.BASELINE]
 ORDERED_PAIRS = [(a, b) for a in STACKED for b in STACKED if a != b]
 # Every method is once on the left and once on the right of a pair that is tried quickly.
 QUICK_PAIRS = set(zip(STACKED, [*STACKED[1:], STACKED[0]], strict=True))
-SLOW_CHECKS = (testing.trains_everywhere, testing.arranges, testing.resumes)
+SLOW_CHECKS = (
+    testing.trains_everywhere,
+    testing.arranges,
+    testing.resumes,
+    testing.accumulates,
+    testing.leaves_a_plain_model,
+    testing.survives_checkpointing,
+)
 CHECKS = [
     pytest.param(check, marks=[pytest.mark.slow] if check in SLOW_CHECKS else [], id=check.__name__)
     for check in testing.CHECKS
@@ -126,6 +133,7 @@ def test_a_method_that_forgets_its_state_fails_its_check() -> None:
     testing.resumes(Mindful)
 
 
+@pytest.mark.slow
 def test_a_broken_method_fails_its_checks() -> None:
     """The checks can fail: here is a method that draws while evaluating, moves the weights and leaves a hook."""
 
