@@ -17,6 +17,9 @@ from finetune_bench.study.sources import make_study
 PLUGIN = "from finetune_bench.method import Method\n\nclass Own(Method):\n    'Does nothing.'\n    name = 'own'\n"
 
 
+pytestmark = pytest.mark.slow  # the study that all of them read is trained first
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with copies of all that it read, so that each can be changed."""

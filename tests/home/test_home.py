@@ -349,6 +349,7 @@ def trainer_of(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPE, ACCUMULATED], ids=["plain", "accumulated"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trainer_trains_as_the_benchmark_does(method: str, recipe: Recipe, tmp_path: Path) -> None:

@@ -39,7 +39,16 @@ class Deadly(Method):
             raise Killed
 
 
-@pytest.mark.parametrize("recipe", [{}, {"accumulation": 2}, {"precision": "bf16"}, {"arrangement": "packed"}], ids=str)
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {},
+        pytest.param({"accumulation": 2}, marks=pytest.mark.slow),
+        pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
+        pytest.param({"arrangement": "packed"}, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_killed_at_random_steps_it_ends_as_an_undisturbed_run(tmp_path: Path, recipe: dict[str, object]) -> None:
     used = dataclasses.replace(LONG, **recipe)  # type: ignore[arg-type]
     methods: list[Method] = [RDrop(), EMA(), R4F()]
