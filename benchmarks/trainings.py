@@ -65,7 +65,7 @@ def make_run(setting: Setting, task: str, stack: Stack, recipe: Recipe) -> Train
     )
     if recipe.arrangement != "padded":
         packing.prepare(net)
-    return TrainingRun(net, owner, train, recipe, seed=1, device=CPU, keep_pretrained=stack.reads_pretrained)
+    return TrainingRun(net, owner, train, recipe, stack, seed=1, device=CPU)
 
 
 def ours(setting: Setting, task: str, method: str, arrangement: str) -> Callable[[Callable[[], None]], TrainingRun]:
@@ -76,7 +76,7 @@ def ours(setting: Setting, task: str, method: str, arrangement: str) -> Callable
 
     def loop(pass_on: Callable[[], None]) -> TrainingRun:
         turn.pass_on = pass_on
-        train(run, stack)
+        train(run)
         stack.teardown(run)
         return run
 
