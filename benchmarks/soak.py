@@ -150,14 +150,15 @@ def main() -> None:
         rounds += 1
         store = Store(folder / f"round-{arguments.seed}-{rounds}")
         total += play(folder, store, methods, random.Random(f"{arguments.seed} {rounds}"))
-        found = store.without_measurements()
-        different = sorted(cell for cell in expected.keys() | found.keys() if expected.get(cell) != found.get(cell))
+        results = store.without_measurements()
+        cells = expected.keys() | results.keys()
+        different = sorted(cell for cell in cells if expected.get(cell) != results.get(cell))
         if different:
             raise SystemExit(f"round {rounds}: cells {different} differ from the undisturbed run; see {store.root}")
         left = [*store.checkpoints.iterdir(), *store.cells.glob(".*"), *(store.root / "locks").iterdir()]
         if left:
             raise SystemExit(f"round {rounds}: '{left[0]}' was left behind")
-        print(f"round {rounds}: {len(found)} cells, all equal; so far {dict(total)}", flush=True)
+        print(f"round {rounds}: {len(results)} cells, all equal; so far {dict(total)}", flush=True)
     print(f"{rounds} rounds of {len(expected)} cells, every row equal to the undisturbed run's; {dict(total)}")
 
 

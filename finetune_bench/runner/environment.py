@@ -33,7 +33,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    checkout = Path(__file__).resolve().parent.parent
+    """Return what git says of the checkout that holds this file; None where it is none, or git doesn't answer."""
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     try:

@@ -60,8 +60,11 @@ def encoded(
 
     Args:
         model: the checkpoint as typed, whose tokenizer is used.
-        task_text, limit_train, data_root, held_out: see `load_data`.
+        task_text: the task as typed.
+        limit_train: number of training examples; None for all.
+        data_root: the folder that data sets are read from; None for the hub.
         length: tokens per example at most.
+        held_out: share of the training examples that becomes an evaluation split; 0 for none.
     """
     task, data = load_data(task_text, limit_train, data_root, held_out)
     tokenizer = pretrained.tokenizer(model)
