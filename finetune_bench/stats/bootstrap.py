@@ -13,7 +13,7 @@ from finetune_bench.stats.estimates import CONFIDENCE, Estimate
 
 SEEDS_NEEDED = 5  # a percentile interval of fewer seeds covers far less than it promises
 RESAMPLES = 1000
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
+RESAMPLED_METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
 
 
 def multi_bootstrap(
@@ -28,7 +28,7 @@ def multi_bootstrap(
     """Difference of two methods on one task, with a percentile interval over seeds × examples.
 
     Args:
-        metric: one of `METRICS`.
+        metric: one of `RESAMPLED_METRICS`.
         own, reference: (seeds, examples) predicted classes, or numbers; paired by seed.
         labels: (examples,).
         resamples: of both seeds and examples.
@@ -90,7 +90,7 @@ def weighted_scores(
     if metric == "pearson_spearman":
         both = [weighted_scores(name, predictions, labels, counts) for name in ("pearson", "spearman")]
         return np.asarray((both[0] + both[1]) / 2)
-    raise ValueError(f"Expected one of {', '.join(METRICS)}; got '{metric}'.")
+    raise ValueError(f"Expected one of {', '.join(RESAMPLED_METRICS)}; got '{metric}'.")
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -11,12 +11,12 @@ import pytest
 
 from finetune_bench import cli, stats
 from finetune_bench.report import Options
+from finetune_bench.reports.draw import draw
 from finetune_bench.reports.markdown import render
-from finetune_bench.reports.plots.draw import draw
-from finetune_bench.reports.plots.looks import MOST, crowd, few, short, shown
+from finetune_bench.reports.plots.style import MAX_METHODS, left_out_text, short, shown_columns, shown_methods
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data, Section
-from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, block, suite_column
+from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, complete_block, suite_column
 from finetune_bench.reports.topics.cost import footprints, pareto_front
 from finetune_bench.reports.topics.differences import differences, noise_floors
 from finetune_bench.reports.topics.scores import scores
@@ -129,7 +129,7 @@ def test_a_near_twin_stays_outside_the_block(tmp_path: Path) -> None:
             row["metrics"]["validation"]["accuracy"] = score
 
     section = only(load(make_store(tmp_path, methods=FIVE[:4], tasks=("rte",), seeds=5, change=change)))
-    residuals = block(section, section.columns[0], "vanilla")
+    residuals = complete_block(section, section.columns[0], "vanilla")
     assert residuals is not None
     assert residuals.methods == ("vanilla", CONTROL, "rdrop")
     found = {one.method: one for one in differences(section, "vanilla")}
@@ -222,13 +222,13 @@ def test_a_crowded_plot_shows_vanilla_and_the_best_and_says_so(tmp_path: Path) -
     data = load(store)
     section = only(data)
     assert len(section.methods) == 31
-    kept = shown(section)
-    assert len(kept) == MOST < 31
+    kept = shown_methods(section)
+    assert len(kept) == MAX_METHODS < 31
     assert {"vanilla", CONTROL} <= set(kept)
     means = {m: float(np.mean(section.scores(m, section.columns[0]))) for m in section.methods}
     left_out = set(section.methods) - set(kept)
     assert max(means[m] for m in left_out) <= min(means[m] for m in kept if m not in ("vanilla", CONTROL))
-    assert crowd(section).startswith(f"{MOST} of 31 methods")
+    assert left_out_text(section).startswith(f"{MAX_METHODS} of 31 methods")
     assert {plot.kind for plot in draw(data, tmp_path / "plots")} >= {"scores", "differences", "memory", "curves"}
 
 
@@ -240,8 +240,8 @@ def test_many_tasks_are_drawn_as_their_mean_where_a_panel_each_is_too_much(
         monkeypatch.setitem(TASKS, name, TASKS["rte"])
     section = only(load(make_store(tmp_path, methods=THIRTEEN[:4], tasks=names, seeds=2)))
     columns = [*section.columns, suite_column(section)]
-    assert [column.task for column in few(columns)] == [""]
-    assert few(columns[:3]) == columns[:3]
+    assert [column.task for column in shown_columns(columns)] == [""]
+    assert shown_columns(columns[:3]) == columns[:3]
 
 
 def test_a_long_name_keeps_its_ends() -> None:

@@ -18,12 +18,13 @@ import pytest
 from finetune_bench import stats
 from finetune_bench.reports.csv import Csv
 from finetune_bench.reports.markdown import Markdown, _text, render, summary_table
-from finetune_bench.reports.rows.sections import Section, load
+from finetune_bench.reports.rows.sections import Section, read_data
 from finetune_bench.reports.rows.twins import twins
-from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, block
+from finetune_bench.reports.topics.collapse import collapse_effects
+from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, complete_block
 from finetune_bench.reports.topics.cost import costs, seconds
 from finetune_bench.reports.topics.differences import Difference, control_differences, differences
-from finetune_bench.reports.topics.scores import collapsed, scores
+from finetune_bench.reports.topics.scores import scores
 from finetune_bench.reports.topics.synergy import synergies
 from finetune_bench.reports.verdict import verdict
 from finetune_bench.store.store import Store
@@ -32,12 +33,12 @@ from tests.synthetic_store import CONTROL, FIVE, fail, make_row, make_store, mak
 
 
 def only_section(store: Store) -> Section:
-    (section,) = load(store).sections
+    (section,) = read_data(store).sections
     return section
 
 
 def text_of(store: Store) -> str:
-    return render(load(store))
+    return render(read_data(store))
 
 
 def of(differences: list[Difference], method: str, task: str, question: str = "a") -> Difference:
@@ -298,11 +299,11 @@ def test_collapsed_runs_are_shown_with_and_without(tmp_path: Path):
 
     store = make_store(tmp_path, change=collapse)
     section = only_section(store)
-    (one,) = collapsed(section)
+    (one,) = collapse_effects(section)
     assert (one.method, one.collapsed, one.score.n, one.score_without.n) == ("hype", 1, 3, 2)
     assert one.difference.value < -10 < one.difference_without.value
     column = one.column
-    residuals = block(section, column, "vanilla")
+    residuals = complete_block(section, column, "vanilla")
     assert residuals is not None
     assert "hype" not in residuals.methods  # so its collapse doesn't widen the others' intervals
     assert of(differences(section, "vanilla"), "rdrop", "cola").interval == TWO_WAY
@@ -332,7 +333,7 @@ def test_a_collapsed_baseline_is_shown_for_every_method(tmp_path: Path):
             row.update(collapsed="predicts one class only", metrics={"validation": {"matthews": 0.0}})
 
     section = only_section(make_store(tmp_path, change=collapse))
-    assert {one.method for one in collapsed(section)} == set(FIVE)
+    assert {one.method for one in collapse_effects(section)} == set(FIVE)
     assert of(differences(section, "vanilla"), "rdrop", "cola").interval == PAIRED
 
 
@@ -342,7 +343,7 @@ def test_no_effect_is_found_against_vanilla_and_parts(tmp_path: Path):
     for seed in (1, 2):
         for method, twin in same_as.items():
             put(store, make_row(method, "rte", seed), trace=make_trace(make_row(twin, "rte", seed)))
-    data = load(store)
+    data = read_data(store)
     found = twins(data, data.sections[0])
     assert {(one.method, one.twin, one.seed) for one in found} == {
         (m, t, s) for m, t in same_as.items() for s in (1, 2)
@@ -427,7 +428,7 @@ def test_learning_rates_and_models_are_sections(tmp_path: Path):
                 row.update(model=model, id=f"{number}{row['id']}")
                 row["recipe"]["lr"] = lr
                 put(store, row)
-    data = load(store)
+    data = read_data(store)
     assert [section.title for section in data.sections] == [
         "bert-base-cased, lr 2e-05",
         "bert-base-cased, lr 4e-05",
@@ -475,7 +476,7 @@ def test_older_rows_of_a_run_are_left_out(tmp_path: Path):
     row.update(id="01", metrics={"validation": {"accuracy": 0.99}})
     row["methods"][0]["version"] = 2
     put(store, row)
-    data = load(store)
+    data = read_data(store)
     (section,) = data.sections
     assert section.score("vanilla", section.columns[0], 1) > 50
     assert section.scores(CONTROL, section.columns[0]) == pytest.approx([99.0, math.nan, math.nan], nan_ok=True)
