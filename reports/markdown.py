@@ -54,22 +54,23 @@ def render(data: Data, plots: tuple[Plot, ...] = ()) -> str:
 
 def _block(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {_text(block.text)}"
+        return f"{'#' * block.level} {inline(block.text)}"
     if isinstance(block, Paragraph):
-        return _text(block.text)
+        return inline(block.text)
     if isinstance(block, Bullets):
-        return "\n".join(f"- {_text(item)}" for item in block.items)
+        return "\n".join(f"- {inline(item)}" for item in block.items)
     if isinstance(block, Table):
         rule = "---:" if block.align == "right" else "---"
-        lines = [[_text(text) for text in block.header], ["---", *[rule] * (len(block.header) - 1)]]
-        lines += [[_text(entry.text) for entry in row] for row in block.rows]
+        lines = [[inline(text) for text in block.header], ["---", *[rule] * (len(block.header) - 1)]]
+        lines += [[inline(entry.text) for entry in row] for row in block.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if isinstance(block, Picture):
         return f"![{_escaped(block.plot.alt)}]({block.plot.link})"
     raise TypeError(f"no markdown for {type(block).__name__}")
 
 
-def _text(text: str) -> str:
+def inline(text: str) -> str:
+    """Return a text of a report as markdown within a line."""
     return "".join(_span(piece, style) for piece, style in spans(text))
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from finetune_bench import stats
 from finetune_bench.reports.csv import Csv
-from finetune_bench.reports.markdown import Markdown, _text, render, summary_table
+from finetune_bench.reports.markdown import Markdown, inline, render, summary_table
 from finetune_bench.reports.rows.sections import read_data
 from finetune_bench.reports.rows.twins import twins
 from finetune_bench.reports.topics.collapse import collapse_effects
@@ -251,7 +251,7 @@ def test_subsets_are_named(tmp_path: Path):
 
 
 def test_markup_in_labels_and_reasons_is_shown_as_it_is(tmp_path: Path):
-    assert _text("a | b *c* _d_ e_f <g>\n`h`") == "a \\| b \\*c\\* \\_d\\_ e_f \\<g\\> \\`h\\`"
+    assert inline("a | b *c* _d_ e_f <g>\n`h`") == "a \\| b \\*c\\* \\_d\\_ e_f \\<g\\> \\`h\\`"
 
     def odd(row: dict[str, Any]) -> None:
         row["task"] = "rte"
