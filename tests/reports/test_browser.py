@@ -94,6 +94,7 @@ def column(driver: Any, table: Any, index: int) -> list[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("browser", WIDTHS, indirect=True)
 def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
     """One page is opened once per width, since starting a browser takes seconds."""

@@ -116,6 +116,7 @@ def test_collapsed_runs_are_shown_with_and_without(tmp_path: Path):
     assert "The training loss hardly moved: hype on cola (seed 1)." in text
 
 
+@pytest.mark.slow
 def test_when_every_run_is_the_same_nothing_is_claimed(tmp_path: Path):
     def collapse(row: dict[str, Any]) -> None:
         row.update(collapsed="predicts one class only", metrics={"validation": {"accuracy": 0.527}})
@@ -154,6 +155,7 @@ def test_no_effect_is_found_against_vanilla_and_parts(tmp_path: Path):
     assert f"No effect: hype equals {CONTROL} at every recorded step, in loss and weights, on rte (seeds 1, 2)." in text
 
 
+@pytest.mark.slow
 def test_one_seed_has_no_interval_and_says_so(tmp_path: Path):
     store = make_store(tmp_path / "run", seeds=1)
     text = text_of(store)
@@ -180,6 +182,7 @@ def test_only_vanilla(tmp_path: Path):
     assert "Compatibility" not in text
 
 
+@pytest.mark.slow
 def test_no_baseline(tmp_path: Path):
     store = make_store(tmp_path / "run", methods=[CONTROL, "hype", "rdrop", "hype+rdrop"])
     text = text_of(store)
@@ -221,6 +224,7 @@ def test_nothing_done(tmp_path: Path, rows: str):
     summary_table(store)
 
 
+@pytest.mark.slow
 def test_learning_rates_and_models_are_sections(tmp_path: Path):
     store = make_store(tmp_path / "run", methods=FIVE[:2], tasks=["rte"], seeds=2)
     for number, (model, lr) in enumerate([("bert-base-cased", 4e-5), ("roberta-base", 2e-5)]):

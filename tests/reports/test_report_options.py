@@ -33,6 +33,7 @@ def only(data: Data) -> Section:
 # --- another baseline, a margin, the bootstrap ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_baseline(tmp_path: Path, capsys: Any) -> None:
     store = make_store(tmp_path / "run")
     data = load(store, Options(baseline="rdrop"))
@@ -57,6 +58,7 @@ def test_another_baseline(tmp_path: Path, capsys: Any) -> None:
     assert "rdrop" in said
 
 
+@pytest.mark.slow
 def test_equality_within_a_margin(tmp_path: Path, capsys: Any) -> None:
     store = make_store(tmp_path / "run", seeds=5, noise=0.0005)
     section = only(load(store))
@@ -70,6 +72,7 @@ def test_equality_within_a_margin(tmp_path: Path, capsys: Any) -> None:
     assert "--margin: expected a number of points above 0" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_the_bootstrap_reads_predictions_of_pairs(tmp_path: Path) -> None:
     store = Store(tmp_path)
     rng = np.random.default_rng(0)
@@ -182,6 +185,7 @@ ODD: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_store_gets_a_whole_report(name: str, tmp_path: Path, capsys: Any) -> None:
     words, change = ODD[name]
@@ -218,6 +222,7 @@ def test_a_hole_is_never_averaged_over(tmp_path: Path) -> None:
 # --- crowds -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_crowded_plot_shows_vanilla_and_the_best_and_says_so(tmp_path: Path) -> None:
     methods = ["vanilla", CONTROL, *(f"hype(eps={i}e-3)" for i in range(1, 30))]
     store = make_store(tmp_path / "run", methods=methods, tasks=("rte",), seeds=2)
@@ -234,6 +239,7 @@ def test_a_crowded_plot_shows_vanilla_and_the_best_and_says_so(tmp_path: Path) -
     assert {plot.kind for plot in draw(data, tmp_path / "plots")} >= {"scores", "differences", "memory", "curves"}
 
 
+@pytest.mark.slow
 def test_many_tasks_are_drawn_as_their_mean_where_a_panel_each_is_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -55,6 +55,7 @@ def test_files_are_all_there_and_the_first_is_the_report(tmp_path: Path):
         assert (folder / link).is_file()
 
 
+@pytest.mark.slow
 def test_every_byte_is_the_same_again(tmp_path: Path):
     store = make_store(tmp_path / "run", methods=FIVE[:2], tasks=["rte"], seeds=2)
     contents = []

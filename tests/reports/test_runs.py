@@ -187,6 +187,7 @@ def test_power_of_one_seed_says_what_is_missing(tmp_path: Path, capsys: Any) -> 
 # --- show CELL --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_number_leads_to_its_cells(store: Store, tmp_path: Path, capsys: Any) -> None:
     assert run(capsys, "report", store.root)[0] == 0
     table = pd.read_csv(store.root / "report" / "differences.csv")
@@ -243,6 +244,7 @@ def test_what_is_no_cell(store: Store, capsys: Any) -> None:
 # --- report --check ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_written_report_is_what_its_store_gives(store: Store, capsys: Any) -> None:
     assert run(capsys, "report", store.root, "--format", FORMATS)[0] == 0
     code, out, _ = run(capsys, "report", store.root, "--format", FORMATS, "--check")
@@ -251,6 +253,7 @@ def test_a_written_report_is_what_its_store_gives(store: Store, capsys: Any) -> 
     assert int(out.split()[0]) > 25
 
 
+@pytest.mark.slow
 def test_a_changed_number_is_found(store: Store, capsys: Any) -> None:
     run(capsys, "report", store.root)
     folder = store.root / "report"
@@ -270,6 +273,7 @@ def test_a_changed_number_is_found(store: Store, capsys: Any) -> None:
     assert lines[-1].endswith(" 3 differ.")
 
 
+@pytest.mark.slow
 def test_a_report_of_older_rows_is_found(store: Store, capsys: Any) -> None:
     run(capsys, "report", store.root)
     row = make_row("hype", "rte", 1)
