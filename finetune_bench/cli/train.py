@@ -90,7 +90,7 @@ def dose_command(parsed: argparse.Namespace) -> int:
     import torch
 
     from finetune_bench import registry
-    from finetune_bench.reports.dose import write_dose
+    from finetune_bench.reports.dose_files import write_dose
     from finetune_bench.reports.topics.dose import DoseStudy
     from finetune_bench.runner.dose import default_dose, measure_doses, read_doses
     from finetune_bench.study.attribution import label_of

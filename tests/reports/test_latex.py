@@ -13,7 +13,7 @@ import pytest
 from finetune_bench.reports.document import table
 from finetune_bench.reports.latex import Latex, tabular
 from finetune_bench.reports.markdown import render
-from finetune_bench.reports.rows.sections import load
+from finetune_bench.reports.rows.sections import read_data
 from finetune_bench.store.store import Store
 from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
 
@@ -53,7 +53,7 @@ def test_tables_are_booktabs_with_the_same_numbers(tmp_path: Path) -> None:
         assert all(
             len(re.findall(r"(?<!\\)&", line)) == columns - 1 for line in text.splitlines() if line[-2:] == r"\\"
         )
-    page = render(load(store))
+    page = render(read_data(store))
     scores = tables[0]
     for line in scores.splitlines():
         for number in re.findall(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", line):

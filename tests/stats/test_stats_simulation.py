@@ -54,7 +54,7 @@ def test_the_simulations_see_a_wrong_interval(monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.slow
 def test_the_page_holds_every_line_within_its_band() -> None:
-    lines = simulations.lines(1)
+    lines = simulations.simulate(1)
     assert len(lines) >= 20
     for line in lines:
         row = line_of(line.name)

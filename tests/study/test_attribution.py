@@ -15,7 +15,7 @@ from finetune_bench.reports.markdown import render, summary_table
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import NO_EFFECT
 from finetune_bench.reports.topics import attribution
-from finetune_bench.reports.topics.departures import departures
+from finetune_bench.reports.topics.divergence import divergences
 from finetune_bench.store.store import Store
 from finetune_bench.study.attribution import effect_chain, label_of
 from tests.synthetic_store import CONTROL, make_row, make_store, make_trace, put
@@ -117,7 +117,7 @@ def test_departures_by_hand(tmp_path: Path) -> None:
     moved["sketch"][3:, 7] -= 3.0
     put(store, make_row("rdrop", "rte", 1), moved)
     data = load(store)
-    (one,) = departures(data, data.sections[0])
+    (one,) = divergences(data, data.sections[0])
     assert (one.method, one.twin, one.loss_step) == ("rdrop", "vanilla", 5)
     assert one.loss == pytest.approx(0.5 * (120 - 4) / 120, rel=1e-5)
     assert one.weights_step == trace["sketch_steps"][3]
