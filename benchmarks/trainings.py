@@ -20,7 +20,7 @@ from finetune_bench import registry
 from finetune_bench.method.base import Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run
-from finetune_bench.model import packing, pretrained
+from finetune_bench.model import pretrained, unpadding
 from finetune_bench.model.dropout import with_dropout
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.inputs import encoded
@@ -46,7 +46,7 @@ class _Turn(Method):
     """This method passes on after each step and does nothing else."""
 
     name = "turn"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,16 +63,16 @@ def make_run(setting: Setting, task: str, stack: Stack, recipe: Recipe) -> Train
     net = pretrained.load(
         setting.model, with_dropout(pretrained.config(setting.model, owner.outputs), stack.dropout), 1
     )
-    if recipe.arrangement != "padded":
-        packing.prepare(net)
+    if recipe.batch_layout != "padded":
+        unpadding.prepare(net)
     return TrainingRun(net, owner, train, recipe, stack, seed=1, device=CPU)
 
 
-def ours(setting: Setting, task: str, method: str, arrangement: str) -> Callable[[Callable[[], None]], TrainingRun]:
+def ours(setting: Setting, task: str, method: str, batch_layout: str) -> Callable[[Callable[[], None]], TrainingRun]:
     """Return the loop of this project."""
     turn = _Turn()
     stack = Stack([*registry.make_stack(method).methods, turn])
-    run = make_run(setting, task, stack, replace(RECIPE, arrangement=arrangement))
+    run = make_run(setting, task, stack, replace(RECIPE, batch_layout=batch_layout))
 
     def loop(pass_on: Callable[[], None]) -> TrainingRun:
         turn.pass_on = pass_on

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from finetune_bench.errors import UsageError
 from finetune_bench.parameters import parameter, validate
 
 DEFAULT_EPOCHS = 3
 
-# How a batch can be arranged; each leaves more out than the one before it.
-ARRANGEMENTS = ("padded", "packed", "trimmed")
+# How a batch is laid out; each layout leaves more out than the one before it.
+BATCH_LAYOUTS = ("padded", "unpadded", "unpadded_trimmed")
 
-# Asks for the furthest arrangement that all of a study can do.
+# Asks for the furthest layout that all of a study can do.
 AUTO = "auto"
+
+# Version 0.1 called the field `arrangement` and its values so. Files and cell ids keep those words, so that they stay
+# what they are; flags and plugins may use them for one more version.
+FORMER_LAYOUTS = {"padded": "padded", "packed": "unpadded", "trimmed": "unpadded_trimmed"}
+_IN_FILES = {layout: former for former, layout in FORMER_LAYOUTS.items()} | {AUTO: AUTO}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,9 +30,9 @@ class Recipe:
     A step's batch is `batch_size` examples, whatever the accumulation: `accumulation` cuts it into that many
     micro-batches, which gives the same gradient in less memory.
 
-    The arrangement says what is left out of the arithmetic, and never of what is trained: nothing but padding to the
-    longest of the batch (padded); the padding too, between embeddings and head (packed); besides, the rows of the token
-    embeddings whose tokens don't occur (trimmed).
+    The batch layout says what is left out of the arithmetic, and never of what is trained: nothing, each text being
+    padded to the longest of its batch (padded); the padding, between embeddings and head (unpadded); besides, the rows
+    of the token embeddings whose tokens don't occur (unpadded_trimmed).
 
     The fields stand in the order in which `finetune-bench run --help` shows them, and their `help` is what it says.
     """
@@ -51,7 +58,7 @@ class Recipe:
         "fp32", choices=("fp32", "bf16", "fp16"), help="fp32, bf16 or fp16 arithmetic; weights stay fp32 ({default})"
     )
     gradient_checkpointing: bool = parameter(False, help="recompute activations in the backward pass")
-    arrangement: str = parameter("padded", choices=ARRANGEMENTS, help="what is left out: see docs/protocol.md")
+    batch_layout: str = parameter("padded", choices=BATCH_LAYOUTS, help="what is left out: see docs/protocol.md")
     deterministic: bool = parameter(False, help="only deterministic kernels; slower on CUDA")
 
     def __post_init__(self) -> None:
@@ -66,6 +73,16 @@ class Recipe:
                 f"got {self.accumulation} and {self.batch_size}."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as files and cell ids hold it; `from_dict` reads it back."""
+        return in_files(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that `to_dict` gave."""
+        fields = dict(values)
+        return cls(batch_layout=FORMER_LAYOUTS[fields.pop("arrangement")], **fields)
+
     def total_steps(self, examples: int) -> int:
         """Return the optimiser steps for a training set of that many examples."""
         return self.steps or (self.epochs or DEFAULT_EPOCHS) * -(-examples // self.batch_size)
@@ -73,3 +90,10 @@ class Recipe:
     def warmup_steps(self, total_steps: int) -> int:
         """Return the steps in which the learning rate climbs."""
         return int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
+
+
+def in_files(values: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with the batch layout under the name and in the word that files and cell ids have for it."""
+    return {key: value for key, value in values.items() if key != "batch_layout"} | {
+        "arrangement": _IN_FILES[values["batch_layout"]]
+    }

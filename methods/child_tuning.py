@@ -128,7 +128,7 @@ class ChildTuningF(Method):
     """Random gradient masks, fresh at every step."""
 
     name = "child_tuning_f"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 
@@ -146,7 +146,7 @@ class ChildTuningD(Method):
     """One gradient mask, from the Fisher information of the task."""
 
     name = "child_tuning_d"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 

@@ -59,7 +59,7 @@ class EMA(Method):
     """An exponential moving average of the weights, for evaluation."""
 
     name = "ema"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"beta": (0.9, 0.97, 0.99, 0.997, 0.999)}
     neutral = {"beta": 0.0}
 

@@ -90,7 +90,7 @@ class FreeLB(Method):
     """Gradients averaged over a climb in the embeddings."""
 
     name = "freelb"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"learning_rate": Range(0.01, 0.3, log=True), "max_norm": Range(0.1, 1, log=True)}
     early_backward = True
     noises = "token embeddings"

@@ -89,7 +89,7 @@ class HyPe(Method):
     """Noise between layers, hidden dropout off."""
 
     name = "hype"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"eps": Range(1e-6, 0.1, log=True), "noise": ("normal", "uniform_onesided")}
     phase = Phase.WRAP
     stochastic = True

@@ -60,7 +60,7 @@ class L2SP(Method):
     """A penalty on the distance to the pre-trained weights."""
 
     name = "l2_sp"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"alpha": Range(1e-4, 0.1, log=True), "beta": Range(1e-4, 0.1, log=True)}
     reads_pretrained = True
     neutral = {"alpha": 0.0, "beta": 0.0}

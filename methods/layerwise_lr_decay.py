@@ -61,7 +61,7 @@ class LayerwiseLRDecay(Method):
     """Smaller learning rates for lower layers."""
 
     name = "layerwise_lr_decay"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"decay": Range(0.7, 0.99)}
     neutral = {"decay": 1.0}
 

@@ -87,7 +87,7 @@ class LoRA(Method):
     """Low-rank updates of frozen weights."""
 
     name = "lora"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"r": (4, 8, 16, 32), "alpha": (8.0, 16.0, 32.0)}
     phase = Phase.SELECT
     neutral = None

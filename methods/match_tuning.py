@@ -68,7 +68,7 @@ class MatchTuning(Method):
     """Representations mixed within the batch."""
 
     name = "match_tuning"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"temperature": Range(0.3, 3, log=True), "strength": Range(0.2, 1)}
     # Before anyone measures with it.
     phase = Phase.WRAP

@@ -126,7 +126,7 @@ class Mixout(Method):
     """Weights mixed with their pre-trained values in every training forward."""
 
     name = "mixout"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"p": Range(0.1, 0.95)}
     phase = Phase.WRAP
     stochastic = True

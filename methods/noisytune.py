@@ -59,7 +59,7 @@ class NoisyTune(Method):
     """Uniform noise on the weights, once, before training."""
 
     name = "noisytune"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"intensity": Range(0.05, 0.3)}
     phase = Phase.SURGERY
     neutral = {"intensity": 0.0}

@@ -64,7 +64,7 @@ class PriorDecay(Method):
     """Weight decay toward the pre-trained weights."""
 
     name = "prior_decay"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"decay": Range(0.01, 1, log=True)}
     reads_pretrained = True
     neutral = {"decay": 0.0}

@@ -107,7 +107,7 @@ class R3F(Method):
     """A penalty on the change of the prediction under embedding noise."""
 
     name = "r3f"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
     neutral: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0, "dropout": "all_off"}

@@ -59,7 +59,7 @@ class RDrop(Method):
     """Two passes, pulled together."""
 
     name = "rdrop"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"alpha": Range(0.1, 10, log=True)}
     neutral: ClassVar = {"alpha": 0.0, "dropout": "all_off"}
 

@@ -80,7 +80,7 @@ class RecAdam(Method):
     """A pull to the pre-trained weights that fades."""
 
     name = "recadam"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"t0": Range(0.1, 0.6), "gamma": Range(50, 5000, log=True), "k": Range(0.01, 1, log=True)}
     reads_pretrained = True
     neutral = {"anneal": "none", "gamma": 0.0}

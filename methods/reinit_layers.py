@@ -70,7 +70,7 @@ class ReinitLayers(Method):
     """Top layers drawn anew."""
 
     name = "reinit_layers"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"layers": (1, 2, 3)}
     phase = Phase.SURGERY
     neutral = {"layers": 0, "pooler": False}

@@ -79,7 +79,7 @@ class SAGE(Method):
     """Learning rates by sensitivity."""
 
     name = "sage"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"beta0": Range(0.5, 0.9)}
     neutral = None
 

@@ -73,7 +73,7 @@ class SAM(Method):
     """The gradient from the highest point near by."""
 
     name = "sam"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"rho": Range(0.01, 0.15, log=True)}
     neutral = {"rho": 0.0}
 

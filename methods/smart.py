@@ -85,7 +85,7 @@ class SMART(Method):
     """Smooth predictions, and no sudden changes of them."""
 
     name = "smart"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
     neutral = {"strength": 0.0, "mu": 0.0}

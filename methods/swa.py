@@ -62,7 +62,7 @@ class SWA(Method):
     """The mean of the last weights, for evaluation."""
 
     name = "swa"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"share": Range(0.1, 0.75)}
     neutral = {"share": 0.0}
 

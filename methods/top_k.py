@@ -46,7 +46,7 @@ class TopKTuning(Method):
     """The lower layers frozen."""
 
     name = "top_k"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"k": (1, 2, 3, 4)}
     phase = Phase.SELECT
     neutral = {"k": None, "embeddings": True}

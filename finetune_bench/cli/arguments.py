@@ -158,5 +158,8 @@ def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ())
             continue
         if option.metavar:
             groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))
+            if option.former_name:
+                former = "--" + option.former_name.replace("_", "-")
+                groups[option.group].add_argument(former, dest=option.name, help=argparse.SUPPRESS)
         else:
             groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)

@@ -27,7 +27,7 @@ from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, parameter, validate
-from finetune_bench.recipe import ARRANGEMENTS, Recipe
+from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
 from finetune_bench.task import Task
 
 
@@ -83,9 +83,10 @@ class Method:
         version: raised when the method's numbers change, so that stale rows never mix with new ones.
         phase: when `setup` runs.
         stochastic: whether two training forwards of the same batch differ because of this method.
-        arrangement: the furthest arrangement in which it works: "padded"; "packed" if whatever it does to hidden states
-            between the layers may have them without padding, (1, tokens, dim); "trimmed" if besides, from `optimizer`
-            on, the token embeddings may have only the rows of tokens that occur, and it holds none of them from before.
+        batch_layout: the furthest layout in which it works: "padded"; "unpadded" if whatever it does to hidden states
+            between the layers may have them without padding, (1, tokens, dim); "unpadded_trimmed" if besides, from
+            `optimizer` on, the token embeddings may have only the rows of tokens that occur, and it holds none of them
+            from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
         early_backward: whether it calls `step.backward`, so that the loss it returns is partly detached.
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
@@ -98,7 +99,7 @@ class Method:
     version: ClassVar[int] = 1
     phase: ClassVar[Phase] = Phase.MEASURE
     stochastic: ClassVar[bool] = False
-    arrangement: ClassVar[str] = ARRANGEMENTS[0]
+    batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
     early_backward: ClassVar[bool] = False
     noises: ClassVar[str] = ""
@@ -112,6 +113,9 @@ class Method:
         # A class without a docstring has the file's card.
         if cls.__doc__ is None:
             cls.__doc__ = sys.modules[cls.__module__].__doc__
+        # Version 0.1 called the batch layout `arrangement`; a plugin may do so for one more version.
+        if (former := vars(cls).get("arrangement")) is not None:
+            cls.batch_layout = FORMER_LAYOUTS.get(former, former)
         dataclass(kw_only=True, eq=False)(cls)
 
     def __post_init__(self) -> None:

@@ -13,7 +13,7 @@ from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
-from finetune_bench.recipe import ARRANGEMENTS
+from finetune_bench.recipe import BATCH_LAYOUTS
 
 
 class Stack(Method):
@@ -25,7 +25,7 @@ class Stack(Method):
         self.methods = tuple(methods)
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
         self.stochastic = any(method.stochastic for method in self.methods)  # type: ignore[misc]
-        self.arrangement = min((m.arrangement for m in self.methods), key=ARRANGEMENTS.index)  # type: ignore[misc]
+        self.batch_layout = min((m.batch_layout for m in self.methods), key=BATCH_LAYOUTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
     def unsupported(self, facts: Facts) -> str | None:

@@ -15,8 +15,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import DataError, Unsupported, UsageError
-from finetune_bench.model import packing, pretrained
-from finetune_bench.recipe import ARRANGEMENTS, AUTO
+from finetune_bench.model import pretrained, unpadding
+from finetune_bench.recipe import AUTO, BATCH_LAYOUTS
 from finetune_bench.runner.inputs import facts_of, load_data
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
@@ -101,33 +101,33 @@ def check_schedule(study: Study, data: dict[str, TaskData]) -> None:
             )
 
 
-def choose_arrangement(study: Study) -> tuple[str, list[str]]:
-    """Choose how the batches of all cells are arranged, one way for a whole comparison.
+def choose_batch_layout(study: Study) -> tuple[str, list[str]]:
+    """Choose how the batches of all cells are laid out, one way for a whole comparison.
 
     Returns:
-        The arrangement, and a note that says what is in the way of a further one, if something is.
+        The batch layout, and a note that says what is in the way of a further one, if something is.
 
     Raises:
         UsageError: a method, a model or the recipe can't do what is asked for.
     """
-    limits = {f"'{label_of(text)}'": registry.make_stack(text).arrangement for text in grid.stacks(study)[0]}
-    limits |= {f"'{pretrained.label(name)}'": packing.furthest(pretrained.config(name, 2)) for name in study.models}
+    limits = {f"'{label_of(text)}'": registry.make_stack(text).batch_layout for text in grid.stacks(study)[0]}
+    limits |= {f"'{pretrained.label(name)}'": unpadding.furthest(pretrained.config(name, 2)) for name in study.models}
     if study.recipe.gradient_checkpointing:
         limits["gradient checkpointing"] = "padded"
     if study.recipe.precision == "fp16":
-        limits["fp16, which may leave a step out,"] = "packed"
-    furthest = min(limits.values(), key=ARRANGEMENTS.index)
+        limits["fp16, which may leave a step out,"] = "unpadded"
+    furthest = min(limits.values(), key=BATCH_LAYOUTS.index)
     in_the_way = ", ".join(name for name, limit in limits.items() if limit == furthest)
-    if study.arrangement == AUTO:
-        if furthest == ARRANGEMENTS[-1]:
+    if study.batch_layout == AUTO:
+        if furthest == BATCH_LAYOUTS[-1]:
             return furthest, []
         return furthest, [f"Batches are {furthest}: {in_the_way} can do no more."]
-    if ARRANGEMENTS.index(study.arrangement) > ARRANGEMENTS.index(furthest):
+    if BATCH_LAYOUTS.index(study.batch_layout) > BATCH_LAYOUTS.index(furthest):
         raise UsageError(
-            f"--arrangement {study.arrangement}: {in_the_way} can be {furthest} at most; give that, or "
+            f"--batch-layout {study.batch_layout}: {in_the_way} can be {furthest} at most; give that, or "
             "leave the option out."
         )
-    return study.arrangement, []
+    return study.batch_layout, []
 
 
 def check_methods(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:

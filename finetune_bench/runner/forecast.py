@@ -142,7 +142,7 @@ def _calibrate(cell: Cell, root: Path | None, device: torch.device) -> _Calibrat
     pretrained.digest(classifier)
     load_seconds = time.process_time() - start
     steps = list(training_steps(len(train), cell.recipe, cell.seed, task.name))
-    sizes = np.array([_tokens(train, step, cell.recipe.arrangement) for step in steps])
+    sizes = np.array([_tokens(train, step, cell.recipe.batch_layout) for step in steps])
     chosen = _choose_steps(sizes)
     run = TrainingRun(
         classifier,
@@ -186,10 +186,10 @@ def _time_scoring(run: TrainingRun, stack: Stack, splits: Mapping[str, Encoded])
     return (time.process_time() - start) * scale
 
 
-def _tokens(examples: Encoded, step: list[list[int]], arrangement: str) -> int:
+def _tokens(examples: Encoded, step: list[list[int]], batch_layout: str) -> int:
     """Return the number of tokens that a step computes on, its padding among them where there is some."""
     lengths = [[len(examples.columns["input_ids"][index]) for index in part] for part in step]
-    return sum(sum(part) if arrangement != "padded" else len(part) * max(part) for part in lengths)
+    return sum(sum(part) if batch_layout != "padded" else len(part) * max(part) for part in lengths)
 
 
 def _sample(split: Encoded) -> Encoded:

@@ -13,7 +13,7 @@ from finetune_bench import registry
 from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import packing, pretrained
+from finetune_bench.model import pretrained, unpadding
 from finetune_bench.model.dropout import Dropout, active_dropout, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.seeds import derive
@@ -101,8 +101,8 @@ def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Mo
     task = registry.task(cell.task)
     config = with_dropout(pretrained.config(cell.model, task.outputs), stack.dropout)
     classifier = pretrained.load(cell.model, config, derive(cell.seed, "init", task.name, cell.weights)).to(device)
-    if cell.recipe.arrangement != "padded":
-        packing.prepare(classifier)
+    if cell.recipe.batch_layout != "padded":
+        unpadding.prepare(classifier)
     if cell.recipe.gradient_checkpointing:
         checkpoint_activations(classifier)
     return classifier

@@ -66,10 +66,10 @@ def make_plan(study: Study) -> Plan:
     weights = checks.check_models(study)
     data = checks.check_data(study)
     checks.check_schedule(study, data)
-    arrangement, notes_on_arrangement = checks.choose_arrangement(study)
-    notes += notes_on_arrangement
+    batch_layout, notes_on_layout = checks.choose_batch_layout(study)
+    notes += notes_on_layout
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
-    cells = grid.cells(study, fingerprints, weights, devices[0].type, arrangement)
+    cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
 
     skipped = checks.check_methods(cells)

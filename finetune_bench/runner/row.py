@@ -47,7 +47,7 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
         "limit_train": cell.limit_train,
         "held_out": cell.held_out,
         "stretch": cell.step_factor,
-        "recipe": dataclasses.asdict(cell.recipe),
+        "recipe": cell.recipe.to_dict(),
         "device": cell.device,
         "threads": cell.threads,
     }

@@ -14,7 +14,7 @@ from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.method.cost import Passes
 from finetune_bench.method.stack import Stack
-from finetune_bench.recipe import ARRANGEMENTS, Recipe
+from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
 from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.search import HELD_OUT_SHARE, settings
 from finetune_bench.study.study import Study
@@ -65,7 +65,7 @@ class Cell:
         identity = self._stored()
         del identity["model"]
         # What was added after the first version is left out where it has no effect, so that ids stay what they were.
-        if identity["recipe"]["arrangement"] == ARRANGEMENTS[0]:
+        if self.recipe.batch_layout == BATCH_LAYOUTS[0]:
             del identity["recipe"]["arrangement"]
         for key, without_effect in (("held_out", 0.0), ("stretch", 1.0)):
             if identity[key] == without_effect:
@@ -94,11 +94,11 @@ class Cell:
             for key, value in values.items()
             if key not in ("id", "recipe", "stretch")
         }
-        return cls(recipe=Recipe(**values["recipe"]), step_factor=values["stretch"], **fields)
+        return cls(recipe=Recipe.from_dict(values["recipe"]), step_factor=values["stretch"], **fields)
 
     def _stored(self) -> dict[str, Any]:
         """Return the fields under the names that ids and files have for them."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"recipe": self.recipe.to_dict()}
         values["stretch"] = values.pop("step_factor")
         return values
 
@@ -141,7 +141,7 @@ def stacks(study: Study) -> tuple[list[str], list[str]]:
 
 
 def cells(
-    study: Study, data: dict[str, str], weights: dict[str, str], device: str, arrangement: str = ARRANGEMENTS[0]
+    study: Study, data: dict[str, str], weights: dict[str, str], device: str, batch_layout: str = BATCH_LAYOUTS[0]
 ) -> list[Cell]:
     """Return all cells, in the order in which they run: whole comparisons come early.
 
@@ -150,7 +150,7 @@ def cells(
         data: the data's fingerprint by task.
         weights: the checkpoint's fingerprint by model.
         device: the class of device, "cpu" or "cuda".
-        arrangement: how the batches of all cells are arranged.
+        batch_layout: how the batches of all cells are laid out.
     """
     methods, _ = stacks(study)
     arms = _arms(study, methods)
@@ -164,7 +164,7 @@ def cells(
             model=model,
             weights=weights[model],
             seed=seed,
-            recipe=dataclasses.replace(study.recipe, lr=lr, arrangement=arrangement),
+            recipe=dataclasses.replace(study.recipe, lr=lr, batch_layout=batch_layout),
             limit_train=study.limit_train,
             device=device,
             threads=study.threads if device == "cpu" else 0,

@@ -35,6 +35,7 @@ class Option:
         group: a key of `GROUPS`, the part of the help that lists it.
         in_run_name: whether studies that differ in it get different run folders; False where their cells may lie
             beside each other.
+        former_name: what the option was called before; understood for one more version.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Option:
     help: str
     group: str
     in_run_name: bool = False
+    former_name: str = ""
 
     @property
     def flag(self) -> str:
@@ -64,6 +66,7 @@ def option(
     group: str = "study",
     name: str = "",
     in_run_name: bool = False,
+    former_name: str = "",
 ) -> Any:
     """Return a dataclass field that is an option; the arguments are the attributes of `Option`.
 
@@ -75,8 +78,9 @@ def option(
         group: as in `Option`.
         name: the option's name where it is not the field's.
         in_run_name: as in `Option`.
+        former_name: as in `Option`.
     """
-    declared = Option(name, "", read, metavar, _with_default(help, default), group, in_run_name)
+    declared = Option(name, "", read, metavar, _with_default(help, default), group, in_run_name, former_name)
     return dataclasses.field(default=default, metadata={"option": declared})
 
 

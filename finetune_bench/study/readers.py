@@ -124,13 +124,19 @@ def duration(value: Any) -> float:
     return seconds
 
 
-def one_of(choices: tuple[str, ...]) -> Callable[[Any], str]:
-    """Make a reader that takes one of these names."""
+def one_of(choices: tuple[str, ...], former: Mapping[str, str] | None = None) -> Callable[[Any], str]:
+    """Make a reader that takes one of these names.
+
+    Args:
+        choices: the names.
+        former: by earlier names, which are understood too, those of today.
+    """
 
     def read(value: Any) -> str:
-        if value not in choices:
+        name = (former or {}).get(value, value) if isinstance(value, str) else value
+        if name not in choices:
             raise ValueError(f"one of {', '.join(choices)}")
-        return str(value)
+        return str(name)
 
     return read
 

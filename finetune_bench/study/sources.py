@@ -53,9 +53,11 @@ def read_options(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
         UsageError: a value that can't be read; names the source, the key and the value.
     """
     known = {option.name: option for option in OPTIONS}
+    former = {option.former_name: option.name for option in OPTIONS if option.former_name}
     results: dict[str, Any] = {}
     for key, value in values.items():
         name = key.replace("-", "_")
+        name = former.get(name, name)
         if name not in known or (source and name == CONFIG.name):
             raise UnknownName(f"option{f' in {source}' if source else ''}", key, set(known) - {CONFIG.name})
         if value is None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_bench.errors import UsageError
-from finetune_bench.recipe import ARRANGEMENTS, AUTO, Recipe
+from finetune_bench.recipe import AUTO, BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe, in_files
 from finetune_bench.spec import parse_call
 from finetune_bench.study import readers
 from finetune_bench.study.options import default_text, option, options_of
@@ -73,11 +73,12 @@ class Study:
         help="train on N examples, the same for every method and seed",
         in_run_name=True,
     )
-    arrangement: str = option(
+    batch_layout: str = option(
         AUTO,
-        read=readers.one_of((AUTO, *ARRANGEMENTS)),
+        read=readers.one_of((AUTO, *BATCH_LAYOUTS), former=FORMER_LAYOUTS),
         metavar="NAME",
-        help="auto, padded, packed or trimmed ({default})",
+        help="auto, padded, unpadded or unpadded_trimmed ({default})",
+        former_name="arrangement",
         group="recipe",
         in_run_name=True,
     )
@@ -232,7 +233,7 @@ def as_dict(study: Study) -> dict[str, Any]:
     """Return a study as JSON can hold it."""
     return {
         key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(study).items()
+        for key, value in (in_files(dataclasses.asdict(study)) | {"recipe": study.recipe.to_dict()}).items()
     }
 
 

@@ -23,10 +23,10 @@ import torch
 from finetune_bench import registry
 from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory, Passes
-from finetune_bench.model import packing
+from finetune_bench.model import unpadding
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, kind_of
-from finetune_bench.recipe import ARRANGEMENTS
+from finetune_bench.recipe import BATCH_LAYOUTS
 from finetune_bench.study.search import settings
 from finetune_bench.testing.stacks import check_gradient, check_pair
 from finetune_bench.testing.toys import (
@@ -154,31 +154,31 @@ def resumes(owner: type[Method]) -> None:
 
 def arranges(owner: type[Method]) -> None:
     """Without padding, and with a trimmed vocabulary where it says so, it trains as it does with padding."""
-    if owner.arrangement == ARRANGEMENTS[0]:
+    if owner.batch_layout == BATCH_LAYOUTS[0]:
         raise Skip("it declares that it works with padding only")
     # Masks of another shape would be other masks: compared is what is left without dropout.
     method = owner(dropout=Dropout.ALL_OFF)
     methods = [method] if not unsupported(method) else [owner(), _twin(method)]
-    for architecture in (name for name in ARCHITECTURES if name in packing.MODEL_TYPES):
-        for arrangement in ARRANGEMENTS[1 : ARRANGEMENTS.index(owner.arrangement) + 1]:
+    for architecture in (name for name in ARCHITECTURES if name in unpadding.MODEL_TYPES):
+        for batch_layout in BATCH_LAYOUTS[1 : BATCH_LAYOUTS.index(owner.batch_layout) + 1]:
             if unsupported(methods, architecture):
                 continue
-            distance, redrawn = _distance(methods, architecture, arrangement)
+            distance, redrawn = _distance(methods, architecture, batch_layout)
             # Its own draws are others, too, where it draws for other shapes: compared is what is left without them.
             if distance > CLOSE and redrawn and owner.neutral is not None:
-                distance, _ = _distance(owner(**owner.neutral, dropout=Dropout.ALL_OFF), architecture, arrangement)
+                distance, _ = _distance(owner(**owner.neutral, dropout=Dropout.ALL_OFF), architecture, batch_layout)
             assert distance < CLOSE, (
-                f"{architecture}, {arrangement}: it ends {distance:.1e} from where it ends with padding"
+                f"{architecture}, {batch_layout}: it ends {distance:.1e} from where it ends with padding"
             )
 
 
-def _distance(methods: Method | list[Method], architecture: str, arrangement: str) -> tuple[float, bool]:
+def _distance(methods: Method | list[Method], architecture: str, batch_layout: str) -> tuple[float, bool]:
     """Return how far losses and predictions are from those with padding, and whether methods drew other numbers."""
     usual, result, predictions = toy_train(methods, architecture)
     run, again, predicted = toy_train(
-        methods, architecture, recipe=dataclasses.replace(RECIPE, arrangement=arrangement)
+        methods, architecture, recipe=dataclasses.replace(RECIPE, batch_layout=batch_layout)
     )
-    assert shape(run.model) == shape(usual.model), f"{architecture}, {arrangement}: something is left behind"
+    assert shape(run.model) == shape(usual.model), f"{architecture}, {batch_layout}: something is left behind"
     pairs = [(values, again.steps[name]) for name, values in result.steps.items()] + [(predictions, predicted)]
     streams = [{k: v for k, v in trained.streams().items() if k.startswith("method ")} for trained in (usual, run)]
     redrawn = any(not torch.equal(state, streams[1][name]) for name, state in streams[0].items())

@@ -15,7 +15,7 @@ from finetune_bench.device import DTYPES
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.metrics import Kind
-from finetune_bench.model import packing
+from finetune_bench.model import unpadding
 from finetune_bench.model.dropout import Dropout, active_dropout, with_dropout
 from finetune_bench.model.pretrained import build, skeleton
 from finetune_bench.model.structure import checkpoint_activations
@@ -130,8 +130,8 @@ def toy_run(
     """Make a run on a tiny random encoder, equal for equal dropout policies, and its stack; ready for `train`."""
     stack = Stack(methods if isinstance(methods, list) else [methods])
     model = toy_model(architecture, kind, stack.dropout)
-    if recipe.arrangement != "padded":
-        packing.prepare(model)
+    if recipe.batch_layout != "padded":
+        unpadding.prepare(model)
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     examples = toy_examples(kind, left=architecture == "xlnet")

@@ -79,7 +79,7 @@ def train(run: TrainingRun, checkpoints: Checkpoints | None = None) -> TrainingR
         run.method.setup(run)
     setup_seconds = float(clock.seconds()[0][0])
     setup_forwards, setup_backwards = run.counter.forwards, run.counter.backwards
-    with trimmed(run) if run.recipe.arrangement == "trimmed" else nullcontext() as vocabulary:
+    with trimmed(run) if run.recipe.batch_layout == "unpadded_trimmed" else nullcontext() as vocabulary:
         record, resumed_at = _train_steps(run, checkpoints, vocabulary)
     # The last sketch is of the whole model, with the table of embeddings that is whole again.
     record.add_sketch(run.total_steps, measure.sketch(run.params.values()))

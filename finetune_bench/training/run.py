@@ -17,8 +17,8 @@ from finetune_bench import device as devices
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Objective, Streams, View
-from finetune_bench.model.packing import make_packing, packed
 from finetune_bench.model.structure import hidden_states_captured, undecayed
+from finetune_bench.model.unpadding import make_unpadding, unpadded
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.task import Batch, Output, Task
@@ -175,8 +175,8 @@ class TrainingRun:
             inputs = {name: ids for name, ids in inputs.items() if name != "input_ids"} | {"inputs_embeds": view.embeds}
         with ExitStack() as contexts:
             contexts.enter_context(self._using(view.weights or {}))
-            if self.recipe.arrangement != "padded" and self.model.training and batch.lengths:
-                contexts.enter_context(packed(self.model, make_packing(batch.lengths, self.device)))
+            if self.recipe.batch_layout != "padded" and self.model.training and batch.lengths:
+                contexts.enter_context(unpadded(self.model, make_unpadding(batch.lengths, self.device)))
             if view.perturb:
                 contexts.enter_context(self.method.perturbing(self))
             states = contexts.enter_context(hidden_states_captured(self.model)) if view.hidden else []

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from finetune_bench.recipe import FORMER_LAYOUTS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.store import row_index
@@ -236,7 +237,9 @@ def into_sections(rows: list[Row], study: dict[str, Any]) -> list[Section]:
 
 def setting_of(rows: list[Row]) -> dict[str, Any]:
     """Return what the first of some rows of one setting has of `SETTING`, flat; empty without rows."""
-    return flat({name: rows[0].get(name) for name in SETTING}) if rows else {}
+    setting = flat({name: rows[0].get(name) for name in SETTING}) if rows else {}
+    words = {"arrangement": ("batch_layout", FORMER_LAYOUTS.get(str(setting.get("arrangement"))))}
+    return dict(words.get(key, (key, value)) for key, value in setting.items())
 
 
 def canonical(value: Any) -> str:

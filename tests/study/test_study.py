@@ -65,7 +65,7 @@ def test_every_option_is_a_flag() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "arrangement budget executor gpus-per-worker slurm "
+        "batch_layout budget executor gpus-per-worker slurm "
         "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
@@ -75,7 +75,7 @@ def test_no_flag_goes_away() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "arrangement budget executor gpus-per-worker slurm "
+        "batch_layout budget executor gpus-per-worker slurm "
         "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
     )
     assert {f"--{name}" for name in names.split()} <= {option.flag for option in OPTIONS}
@@ -108,7 +108,7 @@ def test_the_default_of_a_field_is_told_in_its_help() -> None:
         ({"tasks": "rte,mrpc,cola,stsb,sst2", "model": "bert-base-uncased,roberta-base"}, "rte-mrpc-cola-stsb-84662d"),
         ({"tasks": "reviews.csv(text=body,label=stars)", "lr": "1e-5,3e-5", "limit_train": "100"}, "reviews-25929e"),
         (
-            {"tasks": "rte", "data_root": "data", "threads": "2", "search": "5", "arrangement": "packed"},
+            {"tasks": "rte", "data_root": "data", "threads": "2", "search": "5", "batch_layout": "unpadded"},
             "rte-3d0b9e",
         ),
         (

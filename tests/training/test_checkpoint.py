@@ -45,7 +45,7 @@ class Deadly(Method):
         {},
         pytest.param({"accumulation": 2}, marks=pytest.mark.slow),
         pytest.param({"precision": "bf16"}, marks=pytest.mark.slow),
-        pytest.param({"arrangement": "packed"}, marks=pytest.mark.slow),
+        pytest.param({"batch_layout": "unpadded"}, marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -303,8 +303,8 @@ def test_mask_keeps_the_stated_share() -> None:
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str) -> None:
     owner = registry.method_class(name)
-    arrangement = "padded" if owner.arrangement == "padded" else "packed"
-    recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision, arrangement=arrangement)
+    batch_layout = "padded" if owner.batch_layout == "padded" else "unpadded"
+    recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision, batch_layout=batch_layout)
     toy, stack = toys.toy_run(owner(), recipe=recipe)
     device = torch.device("cuda", 0)
     run = TrainingRun(
