@@ -243,8 +243,8 @@ def run_name(study: Study) -> str:
     It is made of the first tasks' names and a hash of the recipe and of every option that says `in_run_name`. Other
     methods or seeds of the same comparison share the folder.
     """
-    counted = {"recipe", *(declared.field for declared in options_of(Study) if declared.in_run_name)}
-    values = {key: value for key, value in as_dict(study).items() if key in counted}
+    left_out = {declared.field for declared in options_of(Study) if not declared.in_run_name}
+    values = {key: value for key, value in as_dict(study).items() if key not in left_out}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     stems = [Path(parse_call(text).name).stem for text in study.tasks[:4]]
     return "-".join([*stems, digest])

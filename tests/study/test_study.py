@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from finetune_bench.cli.arguments import make_parser
 from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.recipe import Recipe
 from finetune_bench.study.options import GROUPS
@@ -65,7 +66,7 @@ def test_every_option_is_a_flag() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "batch_layout budget executor gpus-per-worker slurm "
+        "batch-layout budget executor gpus-per-worker slurm "
         "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
@@ -75,10 +76,36 @@ def test_no_flag_goes_away() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "batch_layout budget executor gpus-per-worker slurm "
+        "batch-layout budget executor gpus-per-worker slurm "
         "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
     )
     assert {f"--{name}" for name in names.split()} <= {option.flag for option in OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("former", "layout"), [("padded", "padded"), ("packed", "unpadded"), ("trimmed", "unpadded_trimmed")]
+)
+def test_the_former_words_for_the_batch_layout_are_understood(former: str, layout: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f'arrangement = "{former}"\n', "utf-8")
+    assert read_toml(str(tmp_path / "study.toml")) == {"batch_layout": layout}
+    parsed = make_parser().parse_args(["run", "--arrangement", former])
+    assert study(tasks="rte", batch_layout=parsed.batch_layout).batch_layout == layout
+    assert run_name(study(tasks="rte", arrangement=former)) == run_name(study(tasks="rte", batch_layout=layout))
+    recipe = Recipe(batch_layout=layout)
+    assert recipe.to_dict()["arrangement"] == former
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_a_plugins_arrangement_is_its_batch_layout() -> None:
+    from finetune_bench.method import Method
+
+    class Former(Method):
+        """Does nothing."""
+
+        name = "former"
+        arrangement = "packed"
+
+    assert Former().batch_layout == "unpadded"
 
 
 def test_every_field_declares_its_option() -> None:
