@@ -91,6 +91,8 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
             "cpu_seconds": time.process_time() - cpu_clock,
         }
         store.write(cell.to_dict(), row, arrays=attempt.arrays, log=attempt.log, into=folder)
+    if store.has_lost(cell.id):  # the checkpoint is of the process that has the cell now
+        return row
     # The pattern also meets what was half-written when a process was killed.
     for checkpoint in store.checkpoints.glob(f"*{cell.id}-*"):
         checkpoint.unlink()

@@ -110,9 +110,7 @@ def _write_skipped(plan: Plan) -> None:
 
 def _write_interrupted(plan: Plan, cells: Iterable[Cell]) -> None:
     for cell in cells:
-        row = plan.store.row(cell.id)
-        if row is None or row["status"] != Status.DONE:
-            plan.store.write(cell.to_dict(), row_of(cell, Status.INTERRUPTED, "the run was interrupted"))
+        plan.store.write_unfinished(cell.to_dict(), row_of(cell, Status.INTERRUPTED, "the run was interrupted"))
 
 
 def _worker_settings(plan: Plan) -> WorkerSettings:
@@ -128,16 +126,19 @@ def _worker_settings(plan: Plan) -> WorkerSettings:
 
 
 def _take(event: Event, plan: Plan, counts: Counts, reporter: Reporter | None) -> None:
-    """Count a cell that ended, and report it; one that died with its worker gets its row here."""
-    status = event.status
+    """Count a cell that ended, and report it; one that died with its worker gets its row here.
+
+    A worker may have died after it had written the row and before it could say so: then the row counts.
+    """
+    status, reason = event.status, event.reason
     if status == EventStatus.DIED:
-        status = EventStatus.FAILED
-        row = row_of(event.cell, Status.FAILED, event.reason)
+        row = row_of(event.cell, Status.FAILED, reason)
         row["retry"] = event.retry
-        plan.store.write(event.cell.to_dict(), row, log=event.log)
+        is_done = plan.store.write_unfinished(event.cell.to_dict(), row, event.log)["status"] == Status.DONE
+        status, reason = (EventStatus.DONE, None) if is_done else (EventStatus.FAILED, reason)
     counts.add(status)
     if reporter:
-        reporter.ended(status, cell_name(event.cell, plan.study), event.seconds, event.reason)
+        reporter.ended(status, cell_name(event.cell, plan.study), event.seconds, reason)
 
 
 def cell_name(cell: Cell, study: Study) -> str:

@@ -33,6 +33,7 @@ class Leases:
 
     def __init__(self, folder: Path, beat: float = BEAT_SECONDS, dead: float = DEAD_SECONDS) -> None:
         self.folder, self.beat, self.dead = folder, beat, dead
+        self._held: dict[str, Path] = {}
         self._seen: dict[Path, tuple[bytes, float]] = {}  # the content of each file, and since when it is that
 
     @contextmanager
@@ -42,6 +43,7 @@ class Leases:
         if path is None:
             yield False
             return
+        self._held[name] = path
         released = threading.Event()
         beating = threading.Thread(target=self._beat, args=(path, released), daemon=True)
         beating.start()
@@ -50,7 +52,12 @@ class Leases:
         finally:
             released.set()
             beating.join()
+            del self._held[name]
             path.unlink(missing_ok=True)
+
+    def is_lost(self, name: str) -> bool:
+        """Return whether this process held a name and another one took it over, as after a long sleep."""
+        return name in self._held and not self._held[name].exists()
 
     def _take(self, name: str) -> Path | None:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -62,8 +62,15 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
                         f"'{store.root}'; those that were there first are kept."
                     )
                 continue
-            with merged.claim(row["id"]), merged.writing(row["id"]) as folder:
-                shutil.copytree(store.folder(row["id"]), folder, dirs_exist_ok=True)
+            with merged.claim(row["id"]) as claimed:
+                if not claimed:
+                    conflicts.append(
+                        f"{row['method']} on {row['task']}, seed {row['seed']} ({row['id']}) is being run in "
+                        f"'{merged.root}', so it was not copied; merge again when that run has ended."
+                    )
+                    continue
+                with merged.writing(row["id"]) as folder:
+                    shutil.copytree(store.folder(row["id"]), folder, dirs_exist_ok=True)
             copied += 1
     merged.write_study(_joined([store.study() for store in (merged, *stores)]))
     return Merged(copied, present, tuple(conflicts))

@@ -19,10 +19,12 @@ last bit for equal cells; `cost` (but for the counts and the saved bytes), `envi
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,7 +35,7 @@ import pandas as pd
 
 from finetune_bench.errors import UsageError
 from finetune_bench.store.lease import Leases
-from finetune_bench.store.row import Row
+from finetune_bench.store.row import Row, Status
 
 SCHEMA = 1
 # Keys of a row whose values differ between equal cells; of `cost`, what is counted doesn't.
@@ -149,11 +151,16 @@ class Store:
         with self._leases.hold(cell_id) as claimed:
             yield claimed
 
+    def has_lost(self, cell_id: str) -> bool:
+        """Return whether this process claimed a cell and another one has it now: what is written of it is dropped."""
+        return self._leases.is_lost(cell_id)
+
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:
         """Yield a fresh folder to fill; it becomes the cell's when the block ends well, and vanishes when it doesn't.
 
-        Call it with the cell claimed: what killed runs of the cell left behind is removed first.
+        Call it with the cell claimed: what killed runs of the cell left behind is removed first. It vanishes, too,
+        where another process took the cell over, and where a row that is done would give way to one that isn't.
         """
         self.cells.mkdir(parents=True, exist_ok=True)
         for stale in self.cells.glob(f".{cell_id}-*"):
@@ -163,7 +170,8 @@ class Store:
         try:
             yield temporary
             _flush(temporary)
-            self._replace(temporary, self.folder(cell_id))
+            if not self.has_lost(cell_id) and not self._undoes(temporary, cell_id):
+                self._replace(temporary, self.folder(cell_id))
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -199,8 +207,33 @@ class Store:
         _write(into / "cell.json", to_json(cell).encode())
         _write(into / "row.json", to_json({**row, "files": sizes} if sizes else row).encode())
 
+    def write_unfinished(self, cell: Mapping[str, Any], row: Row, log: str = "") -> Row:
+        """Write the row of a cell that came to nothing, unless it is done after all or another process is at it.
+
+        Args:
+            cell: the specification, as `Cell.to_dict` gives it.
+            row: the row that says why.
+            log: what the cell left to read; "" for no log.
+
+        Returns:
+            The row that the store has now; the given one where it has none.
+        """
+        with self.claim(str(row["id"])) as claimed:
+            if claimed:
+                self.write(cell, row, log=log)
+        return self.row(str(row["id"])) or row
+
+    def _undoes(self, new: Path, cell_id: str) -> bool:
+        """Return whether a folder's row isn't done while the row of its cell is."""
+        before = self.row(cell_id)
+        if before is None or before["status"] != Status.DONE:
+            return False
+        return bool(json.loads((new / "row.json").read_text("utf-8"))["status"] != Status.DONE)
+
     def _replace(self, new: Path, target: Path) -> None:
-        if target.exists():  # a failed row that was run again; a rename can't replace a folder
+        if target.exists() and _exchange(new, target):  # a row that was run again; `new` now is the former folder
+            shutil.rmtree(new, ignore_errors=True)
+        elif target.exists():  # a rename can't replace a folder, so for a moment there is none
             aside = self.cells / f".{target.name}-{secrets.token_hex(4)}"
             os.rename(target, aside)
             os.rename(new, target)
@@ -208,6 +241,15 @@ class Store:
         else:
             os.rename(new, target)
         _flush(self.cells)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step, so that no reader finds either missing; return False where that can't be."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    if rename is None:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    return bool(rename(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0)
 
 
 def to_json(value: Any) -> str:

@@ -8,16 +8,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 
 from finetune_bench import cli, run
 from finetune_bench.recipe import Recipe
+from finetune_bench.runner import execution
+from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.messages import EventStatus
+from finetune_bench.runner.plan import make_plan
 from finetune_bench.store.store import Store
+from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import Study
 
 pytestmark = pytest.mark.slow
@@ -327,6 +333,28 @@ def test_cut_files_are_not_believed(undisturbed: Store, study: Study, tmp_path: 
     assert len(frame) == 10
     assert store.without_measurements() == undisturbed.without_measurements()
     assert [cell for cell in cells if (cell / "row.json").stat().st_mtime_ns != before[cell]] == cells[:3]
+
+
+def test_a_worker_killed_after_it_wrote_its_row_has_done_its_cell(
+    undisturbed: Store, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worst moment: between the rename and the answer."""
+    store = Store(tmp_path / "killed")
+    shutil.copytree(undisturbed.root, store.root)
+    plan = make_plan(replace(study, out=store.root))
+    plan.todo = plan.cells[:1]
+    row = store.row(plan.cells[0].id)
+
+    class Dying:
+        running: ClassVar[dict[int, Cell]] = {}
+
+        def run(self, cells: Sequence[Cell]) -> Iterator[Event]:
+            yield from (Event(cell, EventStatus.DIED, "its worker was killed by SIGKILL") for cell in cells)
+
+    monkeypatch.setattr(execution, "make_executor", lambda *_: Dying())
+    counts = execution.execute(plan)
+    assert (counts.done, counts.failed) == (1, 0)
+    assert store.row(plan.cells[0].id) == row
 
 
 def test_a_clock_that_jumps_changes_nothing(

@@ -6,12 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from finetune_bench.errors import UsageError
+from finetune_bench.store.merge import merge
+from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store, to_json
 
 
@@ -95,6 +98,68 @@ def test_a_claim_is_exclusive_and_ends_with_its_process(tmp_path: Path) -> None:
         other.wait()
     with store.claim("a") as mine:
         assert mine
+
+
+def test_a_done_row_is_never_replaced_by_another_status(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write({}, {"id": "a", "status": "done"}, arrays={"trace": {"loss": np.arange(3.0)}})
+    for status in ("failed", "interrupted", "skipped"):
+        store.write({}, {"id": "a", "status": status})
+        assert store.write_unfinished({}, {"id": "a", "status": status})["status"] == "done"
+    assert np.array_equal(store.arrays("a", "trace")["loss"], np.arange(3.0))
+    assert [path.name for path in store.cells.iterdir()] == ["a"]
+
+
+def test_an_unfinished_row_is_not_written_while_another_process_is_at_the_cell(tmp_path: Path) -> None:
+    worker, runner = Store(tmp_path), Store(tmp_path)
+    with worker.claim("a"), worker.writing("a") as folder:
+        assert runner.write_unfinished({}, {"id": "a", "status": "interrupted"})["status"] == "interrupted"
+        worker.write({}, {"id": "a", "status": "done"}, into=folder)
+    assert [row["status"] for row in runner.rows()] == ["done"]
+
+
+def test_a_process_that_lost_its_claim_drops_what_it_made(tmp_path: Path) -> None:
+    slow, other = Store(tmp_path), Store(tmp_path)
+    with slow.claim("a"):
+        for lease in (tmp_path / "locks").glob("a.*"):  # as after a sleep of minutes, another one takes over
+            lease.unlink()
+        other.write({}, {"id": "a", "status": "done", "seed": 2})
+        assert slow.has_lost("a")
+        slow.write({}, {"id": "a", "status": "done", "seed": 1})
+    assert [row["seed"] for row in other.rows()] == [2]
+    assert not slow.has_lost("a")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="folders are exchanged in one step on Linux only")
+def test_a_row_that_is_replaced_is_there_all_the_time(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.write({}, {"id": "a", "status": "failed"})
+    over = threading.Event()
+    missing = 0
+
+    def read() -> None:
+        nonlocal missing
+        while not over.is_set():
+            missing += not store.folder("a").is_dir()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for _ in range(100):
+        store.write({}, {"id": "a", "status": "failed"})
+    over.set()
+    reader.join()
+    assert missing == 0
+
+
+def test_a_merge_leaves_a_cell_alone_that_is_being_run(tmp_path: Path) -> None:
+    source, target = Store(tmp_path / "source"), Store(tmp_path / "target")
+    row: Row = {"id": "a", "status": Status.DONE, "method": "hype", "task": "rte", "seed": 1}
+    source.write({}, row)
+    with target.claim("a"):
+        merged = merge(target.root, [source.root])
+        assert (merged.copied, len(merged.conflicts)) == (0, 1)
+        assert "is being run" in merged.conflicts[0]
+    assert merge(target.root, [source.root]).copied == 1
 
 
 def test_json_has_no_nan() -> None:

@@ -61,6 +61,8 @@ class Worker:
             if answer := self._stored(cell):
                 return answer
             row = run_cell(cell, self.context)
+            if self.context.store.has_lost(cell.id):
+                return Answer(cell.id, EventStatus.BUSY)
         return Answer(cell.id, EventStatus(row["status"]), row["reason"], row["seconds"], row.get("broken", False))
 
     def _stored(self, cell: Cell) -> Answer | None:
