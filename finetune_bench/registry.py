@@ -56,6 +56,12 @@ def names(group: str) -> list[str]:
     return sorted({*_installed(group), *_tried[group]})
 
 
+def foreign(group: str) -> list[str]:
+    """List the names of a group that another package or a --plugin file brings, sorted; nothing is imported."""
+    others = {name for name, entry in _installed(group).items() if not entry.value.startswith(f"{__package__}.")}
+    return sorted(others | _tried.get(group, {}).keys())
+
+
 def _load(group: str, name: str) -> Any:
     if name in _tried[group]:
         return _tried[group][name]

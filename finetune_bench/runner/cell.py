@@ -87,7 +87,7 @@ def _attempt(cell: Cell, place: Place, model_folder: Path | None) -> tuple[Row, 
     """Status and findings of a cell, its arrays, and what to log."""
     try:
         found, arrays = _train_and_score(cell, place, model_folder)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may call sys.exit
         return {"status": "failed", **_failure(error)}, {}, traceback.format_exc()
     return {"status": "done", **found}, arrays, ""
 
@@ -102,7 +102,7 @@ def _in_halves(cell: Cell) -> Cell | None:
     return None if stack.unsupported(facts_of(halved, stack)) else halved
 
 
-def _failure(error: Exception) -> Row:
+def _failure(error: BaseException) -> Row:
     if devices.is_out_of_memory(error):
         return {"reason": _OUT_OF_MEMORY, "retry": "always"}
     if devices.is_broken(error):
@@ -112,7 +112,11 @@ def _failure(error: Exception) -> Row:
     return {"reason": _line(error), "retry": "asked"}
 
 
-def _line(error: Exception) -> str:
+def _line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return (
+            f"its code called sys.exit({error.code!r}); a method or task raises an error in place of ending its process"
+        )
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_bench import registry
 from finetune_bench.runner import executors
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.leftovers import foreign_names
 from finetune_bench.runner.plan import Plan, make_plan
 from finetune_bench.runner.progress import Reporter, Tally
 from finetune_bench.study import grid
@@ -64,6 +65,7 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
         "checkpoint_every": plan.study.checkpoint_every,
         "retry_failed": plan.study.retry_failed,
         "plugins": list(plan.study.plugins),
+        "foreign": foreign_names(),
     }
     executor = executors.make(plan.study, plan.devices, settings, (store.root / "logs").resolve())
     try:

@@ -20,7 +20,9 @@ from typing import Any
 
 from finetune_bench.errors import MachineError
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.local import LocalExecutor
 from finetune_bench.runner.executors.worker import Worker
+from finetune_bench.runner.leftovers import is_foreign
 from finetune_bench.study.grid import Cell
 
 WORKERS = 8  # unless --workers says
@@ -46,10 +48,12 @@ class Pull:
     def __call__(self) -> int:
         """Run cells; returns how many this job was the one to run."""
         worker, ran = Worker(self.settings), 0
+        foreign = self.settings["foreign"]
         todo, busy = deque(self.cells), 0
         while todo:
             cell = todo.popleft()
-            answer = worker.work(cell)
+            own = not is_foreign(Cell.from_dict(cell), foreign)
+            answer = worker.work(cell) if own else self._apart(cell)
             if answer["status"] == "busy":
                 todo.append(cell)
                 busy += 1
@@ -60,9 +64,16 @@ class Pull:
             ran += answer["status"] != "cached"
             with open(self.answers, "a", encoding="utf-8") as file:
                 file.write(json.dumps(answer | {"id": cell["id"]}) + "\n")
-            if answer.get("last"):
+            if own and answer.get("last"):
                 raise MachineError("this node's device failed; the other jobs go on")
         return ran
+
+    def _apart(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Run a cell in a process of its own, which ends with it."""
+        cell = Cell.from_dict(values)
+        logs = Path(self.answers).with_suffix("")
+        (*_, event) = LocalExecutor([self.settings["device"]], self.settings, max(1, cell.threads), logs).run([cell])
+        return {"status": event.status, "reason": event.reason, "seconds": event.seconds}
 
     def checkpoint(self) -> Any:
         """What SLURM is to queue again when the job's time is over."""

@@ -22,24 +22,23 @@ class Worker:
     """Runs cells in this process.
 
     Args:
-        settings: `out`, `data_root`, `save_model`, `checkpoint_every`, `retry_failed`, `plugins` and `device`.
+        settings: `out`, `data_root`, `save_model`, `checkpoint_every`, `retry_failed`, `plugins`, `foreign` (names that
+            don't come from this package; see `runner.leftovers`) and `device`.
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
         import numpy as np
         import torch
 
-        from finetune_bench import registry
         from finetune_bench.metrics import compute
         from finetune_bench.runner.cell import Place
         from finetune_bench.store.store import Store
 
-        for plugin in settings["plugins"]:
-            registry.load_plugin(plugin)
         # What scoring imports would otherwise count as memory of every cell but the first.
         for metric in ("accuracy", "pearson_spearman"):
             compute(metric, np.array([0, 1]), np.array([0, 1]))
         self.retry_failed = settings["retry_failed"]
+        self.plugins, self.foreign = settings["plugins"], settings["foreign"]
         self.place = Place(
             store=Store(settings["out"]),
             device=torch.device(settings["device"]),
@@ -58,7 +57,9 @@ class Worker:
             Its `status` (done, failed, cached; busy where another process runs it), `reason`, `seconds`, and `last`
             where this process should run no more cells.
         """
+        from finetune_bench import registry
         from finetune_bench.runner.cell import run_cell
+        from finetune_bench.runner.leftovers import is_foreign
         from finetune_bench.study.grid import Cell
 
         cell, store = Cell.from_dict(values), self.place.store
@@ -69,8 +70,12 @@ class Worker:
                 return {"status": "busy"}
             if answer := self._known(cell.id):
                 return answer
+            foreign = is_foreign(cell, self.foreign)
+            for plugin in self.plugins if foreign else ():
+                registry.load_plugin(plugin)
             row = run_cell(cell, self.place)
-        return {key: row[key] for key in ("status", "reason", "seconds")} | {"last": row.get("broken", False)}
+        last = foreign or row.get("broken", False)
+        return {key: row[key] for key in ("status", "reason", "seconds")} | {"last": last}
 
     def _known(self, cell_id: str) -> dict[str, Any] | None:
         """The answer where no run is needed: another one may have made the row since this one was planned."""
