@@ -22,10 +22,11 @@ def list_command(parsed: argparse.Namespace) -> int:
     lines: list[list[str | int]] = []
     for name in registry.names(parsed.group):
         if parsed.group == "methods":
+            from finetune_bench.method.asking import ask
             from finetune_bench.method.cost import Passes
 
             method = registry.method_class(name)()
-            passes = method.passes(Passes())
+            passes = ask(method, "passes", Passes())
             said = (type(method).__doc__ or "").strip().partition("\n")[0]
             lines.append([name, said, f"{passes.forwards} + {passes.backwards}"])
         elif parsed.group == "tasks":
@@ -81,9 +82,10 @@ def show_command(parsed: argparse.Namespace) -> int:
 
 def _costs(method: Method) -> str:
     """The cost model of a method at its defaults."""
+    from finetune_bench.method.asking import ask
     from finetune_bench.method.cost import SIZES, Memory, Passes
 
-    passes, memory = method.passes(Passes()), method.memory(Memory())
+    passes, memory = ask(method, "passes", Passes()), ask(method, "memory", Memory())
     used = [name for name in SIZES if memory.saved.get(name) or memory.kept.get(name)]
     return "\n".join(
         [

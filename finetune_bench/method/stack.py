@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.optim import Optimizer
 
+from finetune_bench.method.asking import ask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
@@ -34,7 +35,7 @@ class Stack(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         for method, own in self._facts(facts):
-            if reason := method.unsupported(own):
+            if reason := ask(method, "unsupported", own):
                 return f"{method.name}: {reason}"
         return None
 
@@ -42,7 +43,7 @@ class Stack(Method):
         """Which method's noise is below what the arithmetic resolves, as the end of "it is skipped: …"; else None."""
         finest = torch.finfo(facts.dtype).eps / 2
         for method in self.methods:
-            scale = method.noise_scale()
+            scale = ask(method, "noise_scale")
             if scale and scale < finest:
                 return (
                     f"{method.name}: noise of {scale:.1g} is lost in {facts.recipe.precision} arithmetic, which "
@@ -57,7 +58,7 @@ class Stack(Method):
 
     def warnings(self, facts: Facts) -> list[str]:
         """What the user should know before a run, one sentence each."""
-        said = [f"{method.name}: {text}" for method, own in self._facts(facts) if (text := method.warning(own))]
+        said = [f"{method.name}: {text}" for method, own in self._facts(facts) if (text := ask(method, "warning", own))]
         for place in dict.fromkeys(method.noises for method in self.methods if method.noises):
             names = [method.name for method in self.methods if method.noises == place]
             if len(names) > 1:
@@ -66,12 +67,12 @@ class Stack(Method):
 
     def passes(self, inner: Passes) -> Passes:
         for method in reversed(self.methods):
-            inner = method.passes(inner)
+            inner = ask(method, "passes", inner)
         return inner
 
     def memory(self, inner: Memory) -> Memory:
         for method in reversed(self.methods):
-            inner = method.memory(inner)
+            inner = ask(method, "memory", inner)
         return inner
 
     def setup(self, run: Run) -> None:

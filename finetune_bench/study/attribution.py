@@ -22,6 +22,7 @@ def effect_chain(stack: Stack) -> list[tuple[str, str]]:
         Pairs of an effect's name and the stack, with every parameter spelt out, that has it and those before; the
         first is compared with vanilla, the last run is the method's own. Empty for vanilla and for stacks of several.
     """
+    from finetune_bench.method.asking import ask
     from finetune_bench.method.stack import Stack
     from finetune_bench.model.dropout import Dropout
 
@@ -30,7 +31,7 @@ def effect_chain(stack: Stack) -> list[tuple[str, str]]:
     (method,) = stack.methods
     vanilla = registry.method_class(registry.BASELINE)
     removed = {DROPOUT: vanilla(dropout=method.dropout)} if method.dropout is not Dropout.KEEP else {}
-    twins = {**removed, **method.effects()}
+    twins = {**removed, **ask(method, "effects")}
     return [(effect, registry.describe(Stack([twin]), full=True)) for effect, twin in twins.items()]
 
 

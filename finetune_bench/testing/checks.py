@@ -432,7 +432,7 @@ def check_method(owner: type[Method]) -> Iterator[Check]:
             yield Check(name, "skip", str(skip))
         except AssertionError as failure:
             yield Check(name, "FAIL", str(failure))
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a method may call sys.exit
             yield Check(name, "FAIL", f"{type(error).__name__}: {error}")
         else:
             yield Check(name, "ok")
