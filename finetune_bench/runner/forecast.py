@@ -22,6 +22,7 @@ from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.model import pretrained
 from finetune_bench.runner.inputs import encoded, initial_model, load_data
+from finetune_bench.runner.leftovers import foreign_names, is_foreign
 from finetune_bench.runner.plan import Plan, comparison_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.training import evaluation, loop
@@ -95,6 +96,7 @@ def forecast(plan: Plan) -> Forecast:
     device = torch.device(plan.devices[0])
     vanilla = registry.describe(registry.make_stack(registry.BASELINE), full=True)
     known: dict[tuple[str, str, str], _Measured] = {}
+    foreign = foreign_names()
 
     def measured(cell: Cell, method: str, task: str) -> _Measured:
         key = (cell.model, method, task)
@@ -117,6 +119,8 @@ def forecast(plan: Plan) -> Forecast:
         seconds[cell.id] = (
             own.around_seconds + setup + ratio * own.step_seconds * (steps + 1)
         )  # 1: to count saved bytes
+        if is_foreign(cell, foreign):
+            seconds[cell.id] += start  # the next cell needs another process
         if own.peak_bytes and base.peak_bytes and there.peak_bytes:
             more = (there.peak_bytes - base.peak_bytes) * max(1.0, own.largest / base.largest)
             peaks.append(own.peak_bytes + int(more))
