@@ -4,7 +4,8 @@ A method can leave anything behind in a warm worker: a patched `nn.Linear.forwar
 off, another default dtype, changed examples in a cache, a thread. Comparing and restoring the process's state would
 find what somebody thought of listing, and no more; a process that is gone has left nothing. A plugin is also imported
 in these processes only, since importing it can patch as much as running it. The price is the start of a process per
-cell, some seconds. This package's own methods leave nothing behind; the contract's checks see to that.
+cell, some seconds. This package's methods share warm workers: they change the model of their run and nothing of the
+process, and the contract's checks hold the model that they leave against a plain one, not the process's state.
 """
 
 from __future__ import annotations

@@ -21,13 +21,13 @@ from finetune_bench.testing.toys import RECIPE, toy_train, unsupported, weights
 
 def forms(owner: type[Method]) -> list[dict[str, Any]]:
     """List what a method can be made with: its defaults, and each other value of each choice and each flag."""
-    found: list[dict[str, Any]] = [{}]
+    made_with: list[dict[str, Any]] = [{}]
     for field in dataclasses.fields(owner):
         if field.name != "dropout":
             flag = kind_of(owner, field)[0] is bool
             values = (True, False) if flag else choices_of(owner, field)
-            found += [{field.name: value} for value in values if value != field.default]
-    return found
+            made_with += [{field.name: value} for value in values if value != field.default]
+    return made_with
 
 
 def micro_batch_difference(owner: type[Method], parameters: dict[str, Any], kind: Kind) -> float | str:
@@ -61,7 +61,7 @@ def micro_batch_difference(owner: type[Method], parameters: dict[str, Any], kind
 
 
 class SameDraws(Method):
-    """Stands to the left of a method: each micro-batch of a step gets its part of what the whole batch would draw.
+    """SameDraws, left of a method, hands each micro-batch of a step its part of what the whole batch would draw.
 
     Every micro-batch starts from where the random streams stood before the step. A tensor of random numbers of which
     the first dimension counts the micro-batch's examples is drawn for the whole batch, and for the longest example
@@ -74,6 +74,7 @@ class SameDraws(Method):
     name = "same_draws"
 
     def setup(self, run: Run) -> None:
+        """Note the sizes of the batches to come."""
         self.parts_ = run.recipe.accumulation
         self.longest_ = int(run.examples.lengths().max())  # type: ignore[attr-defined]
         self.whole_ = run.recipe.batch_size
@@ -81,16 +82,17 @@ class SameDraws(Method):
         self.drawn_: list[list[tuple[str, tuple[int, ...]]]] = []
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
-        place = self.count_ % self.parts_
+        """Evaluate what is to the right of it with this micro-batch's part of the whole batch's draws."""
+        position = self.count_ % self.parts_
         self.count_ += 1
-        if place == 0:
+        if position == 0:
             self.mark_ = step.mark()
         size, length = step.batch.inputs["input_ids"].shape
-        draws = _CutDraws(size, length, self.whole_, self.longest_, first=place * size)
-        with step.replay(self.mark_) if place else nullcontext(), draws:
-            found = inner(view)
+        draws = _CutDraws(size, length, self.whole_, self.longest_, first=position * size)
+        with step.replay(self.mark_) if position else nullcontext(), draws:
+            objective = inner(view)
         self.drawn_.append(draws.made)
-        return found
+        return objective
 
 
 class _CutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -101,7 +103,7 @@ class _CutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         length: tokens of its longest.
         whole: examples of the batch.
         longest: tokens of the longest of all.
-        first: place of the micro-batch's first example in the batch.
+        first: position of the micro-batch's first example in the batch.
     """
 
     def __init__(self, size: int, length: int, whole: int, longest: int, first: int) -> None:
@@ -119,17 +121,18 @@ class _CutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         shape = tuple(args[0]) if names[0] == "size" else tuple(getattr(args[0], "shape", ()))
         by_entry = any(isinstance(value, Tensor) and value.ndim for value in args[1:])  # as a probability for each
         if shape[:1] != (self.size,) or by_entry or not (changed or like or names[0] == "size"):
-            found = func(*args, **kwargs)
-            self.made.append((str(func), tuple(getattr(found, "shape", ()))))
-            return found
+            drawn = func(*args, **kwargs)
+            self.made.append((str(func), tuple(getattr(drawn, "shape", ()))))
+            return drawn
         wide = (self.whole, *(self.longest if entries == self.length else entries for entries in shape[1:]))
         self.made.append((str(func), wide))
-        own = self._own(shape)
+        part = self._part(shape)
         if names[0] == "size":
-            return func(wide, *args[1:], **kwargs)[own].clone()
+            return func(wide, *args[1:], **kwargs)[part].clone()
         drawn = func(args[0].new_empty(wide), *args[1:], **kwargs)
-        return args[0].copy_(drawn[own]) if changed else drawn[own].clone()
+        return args[0].copy_(drawn[part]) if changed else drawn[part].clone()
 
-    def _own(self, shape: Sequence[int]) -> tuple[slice, ...]:
+    def _part(self, shape: Sequence[int]) -> tuple[slice, ...]:
+        """Return where the examples of this micro-batch are in a tensor of the whole batch."""
         rows = slice(self.first, self.first + self.size)
         return (rows, *(slice(entries) for entries in shape[1:]))

@@ -19,8 +19,8 @@ def attached(method: str, **options: object) -> home.Attached:
 
 
 def batch() -> dict[str, torch.Tensor]:
-    found = toy_examples("classification").batch(range(4), CPU)
-    return {**found.inputs, "labels": found.labels}
+    batch = toy_examples("classification").batch(range(4), CPU)
+    return {**batch.inputs, "labels": batch.labels}
 
 
 @pytest.mark.parametrize(("decay", "said"), [(0.0, 0), (0.01, 0), (0.1, 1), (0.3, 1)])
@@ -37,8 +37,8 @@ def test_the_recipe_that_methods_see_is_the_optimisers() -> None:
     weight = torch.nn.Parameter(torch.zeros(1))
     other = torch.nn.Parameter(torch.zeros(1))
     groups = [{"params": [weight], "lr": 1e-5}, {"params": [other], "weight_decay": 0.2}]
-    found = recipe_of(AdamW(groups, lr=3e-5, betas=(0.8, 0.95), eps=1e-7, weight_decay=0.0), Recipe())
-    assert (found.lr, found.weight_decay, found.beta1, found.beta2, found.adam_eps) == (3e-5, 0.2, 0.8, 0.95, 1e-7)
+    recipe = recipe_of(AdamW(groups, lr=3e-5, betas=(0.8, 0.95), eps=1e-7, weight_decay=0.0), Recipe())
+    assert (recipe.lr, recipe.weight_decay, recipe.beta1, recipe.beta2, recipe.adam_eps) == (3e-5, 0.2, 0.8, 0.95, 1e-7)
     assert recipe_of(SGD([weight], lr=0.5), Recipe()) == Recipe(lr=0.5, weight_decay=0.0)
 
 
@@ -73,12 +73,12 @@ def test_shares_that_do_not_add_up_are_refused() -> None:
 @pytest.mark.parametrize("method", ["freelb", "lnsr", "smart"])
 def test_without_a_mask_every_token_is_real(method: str) -> None:
     """As the model has it; these methods ended in a KeyError."""
-    found = []
+    losses = []
     for masked in (True, False):
         inputs = {"input_ids": torch.arange(5, 25).view(4, 5), "labels": torch.tensor([0, 1, 2, 0])}
         inputs |= {"attention_mask": torch.ones(4, 5, dtype=torch.int64)} if masked else {}
         torch.manual_seed(0)
         with attached(method) as tuned:
             tuned.optimizer(AdamW(tuned.parameters()))
-            found.append(tuned.backward(inputs))
-    assert torch.equal(*found)
+            losses.append(tuned.backward(inputs))
+    assert torch.equal(*losses)

@@ -38,13 +38,13 @@ def test_a_step_of_the_climb_by_hand() -> None:
 
 def test_the_default_is_the_published_run() -> None:
     """fairseq's --adv-steps 3 (STS-B): a pass at the first noise and one after each step, every loss times 1/4."""
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     freelb = FreeLB()
-    step = first_step(run, freelb)
+    run = tiny_run(freelb, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
     freelb.setup(run)
     mark = step.mark()
     step.backward(step.objective().loss, View())
-    found = {name: weight.grad.clone() for name, weight in run.params.items() if weight.grad is not None}
+    gradients = {name: weight.grad.clone() for name, weight in run.params.items() if weight.grad is not None}
     run.model.zero_grad()
     run.set_streams(mark)
     real = step.batch.inputs["attention_mask"][..., None]
@@ -61,7 +61,7 @@ def test_the_default_is_the_published_run() -> None:
             delta = (delta + 0.1 * delta.grad / norm) * real
             length = delta.flatten(1).norm(dim=1)[:, None, None]
             delta = torch.where(length > 0.28, delta * 0.28 / length, delta)
-    for name, gradient in found.items():
+    for name, gradient in gradients.items():
         expected = run.params[name].grad
         assert expected is not None
         torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
@@ -83,9 +83,9 @@ class Spy(Method):
 
 def test_the_gradient_is_the_mean_over_the_climb() -> None:
     """Against K separate passes at the noises that were met, and the norm stays in the ball."""
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     freelb, spy = FreeLB(steps=3, max_norm=0.2), Spy()
-    step = first_step(run, freelb, spy)
+    run = tiny_run(freelb, spy, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
     freelb.setup(run)
     step.backward(step.objective().loss, View())
     found = {name: weight.grad.clone() for name, weight in run.params.items() if weight.grad is not None}
@@ -107,9 +107,9 @@ def test_the_gradient_is_the_mean_over_the_climb() -> None:
 
 
 def test_all_passes_have_the_same_masks() -> None:
-    run = tiny_run()
     freelb, spy = FreeLB(init_magnitude=0.0, learning_rate=0.0), Spy()
-    step = first_step(run, freelb, spy)
+    run = tiny_run(freelb, spy)
+    step = first_step(run)
     freelb.setup(run)
     step.objective()
     first, *others = (logits for _, logits in spy.seen_)

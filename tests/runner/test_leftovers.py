@@ -49,7 +49,7 @@ class Leaky(Method):
 
 
 def run(folder: Path, data: Path, model: Path, methods: str, *more: str) -> int:
-    fixed = "--seeds 1, --epochs 1 --lr 1e-3 --device cpu --workers 1 --arrangement padded"
+    fixed = "--seeds 1, --epochs 1 --lr 1e-3 --device cpu --workers 1 --batch-layout padded"
     paths = ["--tasks", str(data), "--model", str(model), "--out", str(folder)]
     typed = [sys.executable, "-m", "finetune_bench.cli", "run", "--methods", methods, *paths, *fixed.split(), *more]
     return subprocess.run(typed, capture_output=True, check=False).returncode
@@ -86,5 +86,5 @@ def test_foreign_is_what_no_entry_of_this_package_names(monkeypatch: pytest.Monk
     assert of("rdrop", "my/task")
     assert of("rdrop", "data/reviews.xlsx(text=a)")
     assert not of("rdrop+hype", "reviews.csv(text=leaky)")
-    monkeypatch.setitem(registry._tried["methods"], "leaky", object)
+    monkeypatch.setitem(registry._added["methods"], "leaky", object)
     assert foreign_names()["methods"] == ["leaky"]

@@ -96,7 +96,7 @@ def test_the_command_ends_with_two_and_writes_nothing(
     try:
         code = cli.main([*words, "--model", str(tiny_checkpoint), "--device", "cpu", "--epochs", "1", *more])
     finally:
-        registry._tried["methods"].pop(name, None)
+        registry._added["methods"].pop(name, None)
     said = capsys.readouterr().err
     assert code == 2, said
     assert "failed with" in said
