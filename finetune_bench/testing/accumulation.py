@@ -61,7 +61,7 @@ def micro_batch_difference(owner: type[Method], parameters: dict[str, Any], kind
 
 
 class SameDraws(Method):
-    """SameDraws, left of a method, hands each micro-batch of a step its part of what the whole batch would draw.
+    """SameDraws is put left of a method; each micro-batch of a step gets its part of what the whole batch would draw.
 
     Every micro-batch starts from where the random streams stood before the step. A tensor of random numbers of which
     the first dimension counts the micro-batch's examples is drawn for the whole batch, and for the longest example

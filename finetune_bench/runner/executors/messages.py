@@ -80,7 +80,7 @@ class Answer:
 
     @property
     def is_last(self) -> bool:
-        """Whether the worker's process should run no more cells."""
+        """Tell whether the worker's process should run no more cells."""
         return self.broken or self.foreign
 
     def to_json(self) -> str:
