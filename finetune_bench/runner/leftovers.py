@@ -1,4 +1,4 @@
-"""Code from elsewhere is run in a process that ends after its cell, so that nothing of it reaches another cell.
+"""Code from elsewhere is run in a process of its cell alone, so nothing of it reaches another cell.
 
 A method can leave anything behind in a warm worker: a patched `nn.Linear.forward`, a global hook, gradients switched
 off, another default dtype, changed examples in a cache, a thread. Comparing and restoring the process's state would
