@@ -21,7 +21,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from finetune_bench.errors import MachineError, UnknownName, UsageError
+from finetune_bench.errors import FinetuneBenchError, MachineError, UnknownName, UsageError
 from finetune_bench.parameters import as_text, check_fields, from_text
 from finetune_bench.spec import parse_call, parse_stack
 
@@ -58,12 +58,27 @@ def names(group: str) -> list[str]:
     return sorted({*_installed(group), *_added[group]})
 
 
+def foreign(group: str) -> list[str]:
+    """List the names of a group that another package or a --plugin file brings, sorted; nothing is imported."""
+    others = {name for name, entry in _installed(group).items() if not entry.value.startswith(f"{__package__}.")}
+    return sorted(others | _added.get(group, {}).keys())
+
+
 def _load(group: str, name: str) -> Any:
     if name in _added[group]:
         return _added[group][name]
     if name not in _installed(group):
         raise UnknownName(group[:-1], name, names(group), f"'finetune-bench list {group}' shows them.")
-    return _installed(group)[name].load()
+    entry = _installed(group)[name]
+    try:
+        return entry.load()
+    except FinetuneBenchError:
+        raise
+    except (Exception, SystemExit) as error:  # another package may do anything when it is imported
+        raise UsageError(
+            f"The {group[:-1]} '{name}' can't be used: importing {entry.value} failed with "
+            f"{type(error).__name__}: {error}."
+        ) from error
 
 
 def method_class(name: str) -> type[Method]:
@@ -94,7 +109,16 @@ def make_stack(text: str) -> Stack:
     methods = []
     for call in calls:
         owner = method_class(call.name)
-        methods.append(owner(**from_text(owner, call.arguments)))
+        values = from_text(owner, call.arguments)
+        try:
+            methods.append(owner(**values))
+        except FinetuneBenchError:
+            raise
+        except (Exception, SystemExit) as error:  # a plugin's own __post_init__
+            raise UsageError(
+                f"'{call.name}' in '{text}' can't be made: {owner.__name__} failed with "
+                f"{type(error).__name__}: {error}."
+            ) from error
     return Stack(methods)
 
 

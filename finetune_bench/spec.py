@@ -64,4 +64,7 @@ def parse_stack(text: str) -> list[Call]:
     """
     if not text.strip() or text.strip()[0] == "+" or text.strip()[-1] == "+":
         raise UsageError(f"'{text}' can't be read; expected a method, or several joined by '+'.")
-    return [parse_call(part) for part in split(text, "+")]
+    parts = split(text, "+")
+    if re.search(r"\+\s*\+", re.sub(r"\([^()]*\)", "()", text)):
+        raise UsageError(f"'{text}' has nothing between two '+'; expected a method there, or one '+' less.")
+    return [parse_call(part) for part in parts]

@@ -34,6 +34,9 @@ while D measures. `mixout+child_tuning_d`: Mixout is off then, as it starts afte
 2. Where so many values tie, most likely at zero, that more than p + 5 % of the weights would be kept, the run fails
    with that reason; the official code trains on with a mask that masks little.
 3. `fisher=example` and `strict` are additions.
+4. The optimiser is the run's AdamW. The official one is transformers' former AdamW: it adds ε before the second
+   moment's bias correction, decays after Adam's step, and spares norms by the name `LayerNorm.weight`, so that XLNet's
+   decay.
 
 **Source.** Xu et al., EMNLP 2021 (arXiv 2109.05687); code alibaba/AliceMind ChildTuning, RunxinXu/ChildTuning.
 """

@@ -4,13 +4,14 @@
 hidden dropout is off.
 
 **Formula.** h̃_l = h_l + e_l, h_{l+1} = layer_l(h̃_l) for l = 0 … L−1, with e_l drawn anew for every entry, layer, step
-and sequence: N(0, ε²) (`normal`, HyPe-N), U[0, ε) (`uniform_onesided`, HyPe-U as its code draws it: mean ε/2,
-standard deviation 0.289 ε) or U[−ε, ε) (`uniform_symmetric`: mean 0, standard deviation 0.577 ε).
+and sequence: N(0, ε²) (`normal`, HyPe-N), U[−ε, ε) (`uniform_symmetric`, HyPe-U of the paper: mean 0, standard
+deviation 0.577 ε) or U[0, ε) (`uniform_onesided`, HyPe-U as the official code draws it: mean ε/2, standard deviation
+0.289 ε).
 
-**Hyper-parameters.** `eps` ≥ 0, 1e-5 in the official code · `noise` · `where`: `between` layers (the paper), `within`
-(the attention block's output, which is the feed-forward block's input and residual) or `both` · `top`, `bottom`: only
-the last or first k layers, both together their union; they restrict the noise between layers only, as in the official
-code · `dropout`: `hidden_off` by default; `keep` is the paper's Table 9.
+**Hyper-parameters.** `eps` ≥ 0, 1e-5 in the official code; the paper takes the better of 1e-5 and 1e-4 · `noise` ·
+`where`: `between` layers (the paper), `within` (the attention block's output, which is the feed-forward block's input
+and residual) or `both` · `top`, `bottom`: only the last or first k layers, both together their union; they restrict the
+noise between layers only, as in the official code · `dropout`: `hidden_off` by default; `keep` is the paper's Table 9.
 
 **Where it acts.** In every training forward pass. Layer 0 receives the noised embedding output (after its norm and
 dropout); the last layer's output, pooler and head are never noised. No noise in evaluation.
@@ -25,7 +26,8 @@ Fisher pass too. `hype+noisytune`: weights first, then HyPe. Within layers, grad
 second forward would see no noise.
 
 **Deviations from the paper and its code.**
-1. `uniform_onesided` follows the code; the paper's formula is not in the text we have. `uniform_symmetric` is ours.
+1. Paper and official code differ in HyPe-U. The paper's formula is `uniform_symmetric`; the code, from which its
+   numbers may come, is `uniform_onesided`, half as wide and with a mean.
 2. k = 0 is refused: the official options read it as "all layers".
 3. `where=within` alone adds noise; in the official code that flag alone turns all noise off.
 4. Layer subsets and noise within layers work on every encoder that has the place, not on BERT and RoBERTa alone.
@@ -90,14 +92,14 @@ class HyPe(Method):
 
     name = "hype"
     batch_layout = "unpadded_trimmed"
-    search_space = {"eps": Range(1e-6, 0.1, log=True), "noise": ("normal", "uniform_onesided")}
+    search_space = {"eps": Range(1e-6, 0.1, log=True), "noise": ("normal", "uniform_symmetric")}
     phase = Phase.WRAP
     stochastic = True
     noises = "layer inputs"
     neutral: ClassVar = {"eps": 0.0}
 
     eps: float = parameter(1e-5, interval="[0, inf)", help="scale of the noise (official code: 1e-5)")
-    noise: str = parameter("normal", choices=tuple(SPREAD), help="distribution (paper: HyPe-N and HyPe-U)")
+    noise: str = parameter("normal", choices=tuple(SPREAD), help="distribution (HyPe-U: paper symmetric)")
     where: str = parameter("between", choices=("between", "within", "both"), help="between layers, within, or both")
     top: int | None = parameter(None, interval="[1, inf)", help="only the last k layers (none: all)")
     bottom: int | None = parameter(None, interval="[1, inf)", help="only the first k layers (none: all)")

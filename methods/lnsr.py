@@ -3,10 +3,10 @@
 **In one sentence.** A second pass carries noise on one layer's input, and the squared distance of all hidden states
 above it to those of the first pass is a penalty.
 
-**Formula.** L + λ · Σ over r = b+1 … L of the mean over real tokens of ‖h̃_r − h_r‖² / dim, where h_r is what leaves
-layer r−1 in the task's own pass, and h̃_r the same with noise on the input of layer b: h_b + s · rms(h_b) · N(0, 1), the
-root mean square taken for each token, and no noise on padding. No code of the authors is known to us, and the paper's
-constants are not in the sources we have: formula and defaults are our definition.
+**Formula.** L + λ · Σ over r = b+1 … L of the mean over texts of the mean over a text's real tokens of ‖h̃_r − h_r‖² /
+dim, where h_r is what leaves layer r−1 in the task's own pass, and h̃_r the same with noise on the input of layer b:
+h_b + s · rms(h_b) · N(0, 1), the root mean square taken for each token, and no noise on padding. No code of the authors
+is known to us, and the paper's constants are not in the sources we have: formula and defaults are our definition.
 
 **Hyper-parameters.** `strength` is λ ≥ 0, 0.1 by default; 0.01 to 1 is a sensible search · `noise` is s ≥ 0, 0.05: 5 %
 of the state's norm, as in the paper's motivating figure · `layer` is b, from 0, 1 by default · `detach_clean`: no
@@ -23,8 +23,9 @@ distance measures this noise alone. `hype` puts noise on the same places; that i
 first of R-Drop's passes is compared.
 
 **Deviations from the paper and its code.**
-1. The states' distance is a mean over tokens and entries; a sum would grow with length and width, and outweigh the
-   loss.
+1. The states' distance is a mean over a text's tokens and their entries; a sum would grow with length and width, and
+   outweigh the loss. Then it is a mean over texts, as the loss is, so that every text counts alike and micro-batches
+   change nothing; before version 2 it was a mean over all tokens of the micro-batch, in which long texts count more.
 2. The noise is relative to the state, so that one s fits every model.
 3. The distance at layer b's input itself is the noise, which no weight can change; it is left out.
 4. The second pass runs from the embeddings on, not from layer b: more work, and right for every architecture.
@@ -67,23 +68,24 @@ def draw_noise(hidden: Tensor, mask: Tensor, noise: float, generator: Generator)
 
 
 def state_distance(noised: Sequence[Tensor], clean: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Sum the mean squared differences of states on real tokens, 0-dim.
+    """Sum the squared differences of states, each the mean over a text's real tokens, then over texts; 0-dim.
 
     Args:
         noised: the noised pass's states, each (batch, seq, dim); one at least.
         clean: as many states of the clean pass, of the same shapes.
-        mask: (batch, seq), 1 for real tokens.
+        mask: (batch, seq), 1 for real tokens; one at least in every row.
     """
-    real = mask[..., None].float()
-    entries = real.sum() * clean[0].shape[-1]
-    parts = [((a - b).float() * real).square().sum() for a, b in zip(noised, clean, strict=True)]
-    return torch.stack(parts).sum() / entries
+    real = mask.float()
+    share = (real / real.sum(1, keepdim=True))[..., None] / (clean[0].shape[0] * clean[0].shape[-1])
+    parts = [((a - b).float().square() * share).sum() for a, b in zip(noised, clean, strict=True)]
+    return torch.stack(parts).sum()
 
 
 class LNSR(Method):
     """A penalty on what noise at one layer does to the states above."""
 
     name = "lnsr"
+    version = 2  # in 1 long texts counted more
     search_space = {"strength": Range(0.01, 1, log=True), "noise": Range(0.01, 0.2, log=True)}
     noises = "layer inputs"
     neutral = {"strength": 0.0}

@@ -7,8 +7,10 @@ symmetric divergence between their predictions is a penalty.
 difference of the two outputs in place of the symmetric divergence, with the same factors.
 
 **Hyper-parameters.** `alpha` ≥ 0. Default 1. Ours from the published ones: alpha = α_paper / 2 for the paper's
-summed loss; alpha = α_code · B for the RoBERTa file and α_code · B / 2 for the BERT file of the reference, whose
-divergence is a batch sum (batch of B). Suggested grid: 0.1, 0.5, 1, 2, 4, 8.
+summed loss. For classification alpha = α_code · B for the RoBERTa file and α_code · B / 2 for the BERT file of the
+reference, whose divergence is a batch sum there (batch of B). Its squared difference for regression is a batch mean: B
+has no part in it, and its STS-B terms are alpha = 1 (BERT file, 1.0) and alpha = 1.6 (RoBERTa file, 0.8). Suggested
+grid: 0.1, 0.5, 1, 2, 4, 8.
 
 **Where it acts.** Objective. Evaluation is one pass.
 
@@ -23,8 +25,8 @@ the outermost: `rdrop+r3f` runs R3F in both passes, `r3f+rdrop` R-Drop within R3
 
 **Deviations from the paper and its code.**
 1. The task losses are averaged, not summed, so that the learning rate means the same as in vanilla.
-2. The divergence is a batch mean like the task loss; the reference adds a mean and a sum, which ties α to the batch
-   size.
+2. The divergence is a batch mean like the task loss; the reference adds a mean and, for classification, a sum, which
+   ties α to the batch size.
 3. Both passes' task losses count; in the reference's RoBERTa file the second one is never reached.
 4. Two passes one after the other, not one concatenated batch: equal in distribution, and batch-dependent partners
    work.

@@ -32,7 +32,9 @@ update rule as well; `lora`, whose adapters have no pre-trained values.
    is told otherwise.
 3. The body is found by structure; the official test, the model type in a parameter's name, takes all of XLNet and
    DeBERTa-v2 for the head.
-4. Weight decay comes before Adam's direction, as in AdamW, in place of after the pull.
+4. Adam's direction and the weight decay are those of the run's AdamW. The official optimiser builds on transformers'
+   former AdamW: it adds ε before the second moment's bias correction, and decays last, after the pull; its script
+   spares norms by the name `LayerNorm.weight`, so that XLNet's norms decay.
 
 **Source.** Chen et al., EMNLP 2020 (arXiv 2004.12651); code Sanyuan-Chen/RecAdam.
 """

@@ -31,6 +31,9 @@ sensitivity is that of the gradient up there. Refused: `child_tuning_f`, whose m
 2. Layers are chosen by the type of module. The official name filter fits BERT, RoBERTa, ELECTRA and DeBERTa, and no
    weight of XLNet or ModernBERT.
 3. `cap` is an addition: the factor has no bound where Î is tiny.
+4. What is scaled is the step of the run's AdamW. The official one is a former AdamW: it adds ε before the second
+   moment's bias correction, decays after Adam's step, and spares norms by the name `LayerNorm.weight`, so that XLNet's
+   decay.
 
 **Source.** Liang et al., ICLR 2022 (arXiv 2202.02664); code cliang1453/SAGE.
 """

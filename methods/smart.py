@@ -10,8 +10,9 @@ the largest entry of a token, Π cutting every entry to [−ε, ε]. θ̄ ← β
 **Hyper-parameters.** Where the paper's values are not in the sources we have, the default is what we recall of them:
 `strength` is λ ≥ 0, 1 · `eps` is ε, 1e-5 · `init_scale` is s, 1e-5 (public code) · `learning_rate` is η, 1e-3 · `steps`
 is K ≥ 1, 1 (public code) · `mu` is μ ≥ 0, 1; 0 leaves the teacher out · `beta` is β, 0.99 · `scale`: `paper`, or
-`mtdnn` for the size that the public code really uses: after each step d is divided by its token's largest entry, so
-that its size is 1, whatever ε says · `share_masks`: all passes of a step have the same dropout masks.
+`mtdnn` for the size that the public code really uses: d ← (d + η · g) / ‖d + η · g‖_∞ with g the gradient of the
+batch's sum of D, so that its size is 1, whatever ε says · `share_masks`: all passes of a step have the same dropout
+masks.
 
 **Where it acts.** In the objective, on the raw token embeddings of real tokens; the teacher moves after each step.
 Evaluation is one plain pass.
@@ -32,8 +33,12 @@ prediction; that is said before a run. Refused: fp16, whose loss scaling the inn
    that in again, so that positions, norm and dropout apply twice and the passes differ without any noise.
 3. The public code has no teacher term and no cut to ε.
 4. D is a plain symmetric divergence with gradients to both sides in the penalty; the public code detaches one side of
-   each half, and climbs a doubled surrogate of it.
+   each half, and climbs a doubled surrogate of it. Its penalty has half of this one's gradient, so its weight of 1 is
+   about strength=0.5 here.
 5. θ̄ starts at the weights after every method's set-up; the paper raises β late in training, which is left out.
+6. Under `scale=mtdnn` the gradient that is added to d is that of a sum over texts, as in the public code, so that what
+   a text's noise becomes depends on that text alone. In version 1 it was that of a mean over the micro-batch, whose
+   step was smaller by the number of its texts. Under `scale=paper` the gradient's size has no influence.
 
 **Source.** Jiang et al., ACL 2020 (arXiv 1911.03437); code namisan/mt-dnn.
 """
@@ -64,7 +69,7 @@ def climb_adversary(noise: Tensor, gradient: Tensor, learning_rate: float, eps: 
 
     Args:
         noise: d, (batch, seq, dim).
-        gradient: g, (batch, seq, dim).
+        gradient: g, (batch, seq, dim); its size counts under `mtdnn` only.
         learning_rate: η, at least 0.
         eps: ε, the largest entry under `paper`.
         scale: the rule for the noise's size: paper or mtdnn.
@@ -99,6 +104,10 @@ class SMART(Method):
     beta: float = parameter(0.99, interval="[0, 1]", help="β: memory of the teacher")
     scale: str = parameter("paper", choices=("paper", "mtdnn"), help="the noise's size: the paper's, or the code's")
     share_masks: bool = parameter(True, help="the same dropout masks in all passes of a step")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.version = 2 if self.scale == "mtdnn" else 1  # type: ignore[misc]  # only this scale's numbers have changed
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse fp16."""
@@ -165,7 +174,10 @@ class SMART(Method):
             noise.requires_grad_()
             with step.replay(mark):
                 moved = step.forward(replace(view, embeds=embeds + noise))
-            (gradient,) = self.run_.grad(step.divergence(reference, moved), [noise])
+            change = step.divergence(reference, moved)
+            if self.scale == "mtdnn":
+                change = change * len(step.batch)  # the batch's sum
+            (gradient,) = self.run_.grad(change, [noise])
             noise = climb_adversary(noise.detach(), gradient, self.learning_rate, self.eps, self.scale) * real
         return noise
 

@@ -24,10 +24,11 @@ def list_command(parsed: argparse.Namespace) -> int:
     lines: list[list[str | int]] = []
     for name in registry.names(parsed.group):
         if parsed.group == "methods":
+            from finetune_bench.method.asking import ask
             from finetune_bench.method.cost import Passes
 
             method = registry.method_class(name)()
-            passes = method.passes(Passes())
+            passes = ask(method, "passes", Passes())
             summary = (type(method).__doc__ or "").strip().partition("\n")[0]
             lines.append([name, summary, f"{passes.forwards} + {passes.backwards}"])
         elif parsed.group == "tasks":
@@ -95,9 +96,10 @@ def _show_cell(name: str, runs: list[Path]) -> None:
 
 def _costs(method: Method) -> str:
     """Return the cost model of a method at its defaults, as a text of several lines."""
+    from finetune_bench.method.asking import ask
     from finetune_bench.method.cost import SIZES, Memory, Passes
 
-    passes, memory = method.passes(Passes()), method.memory(Memory())
+    passes, memory = ask(method, "passes", Passes()), ask(method, "memory", Memory())
     used = [name for name in SIZES if memory.saved.get(name) or memory.kept.get(name)]
     return "\n".join(
         [

@@ -19,6 +19,7 @@ weights. `docs/take-it-home.md` has complete examples; `trainer.py` does the sam
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -97,9 +98,28 @@ def attach(
         accumulation=accumulation,
         precision=precision,
         clip=clip,
+        weight_decay=0.0,  # not known before the optimiser is; see `recipe_of`
         gradient_checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
     )
     return Attached(stack, model, _task(model, kind), recipe, batches=batches, seed=seed)
+
+
+def recipe_of(optimizer: Optimizer, recipe: Recipe) -> Recipe:
+    """Take over what an optimiser's groups say of how it trains: the largest rate and decay, the first's betas and eps.
+
+    Args:
+        optimizer: torch's or one like it.
+        recipe: keeps what the groups don't say.
+    """
+    groups = optimizer.param_groups
+    values: dict[str, Any] = {"weight_decay": max(float(group.get("weight_decay") or 0.0) for group in groups)}
+    if (rate := max(float(group.get("lr") or 0.0) for group in groups)) > 0:
+        values["lr"] = rate
+    if isinstance(betas := groups[0].get("betas"), tuple | list) and len(betas) == 2:
+        values |= {"beta1": float(betas[0]), "beta2": float(betas[1])}
+    if isinstance(eps := groups[0].get("eps"), float) and eps > 0:
+        values["adam_eps"] = eps
+    return dataclasses.replace(recipe, **values)
 
 
 def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
@@ -130,6 +150,9 @@ class HomeTask(Task):
         """Raise: the examples are the user's, and never loaded."""
         raise NotImplementedError
 
+
+# How far the shares of a step's micro-batches, added up, may be from 1.
+ROUNDING = 1e-4
 
 # Dropout rates by module and attribute.
 Rates = dict[nn.Module, dict[str, float]]
@@ -170,6 +193,9 @@ def to_batch(inputs: Inputs, kind: Kind, device: torch.device) -> Batch:
         raise UsageError(f"expected a batch with 'labels'; got {', '.join(inputs) or 'an empty one'}.")
     tensors = {name: tensor.to(device) for name, tensor in inputs.items()}
     labels = tensors.pop("labels")
+    if "attention_mask" not in tensors and "input_ids" in tensors:
+        # What the model takes for granted; methods tell padding by the mask.
+        tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
     return Batch(tensors, labels.float() if kind == "regression" else labels)
 
 
@@ -187,16 +213,17 @@ class Attached:
         seed: int,
     ) -> None:
         skeleton = _skeleton(model, stack.dropout)
-        self._batches = batches
+        self._stack, self._batches = stack, batches
         self._optimizer: Optimizer | None = None
         self._open = True
+        self._shares, self._prepared, self._late = 0.0, False, False
         # Without a request the model's dropout stays what the user made it, whatever its configuration says.
         self._rates = {} if stack.dropout is Dropout.KEEP else _switch_off(model, skeleton)
         try:
-            facts = Facts(skeleton, tuple(active_dropout(model)), task, recipe, devices.DTYPES[recipe.precision])
-            if reason := stack.lost_noise(facts) or stack.unsupported(facts):
+            self._facts = Facts(skeleton, tuple(active_dropout(model)), task, recipe, devices.DTYPES[recipe.precision])
+            if reason := stack.lost_noise(self._facts) or stack.unsupported(self._facts):
                 raise Unsupported(reason)
-            self.warnings = stack.warnings(facts)
+            self.warnings = stack.warnings(self._facts)
             # The objects stay, whatever is wrapped around them.
             self.weights = model.state_dict(keep_vars=True)
             no_examples = Encoded({}, {}, False, torch.zeros(0))
@@ -228,10 +255,17 @@ class Attached:
         return [weight for weight in self.run.params.values() if weight.requires_grad]
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """Return the optimiser to use from here on; some methods change it. Make the scheduler after it."""
+        """Return the optimiser to use from here on; some methods change it. Make the scheduler after it.
+
+        What methods say of its learning rate, weight decay, betas and epsilon is in `warnings` from here on.
+        """
         if self._optimizer is not None:
             raise FinetuneBenchError("The methods have had their optimiser; attach anew for another one.")
+        self.run.recipe = recipe_of(optimizer, self.run.recipe)
+        self._facts = dataclasses.replace(self._facts, recipe=self.run.recipe)
+        self.warnings = self._stack.warnings(self._facts)
         self._optimizer = self.run.method.optimizer(optimizer, self.run)
+        self._optimizer.register_step_pre_hook(self._stepping)
         return self._optimizer
 
     def backward(self, batch: Inputs, share: float = 1.0, scaler: torch.amp.GradScaler | None = None) -> Tensor:
@@ -249,14 +283,32 @@ class Attached:
             raise FinetuneBenchError("The methods have not seen the optimiser: optimizer = tuned.optimizer(AdamW(…)).")
         self.run.model.train()
         step = TrainingStep(self.run, to_batch(batch, self.run.task.kind, self.run.device), share, scaler)
+        self._shares += share
         return step.backward(step.objective().loss, View())
 
     def before_step(self) -> None:
         """Let the methods change gradients: call it after clipping, before the optimiser's step."""
+        if self._late:
+            raise FinetuneBenchError("The last step was not told to the methods: call tuned.after_step() after each.")
+        if abs(self._shares - 1) > ROUNDING:
+            raise FinetuneBenchError(
+                f"The shares of this step's micro-batches add up to {self._shares:g} where 1 was expected; give each "
+                "its part of the step's examples: tuned.backward(part, share=len(part['labels']) / examples)."
+            )
+        self._shares, self._prepared = 0.0, True
         self.run.method.gradients(self.run)
+
+    def _stepping(self, *_: Any) -> None:
+        """Refuse an optimiser's step that methods had no part in: it would train something else without a word."""
+        if self._open and not self._prepared:
+            raise FinetuneBenchError(
+                "The methods have not seen this step's gradients: call tuned.before_step() before optimizer.step()."
+            )
+        self._prepared, self._late = False, True
 
     def after_step(self) -> None:
         """Tell the methods of the step: call it after the optimiser's and the scheduler's."""
+        self._late = False
         self.run.method.after_step(self.run)
 
     def evaluating(self) -> AbstractContextManager[None]:

@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch.optim import Optimizer
 
+from finetune_bench.method.asking import ask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
@@ -31,7 +32,7 @@ class Stack(Method):
     def unsupported(self, facts: Facts) -> str | None:
         """Return the first method's reason against the cell, with its name; None where all of them can run."""
         for method, method_facts in self._facts(facts):
-            if reason := method.unsupported(method_facts):
+            if reason := ask(method, "unsupported", method_facts):
                 return f"{method.name}: {reason}"
         return None
 
@@ -39,7 +40,7 @@ class Stack(Method):
         """Name the method whose noise the arithmetic can't resolve, as the end of "it is skipped: …"; else None."""
         finest = torch.finfo(facts.dtype).eps / 2
         for method in self.methods:
-            scale = method.noise_scale()
+            scale = ask(method, "noise_scale")
             if scale and scale < finest:
                 return (
                     f"{method.name}: noise of {scale:.1g} is lost in {facts.recipe.precision} arithmetic, which "
@@ -57,7 +58,7 @@ class Stack(Method):
         """Say what the user should know before a run, one sentence each."""
         warnings = []
         for method, method_facts in self._facts(facts):
-            if text := method.warning(method_facts):
+            if text := ask(method, "warning", method_facts):
                 warnings.append(f"{method.name}: {text}")
         for noised in dict.fromkeys(method.noises for method in self.methods if method.noises):
             names = [method.name for method in self.methods if method.noises == noised]
@@ -68,13 +69,13 @@ class Stack(Method):
     def passes(self, inner: Passes) -> Passes:
         """Return the passes of one step: each method's around those to the right of it."""
         for method in reversed(self.methods):
-            inner = method.passes(inner)
+            inner = ask(method, "passes", inner)
         return inner
 
     def memory(self, inner: Memory) -> Memory:
         """Return what training keeps: each method's around that of those to the right of it."""
         for method in reversed(self.methods):
-            inner = method.memory(inner)
+            inner = ask(method, "memory", inner)
         return inner
 
     def setup(self, run: Run) -> None:

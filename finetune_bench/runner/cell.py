@@ -102,7 +102,7 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
 def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None) -> _Attempt:
     try:
         outcome, arrays = _train_and_score(cell, context, model_folder)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a plugin may call sys.exit
         reason, outcome = _failure(error)
         return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
     return _Attempt(Status.DONE, None, outcome, arrays)
@@ -129,7 +129,7 @@ def _in_halves(cell: Cell) -> Cell | None:
     return None if stack.unsupported(facts_of(halved, stack)) else halved
 
 
-def _failure(error: Exception) -> tuple[str, Outcome]:
+def _failure(error: BaseException) -> tuple[str, Outcome]:
     """Return why a cell failed, and when it is worth another run."""
     if devices.is_out_of_memory(error):
         return OUT_OF_MEMORY, {"retry": Retry.ALWAYS}
@@ -140,7 +140,11 @@ def _failure(error: Exception) -> tuple[str, Outcome]:
     return _first_line(error), {"retry": Retry.ASKED}
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return (
+            f"its code called sys.exit({error.code!r}); a method or task raises an error in place of ending its process"
+        )
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
 
 

@@ -168,13 +168,7 @@ def why_impossible(cell: Cell) -> str | None:
         return lost_noise
     if cell.recipe.gradient_checkpointing and not _can_checkpoint(facts.skeleton):
         return f"{type(facts.skeleton).__name__} has no gradient checkpointing"
-    try:
-        return stack.unsupported(facts)
-    except Exception as error:  # a plugin may raise anything
-        label = registry.describe(stack)
-        raise UsageError(
-            f"'{label}': asking it what it supports failed with {type(error).__name__}: {error}"
-        ) from error
+    return stack.unsupported(facts)
 
 
 def _can_checkpoint(skeleton: torch.nn.Module) -> bool:

@@ -11,6 +11,7 @@ from finetune_bench import registry
 from finetune_bench.runner.executors import make_executor
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.messages import EventStatus, WorkerSettings
+from finetune_bench.runner.leftovers import foreign_names
 from finetune_bench.runner.plan import Plan, make_plan
 from finetune_bench.runner.progress import Counts, Reporter
 from finetune_bench.runner.row import row_of
@@ -122,6 +123,7 @@ def _worker_settings(plan: Plan) -> WorkerSettings:
         checkpoint_every=study.checkpoint_every,
         retry_failed=study.retry_failed,
         plugins=tuple(study.plugins),
+        foreign=foreign_names(),
     )
 
 

@@ -22,6 +22,7 @@ from finetune_bench.errors import UsageError
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import pretrained
 from finetune_bench.runner.inputs import encoded, initial_model, load_data
+from finetune_bench.runner.leftovers import foreign_names, is_foreign
 from finetune_bench.runner.plan import Plan, comparison_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.training import evaluation, loop
@@ -94,6 +95,7 @@ def forecast(plan: Plan) -> Forecast:
     device = torch.device(plan.devices[0])
     vanilla = registry.describe(registry.make_stack(registry.BASELINE), full=True)
     calibrations: dict[tuple[str, str, str], _Calibration] = {}
+    foreign = foreign_names()
 
     def calibration(cell: Cell, method: str, task: str) -> _Calibration:
         key = (cell.model, method, task)
@@ -116,6 +118,8 @@ def forecast(plan: Plan) -> Forecast:
         # One step more is taken to count saved bytes.
         training = step_ratio * vanilla_here.step_seconds * (steps + 1)
         seconds[cell.id] = vanilla_here.other_seconds + setup + training
+        if is_foreign(cell, foreign):
+            seconds[cell.id] += start_seconds  # the next cell needs another process
         if vanilla_here.peak_bytes and vanilla_first.peak_bytes and method_first.peak_bytes:
             batch_ratio = max(1.0, vanilla_here.largest_batch / vanilla_first.largest_batch)
             method_bytes = (method_first.peak_bytes - vanilla_first.peak_bytes) * batch_ratio

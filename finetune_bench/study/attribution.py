@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from finetune_bench import registry
+from finetune_bench.method.asking import ask
 from finetune_bench.method.stack import Stack
 from finetune_bench.model.dropout import Dropout
 
@@ -25,7 +26,7 @@ def effect_chain(stack: Stack) -> list[tuple[str, str]]:
     (method,) = stack.methods
     vanilla = registry.method_class(registry.BASELINE)
     removed = {DROPOUT: vanilla(dropout=method.dropout)} if method.dropout is not Dropout.KEEP else {}
-    twins = {**removed, **method.effects()}
+    twins = {**removed, **ask(method, "effects")}
     return [(effect, registry.describe(Stack([twin]), full=True)) for effect, twin in twins.items()]
 
 

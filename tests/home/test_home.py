@@ -180,6 +180,7 @@ def test_evaluating_swaps_and_finish_keeps() -> None:
     optimizer = tuned.optimizer(SGD(tuned.parameters(), lr=0.5))
     before = model.classifier.bias.detach().clone()
     tuned.backward(batch_of())
+    tuned.before_step()
     optimizer.step()
     tuned.after_step()
     after = model.classifier.bias.detach().clone()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from finetune_bench import registry, testing
 from finetune_bench.method.base import Method
+from finetune_bench.method.cost import Passes
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Inner, Objective, Step, View
 from finetune_bench.methods.freelb import FreeLB, climb_noise, sentence_norm, start_noise
@@ -33,6 +34,39 @@ def test_a_step_of_the_climb_by_hand() -> None:
     torch.testing.assert_close(moved, torch.tensor([[[0.3, 0.4]], [[0.0, 0.0]]]))  # a gradient of 0 moves nothing
     cut = climb_noise(noise, gradient, 0.5, 0.1)
     torch.testing.assert_close(cut, torch.tensor([[[0.06, 0.08]], [[0.0, 0.0]]]))
+
+
+def test_the_default_is_the_published_run() -> None:
+    """fairseq's --adv-steps 3 (STS-B): a pass at the first noise and one after each step, every loss times 1/4."""
+    freelb = FreeLB()
+    run = tiny_run(freelb, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
+    freelb.setup(run)
+    mark = step.mark()
+    step.backward(step.objective().loss, View())
+    gradients = {name: weight.grad.clone() for name, weight in run.params.items() if weight.grad is not None}
+    run.model.zero_grad()
+    run.set_streams(mark)
+    real = step.batch.inputs["attention_mask"][..., None]
+    drawn = torch.rand((*real.shape[:2], 16), generator=run.generator("freelb")) * 2 - 1
+    delta = 0.16 * drawn * real / (real.sum(1, keepdim=True) * 16).sqrt()
+    adversarial_steps = 3
+    for _ in range(1 + adversarial_steps):
+        delta = delta.detach().requires_grad_()
+        loss = run.loss(step.batch, View(embeds=run.embeds(step.batch, View()) + delta, perturb=False))
+        (loss / (1 + adversarial_steps)).backward()
+        assert delta.grad is not None
+        norm = delta.grad.flatten(1).norm(dim=1)[:, None, None]
+        with torch.no_grad():
+            delta = (delta + 0.1 * delta.grad / norm) * real
+            length = delta.flatten(1).norm(dim=1)[:, None, None]
+            delta = torch.where(length > 0.28, delta * 0.28 / length, delta)
+    for name, gradient in gradients.items():
+        expected = run.params[name].grad
+        assert expected is not None
+        torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-4)
+    assert 1 + adversarial_steps == freelb.passes(Passes()).forwards == 4
+    assert freelb.version == 2  # rows whose default was three passes don't mix with those of four
 
 
 class Spy(Method):

@@ -25,6 +25,17 @@ def test_the_distance_by_hand() -> None:
     assert state_distance(noised, clean, torch.tensor([[1, 0]])) == 7.0  # (1 + 4)/2 + 9/2; the second token is padding
 
 
+def test_every_text_counts_alike_whatever_its_length() -> None:
+    clean = [torch.zeros(2, 3, 2)]
+    noised = [torch.tensor([[[2.0, 0.0], [7.0, 7.0], [7.0, 7.0]], [[4.0, 0.0], [0.0, 2.0], [0.0, 2.0]]])]
+    mask = torch.tensor([[1, 0, 0], [1, 1, 1]])
+    # 4/2 for the first one's one token, (8 + 2 + 2)/3 for the three of the second, then their mean; over tokens 3.5.
+    assert float(state_distance(noised, clean, mask)) == pytest.approx(3.0)
+    alone = [state_distance([noised[0][i : i + 1]], [clean[0][i : i + 1]], mask[i : i + 1]) for i in range(2)]
+    assert [float(distance) for distance in alone] == pytest.approx([2.0, 4.0])
+    assert LNSR.version == 2
+
+
 @pytest.mark.parametrize("architecture", toys.ARCHITECTURES)
 def test_states_between_layers(architecture: str) -> None:
     run, _ = toys.toy_run(LNSR(), architecture)

@@ -10,6 +10,7 @@ import torch
 
 from finetune_bench import functional, registry
 from finetune_bench.method.stack import Stack
+from finetune_bench.methods import rdrop
 from finetune_bench.methods.rdrop import combine_passes
 from finetune_bench.testing import toys
 
@@ -48,6 +49,25 @@ def test_gradient_reaches_both_passes() -> None:
 def test_loss_by_hand() -> None:
     loss = combine_passes(torch.tensor(0.4), torch.tensor(0.6), torch.tensor(0.2), alpha=3.0)
     assert float(loss) == pytest.approx(0.5 * (0.4 + 0.6) + 3.0 * 0.5 * 0.2)
+
+
+def test_the_published_weights_in_ours() -> None:
+    """The reference adds a batch sum of the divergence for classification, and a batch mean for regression."""
+    first, second, divergence, batch = 0.4, 0.6, 0.3, 16
+
+    def ours(alpha: float) -> float:
+        parts = (torch.tensor(value, dtype=torch.float64) for value in (first, second, divergence))
+        return float(combine_passes(*parts, alpha=alpha))
+
+    of_bert = first + second + 0.5 * (batch * divergence) / 2
+    of_roberta = 0.5 * (first + second) + 0.7 * (batch * divergence) / 2
+    assert 2 * ours(0.5 * batch / 2) == pytest.approx(of_bert)
+    assert ours(0.7 * batch) == pytest.approx(of_roberta)
+    assert 2 * ours(1.0) == pytest.approx(first + second + 1.0 * divergence)  # STS-B, BERT
+    assert ours(1.6) == pytest.approx(0.5 * (first + second) + 0.8 * divergence)  # STS-B, RoBERTa
+    card = " ".join((rdrop.__doc__ or "").split())
+    assert "For classification alpha = α_code · B" in card
+    assert "alpha = 1 (BERT file, 1.0) and alpha = 1.6 (RoBERTa file, 0.8)" in card
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])

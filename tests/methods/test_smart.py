@@ -1,14 +1,17 @@
 from __future__ import annotations
 
+import pytest
 import torch
 
+from finetune_bench import registry
 from finetune_bench.method import View
 from finetune_bench.method.stack import Stack
 from finetune_bench.methods.smart import SMART, climb_adversary
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.recipe import Recipe
+from finetune_bench.task import Batch, Output
 from finetune_bench.testing import toys
-from tests.tiny_run import first_step, tiny_run
+from tests.tiny_run import CLASSIFICATION, REGRESSION, first_step, tiny_run
 
 
 def test_the_climb_by_hand() -> None:
@@ -47,6 +50,50 @@ def test_without_noise_the_passes_are_one() -> None:
     run = tiny_run(fresh)
     fresh.setup(run)
     assert float(first_step(run).objective().logs["smart_divergence"]) > 1e-4
+
+
+@pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.parametrize("scale", ["paper", "mtdnn"])
+def test_a_texts_noise_depends_on_that_text_alone(kind: str, scale: str) -> None:
+    """By the formula, with the gradient of a sum over the texts, and the same for a text alone as in its batch."""
+    task = CLASSIFICATION if kind == "classification" else REGRESSION
+    smart = SMART(scale=scale, eps=0.05, init_scale=0.02, learning_rate=5.0 if scale == "mtdnn" else 0.02)
+    run = tiny_run(smart, task=task, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
+    smart.setup(run)
+    mark = step.mark()
+    clean = step.forward().logits.detach()
+    together = smart.find_noise(step, Output(clean), View(), mark)
+    run.set_streams(mark)
+    real = step.batch.inputs["attention_mask"][..., None]
+    embeds = run.embeds(step.batch, View()).detach()
+    start = torch.randn(embeds.shape, generator=run.generator("smart")) * 0.02 * real
+    for row in range(len(clean)):
+        text = Batch(
+            {name: ids[row : row + 1] for name, ids in step.batch.inputs.items()}, step.batch.labels[row : row + 1]
+        )
+        noise = start[row : row + 1].clone().requires_grad_()
+        moved = run.forward(text, View(embeds=embeds[row : row + 1] + noise)).logits
+        if kind == "regression":
+            change = ((moved - clean[row]) ** 2).sum()
+        else:
+            p, q = moved.softmax(-1), clean[row].softmax(-1)
+            change = ((p - q) * (p / q).log()).sum()
+        (gradient,) = torch.autograd.grad(change, noise)
+        if scale == "mtdnn":
+            pushed = noise.detach() + 5.0 * gradient
+            expected = pushed / (pushed.abs().amax(-1, keepdim=True) + 1e-6)
+        else:
+            largest = gradient.abs().amax(-1, keepdim=True).clamp(min=1e-38)
+            expected = (noise.detach() + 0.02 * gradient / largest).clamp(-0.05, 0.05)
+        expected = expected * real[row : row + 1]
+        torch.testing.assert_close(together[row : row + 1], expected, atol=2e-4, rtol=1e-3)
+
+
+def test_only_the_scale_whose_numbers_moved_has_another_version() -> None:
+    assert [SMART(scale=scale).version for scale in ("paper", "mtdnn")] == [1, 2]
+    stack = registry.make_stack("rdrop+smart(scale=mtdnn)")
+    assert [method.version for method in stack.methods] == [1, 2]
 
 
 def test_the_climb_finds_more_than_chance() -> None:

@@ -84,7 +84,7 @@ def test_doses_are_read_from_the_parameter_that_is_meant() -> None:
     doses = read_doses("freelb+smart", "freelb.steps", "2,4")
     assert [registry.make_stack(full).methods[0].steps for full in doses.values()] == [2, 4]  # type: ignore[attr-defined]
     assert default_dose("hype", "eps") == 1e-5
-    assert [default_dose("freelb+smart", f"{name}.steps") for name in ("freelb", "smart")] == [3, 1]
+    assert [default_dose("freelb+smart", f"{name}.steps") for name in ("freelb", "smart")] == [4, 1]
     with pytest.raises(UsageError, match="got none"):
         read_doses("hype", "eps", "")
 

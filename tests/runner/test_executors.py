@@ -29,7 +29,13 @@ from finetune_bench.study.study import Study
 pytestmark = pytest.mark.slow
 
 SETTINGS = WorkerSettings(
-    out="x", data_root=None, save_model=False, checkpoint_every=5, retry_failed=False, plugins=("a", "b")
+    out="x",
+    data_root=None,
+    save_model=False,
+    checkpoint_every=5,
+    retry_failed=False,
+    plugins=("a", "b"),
+    foreign={"methods": ["a"], "tasks": [], "task_files": []},
 )
 METHODS = ("vanilla", "hype(eps=0.1)", "rdrop", "mixout", "ema", "smart", "child_tuning_d", "noisytune")
 

@@ -137,7 +137,7 @@ class LocalExecutor:
         del self.running[number]
         if line:
             answer = Answer.from_json(line)
-            if answer.broken or late.is_set():  # late: it ended just in time, and may have been told to end
+            if answer.is_last or late.is_set():  # late: it ended just in time, and may have been told to end
                 self._end(number)
             return Event.from_answer(cell, answer)
         self._end(number)

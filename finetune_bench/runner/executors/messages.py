@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,6 +34,7 @@ class WorkerSettings:
         checkpoint_every: steps from one checkpoint to the next.
         retry_failed: whether cells that failed before, and would fail again, are run all the same.
         plugins: modules and files that register methods, tasks or reports.
+        foreign: by group, the names that don't come from this package, as `foreign_names` of `runner.leftovers` gives.
         device: the torch device of the worker, as "cpu" or "cuda:0"; executors set it.
     """
 
@@ -42,6 +44,7 @@ class WorkerSettings:
     checkpoint_every: int
     retry_failed: bool
     plugins: tuple[str, ...]
+    foreign: Mapping[str, Sequence[str]]
     device: str = "cpu"
 
     def to_json(self) -> str:
@@ -64,7 +67,8 @@ class Answer:
         status: done, failed, cached or busy.
         reason: why it failed, a sentence; None where it didn't.
         seconds: wall seconds that the cell took; 0 where it didn't run.
-        broken: whether the worker's device failed, so that it should run no more cells.
+        broken: whether the worker's device failed.
+        foreign: whether the cell ran code from elsewhere, which may have left anything in the worker's process.
     """
 
     id: str
@@ -72,6 +76,12 @@ class Answer:
     reason: str | None = None
     seconds: float = 0.0
     broken: bool = False
+    foreign: bool = False
+
+    @property
+    def is_last(self) -> bool:
+        """Tell whether the worker's process should run no more cells."""
+        return self.broken or self.foreign
 
     def to_json(self) -> str:
         """Return the answer as one line, which `from_json` reads back."""

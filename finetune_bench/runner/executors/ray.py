@@ -120,7 +120,7 @@ class RayExecutor:
                 yield from self._give(number)
             else:
                 yield Event.from_answer(cell, answer)
-                if answer.broken and self._todo:
+                if answer.is_last and self._todo:
                     self._ray.kill(self._actors[number])
                     self._start(number)
                 else:

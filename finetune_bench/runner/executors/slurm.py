@@ -19,8 +19,10 @@ from typing import Any
 
 from finetune_bench.errors import MachineError
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.local import LocalExecutor
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
 from finetune_bench.runner.executors.worker import Worker
+from finetune_bench.runner.leftovers import is_foreign
 from finetune_bench.study.grid import Cell
 
 WORKERS = 8  # unless --workers says
@@ -49,7 +51,7 @@ class Job:
         todo, busy = deque(self.cells), 0
         while todo:
             cell = todo.popleft()
-            answer = worker.work(cell)
+            answer = self._apart(cell) if is_foreign(cell, self.settings.foreign) else worker.work(cell)
             if answer.status == EventStatus.BUSY:
                 todo.append(cell)
                 busy += 1
@@ -63,6 +65,12 @@ class Job:
             if answer.broken:
                 raise MachineError("this node's device failed; the other jobs go on")
         return ran
+
+    def _apart(self, cell: Cell) -> Answer:
+        """Run a cell in a process that ends with it."""
+        logs = self.answers.with_suffix("")
+        (*_, event) = LocalExecutor([self.settings.device], self.settings, max(1, cell.threads), logs).run([cell])
+        return Answer(cell.id, event.status, event.reason, event.seconds)
 
     def checkpoint(self) -> Any:
         """Return what SLURM queues again when the job's time is over: the whole list; the store knows what is done."""

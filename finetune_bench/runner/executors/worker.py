@@ -23,6 +23,7 @@ from finetune_bench import registry
 from finetune_bench.metrics import compute
 from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
+from finetune_bench.runner.leftovers import is_foreign
 from finetune_bench.runner.row import final_row
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
@@ -37,12 +38,11 @@ class Worker:
     """
 
     def __init__(self, settings: WorkerSettings) -> None:
-        for plugin in settings.plugins:
-            registry.load_plugin(plugin)
         # What scoring imports would otherwise count as memory of every cell but the first.
         for metric in ("accuracy", "pearson_spearman"):
             compute(metric, np.array([0, 1]), np.array([0, 1]))
         self.retry_failed = settings.retry_failed
+        self.plugins, self.foreign = settings.plugins, settings.foreign
         self.context = WorkerContext(
             store=Store(settings.out),
             device=torch.device(settings.device),
@@ -60,10 +60,16 @@ class Worker:
                 return Answer(cell.id, EventStatus.BUSY)
             if answer := self._stored(cell):
                 return answer
+            foreign = is_foreign(cell, self.foreign)
+            if foreign:
+                for plugin in self.plugins:
+                    registry.load_plugin(plugin)
             row = run_cell(cell, self.context)
             if self.context.store.has_lost(cell.id):
                 return Answer(cell.id, EventStatus.BUSY)
-        return Answer(cell.id, EventStatus(row["status"]), row["reason"], row["seconds"], row.get("broken", False))
+        return Answer(
+            cell.id, EventStatus(row["status"]), row["reason"], row["seconds"], row.get("broken", False), foreign
+        )
 
     def _stored(self, cell: Cell) -> Answer | None:
         """Return the answer where no run is needed: another process may have made the row since the run was planned."""

@@ -1,0 +1,51 @@
+"""Ask a method what it says before a run, where a plugin may raise, leave the process or answer anything."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import NoneType
+from typing import Any
+
+from finetune_bench.errors import FinetuneBenchError, UsageError
+from finetune_bench.method.base import Method
+from finetune_bench.method.cost import Memory, Passes
+
+# By hook: what it is asked, in words, and what may come back.
+_QUESTIONS: dict[str, tuple[str, tuple[type, ...], str]] = {
+    "unsupported": ("what it supports", (str, NoneType), "a sentence or None"),
+    "warning": ("for its warning", (str, NoneType), "a sentence or None"),
+    "noise_scale": ("how large its noise is", (float, int, NoneType), "a number or None"),
+    "passes": ("for its passes", (Passes,), "Passes"),
+    "memory": ("for its memory", (Memory,), "Memory"),
+    "effects": ("for its effects", (Mapping,), "methods by name, one at least"),
+}
+
+
+def ask(method: Method, hook: str, *arguments: Any) -> Any:
+    """Call one of the hooks that say something of a method without training it.
+
+    Args:
+        method: whose hook it is.
+        hook: unsupported, warning, noise_scale, passes, memory or effects.
+        *arguments: the hook's.
+
+    Raises:
+        UsageError: the hook raised, called sys.exit, or answered with something else than it may.
+    """
+    question, kinds, expected = _QUESTIONS[hook]
+    try:
+        answer = getattr(method, hook)(*arguments)
+    except FinetuneBenchError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(
+            f"'{method.name}': asking it {question} failed with {type(error).__name__}: {error}; mend its `{hook}`."
+        ) from error
+    wrong = not isinstance(answer, kinds)
+    if isinstance(answer, Mapping):
+        wrong = wrong or not answer or not all(isinstance(twin, Method) for twin in answer.values())
+    if isinstance(answer, Passes):
+        wrong = not all(isinstance(count, int | float) for count in (answer.forwards, answer.backwards))
+    if wrong:
+        raise UsageError(f"'{method.name}': its `{hook}` must return {expected}; got {answer!r}.")
+    return answer
