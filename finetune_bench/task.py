@@ -10,10 +10,11 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -170,16 +171,58 @@ class Task(ABC):
             predictions: (examples, outputs) logits, or (examples, 1) values for regression.
             labels: (examples,).
         """
-        from finetune_bench.metrics import compute
+        from finetune_bench.metrics import METRICS, compute, named_class
 
         predicted = predictions.reshape(-1) if self.kind == "regression" else predictions.argmax(axis=1)
-        return {name: compute(name, predicted, labels) for name in self.metrics}
+        scores = {}
+        for metric in self.metrics:
+            name, positive = named_class(metric)
+            if positive is not None:
+                place = self.labels.index(positive)
+                scores[metric] = compute(name, (predicted == place).astype(int), (labels == place).astype(int))
+            else:
+                of_logits = name in METRICS and METRICS[name].of_logits
+                scores[metric] = compute(name, predictions if of_logits else predicted, labels)
+        return scores
+
+
+def on_both_sides(held_out: Sequence[bool], labels: Sequence[Hashable], order: Sequence[Any]) -> list[bool]:
+    """A cut of examples in two, changed only where a class has no example on one side.
+
+    Examples of one place in the order stay together. Of a class that would be held out as a whole, the last in the
+    order is trained on; of one that would be trained on as a whole, the first is held out, unless a class would then
+    not be trained on. What is the only one of its class is trained on.
+
+    Args:
+        held_out: whether each example is held out, (examples,).
+        labels: (examples,).
+        order: the smaller, the sooner an example is held out, (examples,).
+    """
+    side = dict(zip(order, held_out, strict=True))
+    places: dict[Any, set[Any]] = defaultdict(set)
+    classes: dict[Any, set[Any]] = defaultdict(set)
+    for place, label in zip(order, labels, strict=True):
+        places[label].add(place)
+        classes[place].add(label)
+    for own in places.values():
+        if all(side[place] for place in own):
+            side[max(own)] = False
+    trained = {label: sum(not side[place] for place in own) for label, own in places.items()}
+    for label in sorted(places):
+        if trained[label] == len(places[label]) > 1:
+            first = next((p for p in sorted(places[label]) if all(trained[other] > 1 for other in classes[p])), None)
+            if first is not None:
+                side[first] = True
+                for other in classes[first]:
+                    trained[other] -= 1
+    return [side[place] for place in order]
 
 
 def hold_out(data: TaskData, share: float, name: str) -> TaskData:
     """Data with a share of the training examples held out as one more evaluation split, the last.
 
-    Which examples these are depends on their place and the task's name only: the same for every method and seed.
+    Which examples these are depends on their place and the task's name only: the same for every method and seed. Where
+    a class would have no example on one side, one of its examples changes sides.
 
     Args:
         share: of the training examples, rounded; at least one is held out and one is left.
@@ -193,7 +236,12 @@ def hold_out(data: TaskData, share: float, name: str) -> TaskData:
         raise DataError(f"'{name}' has {total} training examples; holding some out for a search needs two at least.")
     drawn = sorted(range(total), key=lambda i: hashlib.sha256(f"{HELD_OUT}:{name}:{i}".encode()).digest())
     count = min(max(1, round(share * total)), total - 1)
-    train, held_out = data.train.take(sorted(drawn[count:])), data.train.take(sorted(drawn[:count]))
+    rank = {place: i for i, place in enumerate(drawn)}
+    order = [rank[place] for place in range(total)]
+    out = [one < count for one in order]
+    if all(isinstance(label, int) for label in data.train.labels):  # class ids
+        out = on_both_sides(out, data.train.labels, order)
+    train, held_out = (data.train.take([i for i in range(total) if out[i] == wanted]) for wanted in (False, True))
     return dataclasses.replace(data, train=train, evaluation=data.evaluation | {HELD_OUT: held_out})
 
 
