@@ -315,7 +315,7 @@ def _hold_out(source: str, rows: dict[str, list[Row]], choices: Choices, notes: 
     )
     if moved := [row.label for row, before, now in zip(whole, by_hash, out, strict=True) if before != now]:
         notes.append(f"So that classes have rows on both sides, rows of these changed sides: {_listed(moved)}.")
-    return rows | cut
+    return cut | {name: own for name, own in rows.items() if name != "train"}
 
 
 def _listed(labels: Iterable[str]) -> str:

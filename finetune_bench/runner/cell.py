@@ -24,6 +24,7 @@ from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import CHECKPOINT_EVERY
 from finetune_bench.training import evaluation, loop, measure, memory
 from finetune_bench.training.checkpoint import Checkpoints
+from finetune_bench.training.examples import truncation
 from finetune_bench.training.run import TrainingRun
 
 _OUT_OF_MEMORY = "out of memory"
@@ -175,12 +176,13 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
     majority = {
         name: task.score(constant_prediction(train.labels, labels[name], task), labels[name]) for name in splits
     }
+    every, label = {"train": train, **splits}, pretrained.label(cell.model)
     found = {
         "metrics": metrics,
         "majority": majority,
         "collapsed": collapse_reason(task, predictions, metrics, majority),
         "subset": [name for name, split in {"train": data.train, **data.evaluation}.items() if split.is_subset],
-        "notes": list(data.notes),
+        "notes": [*data.notes, *(note for name, one in every.items() for note in truncation(name, one, label))],
         "training": training_facts(task, trace, train.labels),
         "cost": cost_facts(run, trace)
         | {

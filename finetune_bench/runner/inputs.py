@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.seeds import derive
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task, TaskData, hold_out, limit
-from finetune_bench.training.examples import encode
+from finetune_bench.training.examples import Encoded, encode, truncation
 
 
 @lru_cache(maxsize=4)
@@ -35,10 +34,20 @@ def load_data(
     task = registry.task(task_text)
     data = task.load(data_root)
     if limit_train is not None:
-        data = dataclasses.replace(data, train=limit(data.train, limit_train, task.name))
+        data = _limited(task, data, limit_train)
     if not len(data.train) or not all(len(split) for split in data.evaluation.values()):
         raise DataError(f"The task '{task.name}' has a split without examples.")
     return task, hold_out(data, held_out, task.name) if held_out else data
+
+
+def _limited(task: Task, data: TaskData, count: int) -> TaskData:
+    """The data with so many training examples, and a note where they leave out a class."""
+    train = limit(data.train, count, task.name)
+    notes = data.notes
+    if task.kind == "classification" and (lost := sorted({*data.train.labels} - {*train.labels})):
+        names = ", ".join(f"'{task.labels[int(label)]}'" for label in lost)
+        notes += (f"--limit-train {count} leaves no training example of {names}.",)
+    return dataclasses.replace(data, train=train, notes=notes)
 
 
 @lru_cache(maxsize=4)
@@ -50,12 +59,28 @@ def encoded(
     length: int,
     *,
     held_out: float = 0.0,
-) -> Any:
+) -> tuple[Encoded, dict[str, Encoded]]:
     """A task's training examples and evaluation splits by name, tokenised; kept for the next cell."""
     task, data = load_data(task_text, limit_train, data_root, held_out)
     tokenizer = pretrained.tokenizer(cell_model)
     train = encode(data.train, tokenizer, length, task.kind)
     return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
+
+
+def cuts(cell: Cell, data_root: Path | None) -> list[str]:
+    """Sentences about the examples that a cell's tokenizer cuts, one split after the other.
+
+    Raises:
+        UsageError: so few tokens leave none for some text.
+    """
+    task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
+    tokenizer, length = pretrained.tokenizer(cell.model), cell.recipe.max_length
+    splits = {"train": data.train, **data.evaluation}  # encoded one by one, and not kept: workers make their own
+    return [
+        note
+        for name, split in splits.items()
+        for note in truncation(name, encode(split, tokenizer, length, task.kind), pretrained.label(cell.model))
+    ]
 
 
 def forget() -> None:

@@ -122,6 +122,7 @@ def make_plan(study: Study) -> Plan:
             failed.append(row)
         else:
             todo.append(cell)
+    notes += _cuts(todo, study.data_root)
     blocks = {block: place for place, block in enumerate(dict.fromkeys(map(comparison_of, todo)))}
     todo.sort(
         key=lambda cell: (blocks[comparison_of(cell)], -grid.relative_passes(cell.stack))
@@ -158,6 +159,19 @@ def _checked_data(text: str, study: Study) -> TaskData:
     logging.getLogger("datasets").setLevel(logging.ERROR)
     root = study.data_root.resolve() if study.data_root else None
     return load_data(text, study.limit_train, root, grid.held_out(study))[1]
+
+
+def _cuts(todo: Sequence[Cell], data_root: Path | None) -> list[str]:
+    """What is cut off from the examples of the cells that have to run; each sentence once.
+
+    Raises:
+        UsageError: so few tokens leave none for some text.
+    """
+    from finetune_bench.runner.inputs import cuts
+
+    root = data_root.resolve() if data_root else None
+    cells = {(cell.model, cell.task): cell for cell in todo}
+    return [f"{cell.task}: {note}" for cell in cells.values() for note in cuts(cell, root)]
 
 
 def _arrangement(study: Study) -> tuple[str, str]:
