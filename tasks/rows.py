@@ -31,6 +31,7 @@ MISSING = (
 )  # in lower case: what spreadsheets, pandas, R, SQL and people write
 _SHOWN = 20  # classes that a note counts one by one
 _NOTHING = ""
+_PARTS = ("train", "validation", "test")
 
 Missing = Literal["refuse", "drop", "keep"]
 
@@ -189,9 +190,9 @@ def make_data(source: str, parts: Mapping[str, Part], choices: Choices) -> tuple
     """
     notes = list(dict.fromkeys(note for part in parts.values() for note in part.notes))
     missing = _labels_that_are_missing([row.label for part in parts.values() for row in part.rows], choices)
-    rows = {name: _present(part, missing, choices, notes) for name, part in parts.items()}
+    rows = {name: _present(parts[name], missing, choices, notes) for name in _PARTS if name in parts}
     sources = {name: part.source for name, part in parts.items()}
-    for name in ("validation", "test"):
+    for name in _PARTS[1:]:
         if name in rows and (repeated := {row.key() for row in rows["train"]} & {row.key() for row in rows[name]}):
             notes.append(f"{len(repeated)} texts of the {name} file are in the training file too.")
     if choices.kind == "classification":
@@ -217,8 +218,8 @@ def make_data(source: str, parts: Mapping[str, Part], choices: Choices) -> tuple
                 "Is it the right column? Name another with label=COLUMN."
             )
         notes.append(f"The training labels are numbers from {min(values):g} to {max(values):g}.")
-    order = [name for name in ("validation", "test") if name in found]
-    return labels, metric, TaskData(found["train"], {name: found[name] for name in order}, tuple(notes))
+    train = found.pop("train")
+    return labels, metric, TaskData(train, found, tuple(notes))
 
 
 # --- missing labels and texts -----------------------------------------------------------------------------------------

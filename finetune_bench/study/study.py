@@ -216,5 +216,5 @@ def run_name(study: Study) -> str:
     }
     rest = {key: value for key, value in as_dict(study).items() if key not in apart}
     digest = hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:6]
-    stems = [Path(parse_call(text).name).stem for text in study.tasks[:4]]
+    stems = [Path(parse_call(text).name.removeprefix("hub:")).stem for text in study.tasks[:4]]  # no colon in a path
     return "-".join([*stems, digest])
