@@ -30,6 +30,8 @@ MISSING = (
     *("none", "null", "nil", "missing", "?", "-", "--"),
 )  # in lower case: what spreadsheets, pandas, R, SQL and people write
 _SHOWN = 20  # classes that a note counts one by one
+_LONG = 60  # characters of a label that a message shows
+_LARGEST = 3.4e38  # that single precision, in which losses are computed, can hold
 _NOTHING = ""
 _PARTS = ("train", "validation", "test")
 
@@ -231,7 +233,7 @@ def _labels_that_are_missing(labels: Iterable[str], choices: Choices) -> set[str
         return set()
     known = set(labels) - {_NOTHING}
     spelt = {label for label in known if label.casefold() in MISSING}
-    minus_one = {label for label in known if _float(label) == -1}
+    minus_one = {label for label in known if _float(label.replace("−", "-")) == -1}  # a typographer's minus as well
     others = known - spelt - minus_one
     below = any((_float(label) or 0.0) < 0 for label in others)
     # -1 and 1 are two classes, -2 to 2 are five, and so are the targets of a regression that lie around 0.
@@ -319,8 +321,12 @@ def _hold_out(source: str, rows: dict[str, list[Row]], choices: Choices, notes: 
     return cut | {name: own for name, own in rows.items() if name != "train"}
 
 
+def _brief(label: str) -> str:
+    return label if len(label) <= _LONG else f"{label[:_LONG]}…"
+
+
 def _listed(labels: Iterable[str]) -> str:
-    names = [f"'{label}'" for label in dict.fromkeys(labels)]
+    names = [f"'{_brief(label)}'" for label in dict.fromkeys(labels)]
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
@@ -336,13 +342,13 @@ def _check_labels(source: str, rows: Sequence[Row]) -> None:
     counts = Counter(row.label for row in rows)
     if len(counts) == 1:
         raise DataError(
-            f"'{source}': every row has the label '{rows[0].label}'; expected at least two classes. "
+            f"'{source}': every row has the label '{_brief(rows[0].label)}'; expected at least two classes. "
             "Is it the right column? Name another with label=COLUMN."
         )
     once = [row for row in rows if counts[row.label] == 1]
     if len(once) > len(rows) / 2 and len(rows) > 2:
         raise DataError(
-            f"'{source}', {once[0].place}: the class '{once[0].label}' occurs only once, as {len(once)} of "
+            f"'{source}', {once[0].place}: the class '{_brief(once[0].label)}' occurs only once, as {len(once)} of "
             f"{len(counts)} do, which is too little to learn; name another column with label=COLUMN, or, if the labels "
             "are numbers to predict, give kind=regression."
         )
@@ -365,7 +371,7 @@ def _classes(
                 if held_out and name == "validation"
                 else "is not in the training file; correct the label or drop the row."
             )
-            raise DataError(f"'{sources[name]}', {unseen.place}: the class '{unseen.label}' {advice}")
+            raise DataError(f"'{sources[name]}', {unseen.place}: the class '{_brief(unseen.label)}' {advice}")
     rank = {label: i for i, label in enumerate(choices.order)}
     return tuple(sorted(seen, key=lambda label: (rank.get(label, len(rank)), label)))
 
@@ -374,11 +380,19 @@ def _class_notes(rows: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> li
     """How many rows each class has, and which are never scored."""
     counts = {name: Counter(row.label for row in own) for name, own in rows.items()}
     shown = sorted(labels, key=lambda label: -counts["train"][label])[:_SHOWN] if len(labels) > _SHOWN else labels
-    told = ", ".join(f"'{label}' {' + '.join(str(count[label]) for count in counts.values())}" for label in shown)
+    told = ", ".join(
+        f"'{_brief(label)}' {' + '.join(str(count[label]) for count in counts.values())}" for label in shown
+    )
     more = (
         f", and {len(labels) - _SHOWN} more, with {counts['train'][shown[-1]]} or fewer" if len(labels) > _SHOWN else ""
     )
     notes = [f"{len(labels)} classes, rows in {' + '.join(counts)}: {told}{more}."]
+    spellings: dict[str, list[str]] = {}
+    for label in labels:
+        number = _float(label)
+        spellings.setdefault(label.casefold() if number is None else repr(number), []).append(label)
+    if alike := [label for one in spellings.values() if len(one) > 1 for label in one]:
+        notes.append(f"Classes of their own, though they differ only in how they are spelt: {_listed(alike)}.")
     if rare := [label for label in labels if not counts["validation"][label]]:
         notes.append(f"Trained on but not in the validation rows, so never scored: {_listed(rare)}.")
     return notes
@@ -386,9 +400,10 @@ def _class_notes(rows: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> li
 
 def _number(source: str, row: Row) -> float:
     number = _float(row.label)
-    if number is None or not math.isfinite(number):
+    if number is None or not abs(number) <= _LARGEST:
         raise DataError(
-            f"'{source}', {row.place}: the label of a regression must be a number such as 3.5; got '{row.label}'."
+            f"'{source}', {row.place}: the label of a regression must be a number such as 3.5; got "
+            f"'{_brief(row.label)}'{', which is beyond single precision' if number is not None and math.isfinite(number) else ''}."
         )
     return number
 

@@ -123,6 +123,8 @@ def read_table(path: str, wanted: Sequence[str], reading: Reading) -> Table:
         raise DataError(f"'{path}' can't be read: {error.strerror}.") from error
     if not content.strip():
         raise DataError(f"'{path}' is empty; expected a table with the columns {', '.join(wanted)}.")
+    if content.startswith(b"version https://git-lfs."):
+        raise DataError(f"'{path}' is a pointer of Git LFS, not the file itself; fetch that: git lfs pull.")
     if ending == "parquet":
         return _read_parquet(path, content)
     text, note = _decode(path, content, reading.encoding)
@@ -321,7 +323,8 @@ def _loads(path: str, text: str, line: int) -> Any:
     try:
         return json.loads(text, object_pairs_hook=_once)
     except json.JSONDecodeError as error:
-        raise DataError(f"'{path}', line {line + error.lineno - 1}: not valid JSON ({error.msg}).") from error
+        hint = " If each line is an object, name the file .jsonl." if error.msg == "Extra data" else ""
+        raise DataError(f"'{path}', line {line + error.lineno - 1}: not valid JSON ({error.msg}).{hint}") from error
     except RecursionError as error:
         raise DataError(
             f"'{path}', line {line}: not a table, but brackets within brackets too deep to read."

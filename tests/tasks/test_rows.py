@@ -40,7 +40,7 @@ def noted(path: str, options: Mapping[str, str] | None = None) -> str:
 
 
 @pytest.mark.parametrize(
-    "label", ["NA", "N/A", "NaN", "nan", "None", "null", "NULL", "<NA>", "#N/A", "?", "-1", -1, -1.0]
+    "label", ["NA", "N/A", "NaN", "nan", "None", "null", "NULL", "<NA>", "#N/A", "?", "-1", "−1", -1, -1.0]
 )
 def test_a_label_that_stands_for_a_missing_one_is_never_silently_a_class(label: object) -> None:
     path = write([*GOOD_BAD, label, label])
@@ -222,3 +222,20 @@ def test_metrics_that_do_not_fit_are_refused() -> None:
     assert "the metric 'accuracy' takes no class" in refusal("a.jsonl", {"metric": "accuracy(c1)"})
     assert "Did you mean 'neg_rmse'?" in refusal(write(list(range(60))), {"kind": "regression", "metric": "rmse"})
     assert text_file(write([f"c{i % 3}" for i in range(90)]), {"metric": "auc"}).metrics == ("auc",)
+
+
+def test_spellings_of_one_class_are_told() -> None:
+    assert "differ only in how they are spelt: '1', '1.0'." in noted(write(["1", "1.0", "2"] * 20))
+    assert "differ only in how they are spelt: 'True', 'true'." in noted(write(["True", "true", "no"] * 20))
+    assert "spelt" not in noted(write(["true", "no", "1", "2"] * 20))
+
+
+def test_a_long_label_does_not_fill_the_page() -> None:
+    assert len(noted(write([f"{'x' * 5000} {i % 2}" for i in range(60)]))) < 1000
+    assert len(refusal(write(["x" * 5000] * 60))) < 1000
+
+
+def test_a_target_beyond_single_precision_is_refused() -> None:
+    message = refusal(write([1.0, 1e39, *range(40)]), {"kind": "regression"})
+    assert "line 2: the label of a regression must be a number such as 3.5; got '999" in message
+    assert "beyond single precision" in message

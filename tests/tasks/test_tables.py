@@ -179,6 +179,9 @@ LONG = "1" * 5_000
         ("a.jsonl", '{"text\\ud83d": "x", "label": 1}', "Its columns are text\\ud83d, label"),
         ("a.csv", b"text,label\n\0\0\0\0\n", "line 2: expected 2 values"),
         ("a.csv", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\xff\xd8", "is not UTF-8"),
+        ("a.json", '{"text": "x"}\n{"text": "y"}', "line 2: not valid JSON (Extra data). If each line is an object"),
+        ("a.csv", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a pointer of Git LFS"),
+        ("a.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n", "is a pointer of Git LFS"),
         ("a.parquet", b"PAR1\0\0PAR1", "can't be read as parquet"),
     ],
 )
