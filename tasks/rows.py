@@ -401,9 +401,10 @@ def _class_notes(rows: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> li
 def _number(source: str, row: Row) -> float:
     number = _float(row.label)
     if number is None or not abs(number) <= _LARGEST:
+        beyond = ", which is beyond single precision" if number is not None and math.isfinite(number) else ""
         raise DataError(
             f"'{source}', {row.place}: the label of a regression must be a number such as 3.5; got "
-            f"'{_brief(row.label)}'{', which is beyond single precision' if number is not None and math.isfinite(number) else ''}."
+            f"'{_brief(row.label)}'{beyond}."
         )
     return number
 
