@@ -17,19 +17,21 @@ import numpy as np
 
 from finetune_bench.errors import UnknownName
 
+Kind = Literal["classification", "regression"]
+
 # Below this spread, relative to the mean, the values differ by the rounding of float64 only.
 ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a report needs to know about a metric.
+    """This is what a report needs to know about a metric.
 
     Attributes:
-        heading: its name above a column.
-        kind: the kind of task that it scores.
-        binary: whether it is for two classes only; for more it names one of them: `f1(positive)`.
-        of_logits: whether it is computed from the classes' logits, not from the class that was chosen.
+        heading: the metric's name above a column.
+        kind: the kind of task that the metric scores.
+        binary: whether the metric is for two classes only; for more it names one of them: `f1(positive)`.
+        of_logits: whether the metric is computed from the classes' logits, not from the class that was chosen.
     """
 
     heading: str
@@ -62,7 +64,7 @@ METRICS: dict[str, Description] = {
 
 
 def named_class(metric: str) -> tuple[str, str | None]:
-    """The metric's name, and the class that it counts as the positive one where it names one: `f1(positive)`."""
+    """Return the metric's name, and the class that it counts as the positive one where it names one: `f1(positive)`."""
     name, bracket, rest = metric.partition("(")
     return (name.strip(), rest[:-1].strip()) if bracket and rest.endswith(")") else (metric, None)
 
@@ -71,12 +73,12 @@ def compute(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
     """Score predictions; higher is better, as a fraction (0.5, not 50).
 
     Args:
-        name: one of `METRICS`. `f1`, `precision` and `recall` count class 1 as the positive one; their macro and
+        name: a key of `METRICS`. `f1`, `precision` and `recall` count class 1 as the positive one; their macro and
             weighted means are over the classes that occur or are predicted, balanced accuracy is over those that occur;
             `auc` is the mean over classes of each against the rest; `pearson_spearman` is the mean of the two.
-        predictions: (examples,), class ids or, for a regression, numbers; for `auc` (examples, classes) logits, or
-            (examples,) scores of class 1.
-        labels: (examples,), of the same kind.
+        predictions: class ids or, for a regression, numbers, (examples,); for `auc` logits, (examples, classes), or
+            scores of class 1, (examples,).
+        labels: the true values of the same kind, (examples,).
 
     Returns:
         The score. A correlation is 0 where the predictions or the labels are all alike: it is undefined there, and a
@@ -137,7 +139,7 @@ def _accuracy(predictions: np.ndarray, labels: np.ndarray) -> float:
 
 
 def _of_classes(name: str, average: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """F1, precision or recall of class 1, or their mean over the classes."""
+    """Make a function of F1, precision or recall, of class 1 or as the mean over the classes."""
 
     def score(predictions: np.ndarray, labels: np.ndarray) -> float:
         from sklearn import metrics
@@ -159,11 +161,11 @@ def _auc(logits: np.ndarray, labels: np.ndarray) -> float:
 
     areas = []
     for label in range(logits.shape[1]):
-        here = labels == label
-        if here.any() and not here.all():
+        is_of_class = labels == label
+        if is_of_class.any() and not is_of_class.all():
             # The log-odds of the class: as its probability, but without ties where that rounds to 0 or 1.
             odds = logits[:, label] - logsumexp(np.delete(logits, label, axis=1), axis=1)
-            areas.append(roc_auc_score(here, odds))
+            areas.append(roc_auc_score(is_of_class, odds))
     return float(np.mean(areas)) if areas else 0.5
 
 
@@ -226,6 +228,3 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "neg_rmse": _neg_rmse,
     "neg_mae": _neg_mae,
 }
-
-
-Kind = Literal["classification", "regression"]

@@ -23,7 +23,7 @@ _MOST_TRIES = 1000  # in one text: looking for files takes its time, and only a 
 
 @dataclass(frozen=True)
 class Call:
-    """One `name(key=value, ...)`; the values are still texts."""
+    """A call is written `name(key=value, ...)`; the values are still texts."""
 
     name: str
     arguments: dict[str, str] = field(default_factory=dict)
@@ -39,13 +39,13 @@ def split(text: str, separator: str) -> list[str]:
     """
     check_text(text)
     parts, depth, begin = [], 0, 0
-    for place, character in _outside(text, separator):
+    for position, character in _outside(text, separator):
         depth += {"(": 1, ")": -1}.get(character, 0)
         if depth < 0:
             raise UsageError(f"'{_short(text)}' has a ')' without its '('.")
         if character == separator and depth == 0:
-            parts.append(text[begin:place])
-            begin = place + 1
+            parts.append(text[begin:position])
+            begin = position + 1
     if depth:
         raise UsageError(f"'{_short(text)}' has a '(' without its ')'.")
     parts.append(text[begin:])
@@ -70,33 +70,33 @@ def _short(text: str) -> str:
 
 
 def _outside(text: str, separator: str) -> Iterator[tuple[int, str]]:
-    """Every character, and its place, that is outside of quotes and of the names of existing files."""
-    place, at_start = 0, True  # of a name or a value: quotes and files begin only there
+    """Yield every character, and its position, that is outside of quotes and of the names of existing files."""
+    position, at_start = 0, True  # of a name or a value: quotes and files begin only there
     tries = iter(range(_MOST_TRIES))
-    while place < len(text):
-        character = text[place]
+    while position < len(text):
+        character = text[position]
         if at_start and not character.isspace():
-            end = _end_of_name(text, place, tries)
-            if end > place:
-                place, at_start = end, False
+            end = _end_of_name(text, position, tries)
+            if end > position:
+                position, at_start = end, False
                 continue
-        yield place, character
+        yield position, character
         at_start = character in ("(", ",", "=", separator) or (at_start and character.isspace())
-        place += 1
+        position += 1
 
 
 def _end_of_name(text: str, begin: int, tries: Iterator[int]) -> int:
-    """Where a quoted name, or that of an existing file, ends; `begin` where neither begins there."""
+    """Return where a quoted name, or that of an existing file, ends; `begin` where neither begins there."""
     if text[begin] == '"':
         quoted = _QUOTED.match(text, begin)
         if quoted is None:
             raise UsageError(f"'{_short(text)}' has a quotation mark without its partner.")
         return quoted.end()
-    for found in _END_OF_FILE_NAME.finditer(text, begin, begin + _LONGEST_NAME):
+    for ending in _END_OF_FILE_NAME.finditer(text, begin, begin + _LONGEST_NAME):
         if next(tries, None) is None:
             break
-        if text[found.end() : found.end() + 1] in _AFTER_A_NAME and _is_file(text[begin : found.end()].rstrip()):
-            return found.end()
+        if text[ending.end() : ending.end() + 1] in _AFTER_A_NAME and _is_file(text[begin : ending.end()].rstrip()):
+            return ending.end()
     return begin
 
 
@@ -116,7 +116,7 @@ def parse_call(text: str) -> Call:
     check_text(text)
     text = text.strip()
     end = _end_of_name(text, 0, iter(range(_MOST_TRIES))) if text else 0
-    end = end or next((place for place, character in enumerate(text) if character in "()"), len(text))
+    end = end or next((position for position, character in enumerate(text) if character in "()"), len(text))
     name, rest = _unquote(text[:end].strip()), text[end:].strip()
     if not name or (rest and not (rest[0] == "(" and rest[-1] == ")")):
         raise UsageError(f"'{_short(text)}' can't be read; expected name or name(key=value,...).")
@@ -143,7 +143,7 @@ def parse_stack(text: str) -> list[Call]:
 
 
 def quote(text: str) -> str:
-    """A name or a value in double quotes, if it could not be read back without them."""
+    """Put a name or a value in double quotes, if it could not be read back without them."""
     try:
         plain = not text.startswith('"') and text == text.strip() and split(text, ",") == [text]
     except UsageError:

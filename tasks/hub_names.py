@@ -1,4 +1,4 @@
-"""Any data set of the hub as a task: `hub:ag_news`, `hub:SetFit/trec(text=text,label=label_coarse)`.
+"""Any data set of the hub becomes a task: `hub:ag_news`, `hub:SetFit/trec(text=text,label=label_coarse)`.
 
 It is read from the hub, from its cache, or from `--data-root FOLDER`. There its files lie in `FOLDER/OWNER/NAME`, with
 a data card, or as `CONFIG/SPLIT-*.parquet`, `data/SPLIT-*.parquet` or `SPLIT-*.parquet`. Options:
@@ -38,13 +38,13 @@ _FILE = re.compile(r"(.+?)(?:-\d+-of-\d+)?\.(?:parquet|csv|json|jsonl)")
 
 @dataclass(frozen=True)
 class NamedHubTask(Task):
-    """A data set that the user names; `hub_task` makes it.
+    """A NamedHubTask is a data set that the user names; `hub_task` makes it.
 
     Its classes are known once it has been read, which `load` does first of all.
 
     Attributes:
         path: the data set's name on the hub.
-        options: as typed.
+        options: the options as typed.
     """
 
     path: str = ""
@@ -52,7 +52,7 @@ class NamedHubTask(Task):
 
     @property
     def outputs(self) -> int:
-        """Width of the model's head: the number of classes, or 1 for regression."""
+        """The width of the model's head is the number of classes, or 1 for regression."""
         if self.kind == "classification" and not self.labels:
             self.load(None)
         return super().outputs
@@ -112,24 +112,26 @@ class NamedHubTask(Task):
         )
 
     def _files(self, folder: Path, data_root: Path) -> dict[str, list[str]]:
-        """The data files by split, named one by one: left to itself, datasets would mix splits of similar names."""
+        """Return the data files by split, each named: left to itself, datasets would mix splits of similar names."""
         config = self.options.get("config")
-        places = [folder / config] if config else [folder, folder / "default", folder / "data"]
+        folders = [folder / config] if config else [folder, folder / "default", folder / "data"]
         splits: dict[str, list[str]] = {}
-        for place in places:
-            for file in sorted(place.iterdir()) if place.is_dir() and not splits else ():
-                if file.is_file() and (found := _FILE.fullmatch(file.name)):
-                    splits.setdefault(found[1], []).append(str(file))
+        for candidate in folders:
+            for file in sorted(candidate.iterdir()) if candidate.is_dir() and not splits else ():
+                if file.is_file() and (match := _FILE.fullmatch(file.name)):
+                    splits.setdefault(match[1], []).append(str(file))
             if splits:
                 return splits
-        configs = [one.name for one in sorted(folder.iterdir()) if one.is_dir() and any(map(_is_data, one.iterdir()))]
+        configs = [
+            item.name for item in sorted(folder.iterdir()) if item.is_dir() and any(map(_is_data, item.iterdir()))
+        ]
         if config is None and len(configs) == 1:
             return replace(self, options={**self.options, "config": configs[0]})._files(folder, data_root)
         if config is None and configs:
             raise DataError(self._several(configs))
         known = f"; its configurations there are {', '.join(configs)}" if configs else ""
         raise DataError(
-            f"The data set {self.path} has no data files in '{places[0]}'{known}; expected them "
+            f"The data set {self.path} has no data files in '{folders[0]}'{known}; expected them "
             f"{self._layout(data_root)}."
         )
 
@@ -140,15 +142,15 @@ class NamedHubTask(Task):
         names: dict[str, None] = {}
         parts: dict[str, Part] = {}
         for name, split in splits.items():
-            own, classes = self._part(f"{self.path}, split {split}", loaded[split], columns)
-            parts[name] = replace(own, notes=tuple(notes) + own.notes if name == "train" else own.notes)
+            part, classes = self._part(f"{self.path}, split {split}", loaded[split], columns)
+            parts[name] = replace(part, notes=tuple(notes) + part.notes if name == "train" else part.notes)
             names |= dict.fromkeys(classes)
         labels, _, data = make_data(self.name, parts, replace(choices, order=tuple(names)))
         object.__setattr__(self, "labels", labels)
         return data
 
     def _splits(self, loaded: Mapping[str, Any]) -> tuple[dict[str, str], list[str]]:
-        """The data set's splits to train on and to score, and what to say of the choice."""
+        """Return the data set's splits to train on and to score, and what to say of the choice."""
         notes = []
         chosen = {"train": self.options.get("train", "train")}
         chosen |= {name: self.options[name] for name in ("validation", "test") if name in self.options}
@@ -183,15 +185,15 @@ class NamedHubTask(Task):
             raise DataError(
                 f"'{source}', row {beyond + 1}: the class id must be from 0 to {len(names) - 1}; got {labels[beyond]}."
             )
-        found = [
+        rows_with_label = [
             row_of(source, f"row {i + 1}", (texts[i], pairs[i], names[labels[i]] if names else labels[i]), columns)
             for i in given
         ]
         without = len(labels) - len(given)
-        if not found:
+        if not rows_with_label:
             raise DataError(f"'{source}' has no row with a label among its {len(labels)} rows.")
         notes = (f"{without} rows of {source} carry no label and were left out.",) if without else ()
-        return Part(source, found, columns, notes), names
+        return Part(source, rows_with_label, columns, notes), names
 
 
 def _is_data(file: Path) -> bool:
@@ -203,11 +205,11 @@ def _columns(options: Mapping[str, str]) -> tuple[str, str | None, str]:
 
 
 def hub_task(path: str, options: Mapping[str, str]) -> Task:
-    """The task of a data set on the hub; nothing is read before its `load`.
+    """Make the task of a data set on the hub; nothing is read before its `load`.
 
     Args:
         path: the data set's name, "name" or "owner/name".
-        options: see the module's docstring.
+        options: those of the module's docstring.
 
     Raises:
         DataError: no such option, or a name that is none.

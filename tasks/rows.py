@@ -1,11 +1,11 @@
-"""From the rows of files or of a data set to a task's splits: missing labels, classes, and what is held out.
+"""Rows of files or of a data set become a task's splits: missing labels, classes, and what is held out.
 
 Labels are taken as texts first: a label 1 of a JSON file and a label "1" of a CSV file are the same class. A label that
 stands for a missing one (`MISSING`; -1 too, where it is the only number below 0 and there are two other classes, or
 where the labels are numbers to predict) is never silently a class: `missing` says what becomes of its row.
 
 Without a validation split about 20 % of the rows are held out: those where a hash of the text is small. The side of a
-row hence depends on its text, not on its place in the file, and repeats of a text are on the same side. Only where a
+row hence depends on its text, not on its position in the file, and repeats of a text are on the same side. Only where a
 class would have no row on one side, one of its texts changes sides: that with the largest hash of those held out, or
 with the smallest of those trained on. A class with one text is trained on and never scored, and a note says so.
 """
@@ -40,33 +40,33 @@ Missing = Literal["refuse", "drop", "keep"]
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One example as it was found.
+    """A Row is one example, as it stands in a file or a data set.
 
     Attributes:
-        place: where to find it: "line 3" or "row 3".
+        position: where the row is: "line 3" or "row 3".
         text: the text; empty where there is none.
         pair: the second text; None where the task has one text only.
-        label: as text, without white space around it; empty where there is none.
+        label: the label as text, without white space around it; empty where there is none.
     """
 
-    place: str
+    position: str
     text: str
     pair: str | None
     label: str
 
     def key(self) -> str:
-        """The texts without case and white space, by which repeats are found."""
+        """Return the texts without case and white space, by which repeats are found."""
         return "\n".join(" ".join(text.casefold().split()) for text in (self.text, self.pair or ""))
 
 
 @dataclass(frozen=True)
 class Part:
-    """The rows of one file, or of one split of a data set.
+    """A Part holds the rows of one file, or of one split of a data set.
 
     Attributes:
-        source: how messages call it.
-        rows: in their order.
-        columns: of text, pair and label.
+        source: the name that messages give it.
+        rows: the rows in their order.
+        columns: the columns of text, pair and label.
         notes: sentences about how it was read.
     """
 
@@ -78,14 +78,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user asks of a task of their own.
+    """Choices are what the user asks of a task of their own.
 
     Attributes:
-        kind: classification or regression.
+        kind: "classification" or "regression".
         metric: the score to compare by; None for the usual one.
         missing: what becomes of rows without a label or a text: refused, dropped, or, for labels that only look like a
             missing one, kept.
-        order: names of the classes in the order of their ids, where the data names them; the others are sorted.
+        order: the names of the classes in the order of their ids, where the data names them; the others are sorted.
     """
 
     kind: Kind = "classification"
@@ -139,25 +139,26 @@ def check_columns(source: str, columns: tuple[str, str | None, str]) -> None:
                 )
 
 
-def row_of(source: str, place: str, values: Sequence[object], columns: tuple[str, str | None, str]) -> Row:
+def row_of(source: str, position: str, values: Sequence[object], columns: tuple[str, str | None, str]) -> Row:
     """Take one record's text, pair and label as texts.
 
     Args:
-        source, place: for messages.
-        values: of the three columns.
-        columns: their names; None where there is no pair.
+        source: the name of the file or the data set, for messages.
+        position: where the record is, for messages.
+        values: the values of the three columns.
+        columns: the names of the columns; None where there is no pair.
 
     Raises:
         DataError: a value that is neither text nor number, or a text that is broken.
     """
     text, pair, label = (
-        _NOTHING if column is None else _text(source, place, column, value)
+        _NOTHING if column is None else _text(source, position, column, value)
         for value, column in zip(values, columns, strict=True)
     )
-    return Row(place, text, pair if columns[1] is not None else None, label.strip())
+    return Row(position, text, pair if columns[1] is not None else None, label.strip())
 
 
-def _text(source: str, place: str, column: str, value: object) -> str:
+def _text(source: str, position: str, column: str, value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float) and value.is_integer():
@@ -165,17 +166,17 @@ def _text(source: str, place: str, column: str, value: object) -> str:
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return _NOTHING
     if not isinstance(value, str | int | float):
-        raise DataError(f"'{source}', {place}: '{column}' must be a text or a number; got {type(value).__name__}.")
+        raise DataError(f"'{source}', {position}: '{column}' must be a text or a number; got {type(value).__name__}.")
     try:
         text = str(value)
         text.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"'{source}', {place}: '{column}' holds half a character ({ascii(text[error.start])[1:-1]}, a lone "
+            f"'{source}', {position}: '{column}' holds half a character ({ascii(text[error.start])[1:-1]}, a lone "
             "surrogate); repair the text or drop the row."
         ) from None
     except ValueError:  # Python writes numbers up to a limit only
-        raise DataError(f"'{source}', {place}: '{column}' is a number of thousands of digits.") from None
+        raise DataError(f"'{source}', {position}: '{column}' is a number of thousands of digits.") from None
     return text
 
 
@@ -183,9 +184,9 @@ def make_data(source: str, parts: Mapping[str, Part], choices: Choices) -> tuple
     """Turn rows into a task's classes, metric and examples.
 
     Args:
-        source: how messages call the task.
+        source: the name that messages give the task.
         parts: `train`, and perhaps `validation` and `test`.
-        choices: of the user.
+        choices: the choices of the user.
 
     Raises:
         DataError: what can't be learnt, or what is missing; says where and what to do.
@@ -207,28 +208,28 @@ def make_data(source: str, parts: Mapping[str, Part], choices: Choices) -> tuple
     metric = _check_metric(source, choices, labels)
     if labels:
         ids = {label: i for i, label in enumerate(labels)}
-        found = {name: _split(own, [ids[row.label] for row in own]) for name, own in rows.items()}
+        splits = {name: _split(part, [ids[row.label] for row in part]) for name, part in rows.items()}
         notes += _class_notes(rows, labels)
         if METRICS[named_class(metric)[0]].binary and named_class(metric)[1] is None:
             notes.append(f"{METRICS[metric].heading} counts '{labels[1]}' as the positive class.")
     else:
-        found = {name: _split(own, [_number(sources[name], row) for row in own]) for name, own in rows.items()}
-        values = found["train"].labels
+        splits = {name: _split(part, [_number(sources[name], row) for row in part]) for name, part in rows.items()}
+        values = splits["train"].labels
         if len(set(values)) == 1:
             raise DataError(
                 f"'{sources['train']}': every training row has the label {values[0]}, so there is nothing to learn. "
                 "Is it the right column? Name another with label=COLUMN."
             )
         notes.append(f"The training labels are numbers from {min(values):g} to {max(values):g}.")
-    train = found.pop("train")
-    return labels, metric, TaskData(train, found, tuple(notes))
+    train = splits.pop("train")
+    return labels, metric, TaskData(train, splits, tuple(notes))
 
 
 # --- missing labels and texts -----------------------------------------------------------------------------------------
 
 
 def _labels_that_are_missing(labels: Iterable[str], choices: Choices) -> set[str]:
-    """Which labels stand for a missing one, by their spelling and by the other labels."""
+    """Return which labels stand for a missing one, by their spelling and by the other labels."""
     if choices.missing == "keep":
         return set()
     known = set(labels) - {_NOTHING}
@@ -249,7 +250,7 @@ def _float(text: str) -> float | None:
 
 
 def _present(part: Part, missing: set[str], choices: Choices, notes: list[str]) -> list[Row]:
-    """The rows that have their texts and a label.
+    """Return the rows that have their texts and a label.
 
     Raises:
         DataError: one has not, and rows are not to be dropped; or none has.
@@ -266,16 +267,17 @@ def _present(part: Part, missing: set[str], choices: Choices, notes: list[str]) 
             continue
         if choices.missing != "drop" and (absent or not row.label):
             raise DataError(
-                f"'{part.source}', {row.place}: '{absent[0] if absent else label}' is missing; fill it in or drop the "
-                "row (missing=drop leaves all such rows out)."
+                f"'{part.source}', {row.position}: '{absent[0] if absent else label}' is missing; fill it in or drop "
+                "the row (missing=drop leaves all such rows out)."
             )
         without[f"no {absent[0]}" if absent else f"the label '{row.label}'" if row.label else "no label"] += 1
     told = ", ".join(f"{count} with {what}" for what, count in without.most_common())
     if without and choices.missing != "drop":
         first = next(row for row in part.rows if row.label in missing)
         raise DataError(
-            f"'{part.source}', {first.place}: the label '{first.label}' usually stands for a missing one (rows of that "
-            f"kind: {told}); leave them out with missing=drop, or take such labels at their word with missing=keep."
+            f"'{part.source}', {first.position}: the label '{first.label}' usually stands for a missing one (rows of "
+            f"that kind: {told}); leave them out with missing=drop, or take such labels at their word with "
+            "missing=keep."
         )
     if not kept:
         raise DataError(f"'{part.source}' has no row with a text and a label among its {len(part.rows)} rows.")
@@ -292,14 +294,14 @@ def _hash(row: Row) -> int:
 
 
 def _hold_out(source: str, rows: dict[str, list[Row]], choices: Choices, notes: list[str]) -> dict[str, list[Row]]:
-    """The rows with the training rows cut in two.
+    """Return the rows, with the training rows cut in two.
 
     Raises:
         DataError: too few of them.
     """
     whole = rows["train"]
     hashes = [_hash(row) for row in whole]
-    by_hash = [one < HELD_OUT * 2**64 for one in hashes]
+    by_hash = [value < HELD_OUT * 2**64 for value in hashes]
     out = by_hash
     if choices.kind == "classification":
         out = on_both_sides(by_hash, [row.label for row in whole], hashes)
@@ -318,7 +320,7 @@ def _hold_out(source: str, rows: dict[str, list[Row]], choices: Choices, notes: 
     )
     if moved := [row.label for row, before, now in zip(whole, by_hash, out, strict=True) if before != now]:
         notes.append(f"So that classes have rows on both sides, rows of these changed sides: {_listed(moved)}.")
-    return cut | {name: own for name, own in rows.items() if name != "train"}
+    return cut | {name: part for name, part in rows.items() if name != "train"}
 
 
 def _brief(label: str) -> str:
@@ -348,7 +350,7 @@ def _check_labels(source: str, rows: Sequence[Row]) -> None:
     once = [row for row in rows if counts[row.label] == 1]
     if len(once) > len(rows) / 2 and len(rows) > 2:
         raise DataError(
-            f"'{source}', {once[0].place}: the class '{_brief(once[0].label)}' occurs only once, as {len(once)} of "
+            f"'{source}', {once[0].position}: the class '{_brief(once[0].label)}' occurs only once, as {len(once)} of "
             f"{len(counts)} do, which is too little to learn; name another column with label=COLUMN, or, if the labels "
             "are numbers to predict, give kind=regression."
         )
@@ -357,7 +359,7 @@ def _check_labels(source: str, rows: Sequence[Row]) -> None:
 def _classes(
     rows: Mapping[str, Sequence[Row]], sources: Mapping[str, str], choices: Choices, *, held_out: bool
 ) -> tuple[str, ...]:
-    """The classes in the order of their ids: those of the training rows.
+    """Return the classes in the order of their ids: those of the training rows.
 
     Raises:
         DataError: a class that is only scored.
@@ -371,14 +373,14 @@ def _classes(
                 if held_out and name == "validation"
                 else "is not in the training file; correct the label or drop the row."
             )
-            raise DataError(f"'{sources[name]}', {unseen.place}: the class '{_brief(unseen.label)}' {advice}")
+            raise DataError(f"'{sources[name]}', {unseen.position}: the class '{_brief(unseen.label)}' {advice}")
     rank = {label: i for i, label in enumerate(choices.order)}
     return tuple(sorted(seen, key=lambda label: (rank.get(label, len(rank)), label)))
 
 
 def _class_notes(rows: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> list[str]:
-    """How many rows each class has, and which are never scored."""
-    counts = {name: Counter(row.label for row in own) for name, own in rows.items()}
+    """Return how many rows each class has, and which are never scored."""
+    counts = {name: Counter(row.label for row in part) for name, part in rows.items()}
     shown = sorted(labels, key=lambda label: -counts["train"][label])[:_SHOWN] if len(labels) > _SHOWN else labels
     told = ", ".join(
         f"'{_brief(label)}' {' + '.join(str(count[label]) for count in counts.values())}" for label in shown
@@ -391,8 +393,8 @@ def _class_notes(rows: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> li
     for label in labels:
         number = _float(label)
         spellings.setdefault(label.casefold() if number is None else repr(number), []).append(label)
-    if alike := [label for one in spellings.values() if len(one) > 1 for label in one]:
-        notes.append(f"Classes of their own, though they differ only in how they are spelt: {_listed(alike)}.")
+    if respelt := [label for alike in spellings.values() if len(alike) > 1 for label in alike]:
+        notes.append(f"Classes of their own, though they differ only in how they are spelt: {_listed(respelt)}.")
     if rare := [label for label in labels if not counts["validation"][label]]:
         notes.append(f"Trained on but not in the validation rows, so never scored: {_listed(rare)}.")
     return notes
@@ -403,14 +405,14 @@ def _number(source: str, row: Row) -> float:
     if number is None or not abs(number) <= _LARGEST:
         beyond = ", which is beyond single precision" if number is not None and math.isfinite(number) else ""
         raise DataError(
-            f"'{source}', {row.place}: the label of a regression must be a number such as 3.5; got "
+            f"'{source}', {row.position}: the label of a regression must be a number such as 3.5; got "
             f"'{_brief(row.label)}'{beyond}."
         )
     return number
 
 
 def _check_metric(source: str, choices: Choices, labels: Sequence[str]) -> str:
-    """The metric's name.
+    """Return the metric's name.
 
     Raises:
         DataError: there is no such metric, it can't score the task, or it names no class.
@@ -430,9 +432,9 @@ def _check_metric(source: str, choices: Choices, labels: Sequence[str]) -> str:
         return full
     if metric not in usable:
         what = f"classification into {len(labels)} classes" if choices.kind == "classification" else "regression"
-        one = f", or name a class: {metric}(CLASS)" if METRICS[metric].binary and labels else ""
+        hint = f", or name a class: {metric}(CLASS)" if METRICS[metric].binary and labels else ""
         raise DataError(
-            f"'{source}': the metric '{metric}' can't score {what}; choose one of {', '.join(usable)}{one}."
+            f"'{source}': the metric '{metric}' can't score {what}; choose one of {', '.join(usable)}{hint}."
         )
     return full
 

@@ -1,6 +1,6 @@
-"""Tables in files: CSV, TSV, JSON, JSONL and parquet become rows of values, each with its place in the file.
+"""CSV, TSV, JSON, JSONL and parquet files become rows of values, each with its position in the file.
 
-What a file does not say of itself is told from its content, in this order, and a note says what was found:
+What a file does not say of itself is told from its content, in this order, and a note says what it was taken for:
 - Encoding: a byte order mark; UTF-16 without one; UTF-8; else Western European (cp1252), where only single letters
   within words are not ASCII. Anything else is refused, since a wrong guess reads like a text.
 - Delimiter of CSV and TSV: the usual one if the first line then names the columns that are asked for; else whichever of
@@ -35,13 +35,13 @@ _SIGN_IN_WORD = r"(?<=[A-Za-z])[¢-©«-´¶¸¹»-¿×÷](?=[A-Za-z])"
 
 @dataclass(frozen=True)
 class Table:
-    """The content of a file.
+    """A Table holds the content of a file.
 
     Attributes:
-        columns: their names, in order.
-        records: per row its place ("line 3" or "row 3"), and its values by column.
+        columns: the names of the columns, in order.
+        records: for each row its position ("line 3" or "row 3"), and its values by column.
         named: whether the file names its columns; otherwise they are called "1", "2" and so on.
-        classes: by column, the names of the class ids that it holds (parquet with a ClassLabel).
+        classes: the names of the class ids that a column holds, by column (parquet with a ClassLabel).
         notes: sentences about what was told from the content.
     """
 
@@ -54,11 +54,11 @@ class Table:
 
 @dataclass(frozen=True)
 class Reading:
-    """How files are to be read; what is None is told from the content.
+    """A Reading says how files are to be read; what is None is told from the content.
 
     Attributes:
-        delimiter: of the values of a line, one character.
-        encoding: a codec's name.
+        delimiter: the character between the values of a line.
+        encoding: the name of a codec.
         header: whether the first line names the columns.
     """
 
@@ -97,7 +97,7 @@ class Reading:
 
 
 def ending_of(path: str) -> str:
-    """A file's ending in lower case, without its dot."""
+    """Return a file's ending in lower case, without its dot."""
     return Path(path).suffix.lstrip(".").lower()
 
 
@@ -105,8 +105,8 @@ def read_table(path: str, wanted: Sequence[str], reading: Reading) -> Table:
     """Read a file.
 
     Args:
-        path: from the current folder; ends in one of `ENDINGS`.
-        wanted: columns that it should have; where it has them, its first line is a header.
+        path: a file that ends in one of `ENDINGS`, from the current folder.
+        wanted: the columns that it should have; where it has them, its first line is a header.
         reading: how to read it.
 
     Raises:
@@ -140,7 +140,7 @@ def read_table(path: str, wanted: Sequence[str], reading: Reading) -> Table:
 
 
 def _decode(path: str, content: bytes, encoding: str | None) -> tuple[str, str | None]:
-    """A file's text, and a note where its encoding was told from its content and is not UTF-8."""
+    """Return a file's text, and a note where its encoding was told from its content and is not UTF-8."""
     if encoding is not None:
         return _decode_as(path, content, encoding), None
     told = next((name for mark, name in _MARKS.items() if content.startswith(mark)), None) or _without_mark(content)
@@ -177,7 +177,7 @@ def _where(error: UnicodeDecodeError) -> str:
 
 
 def _without_mark(content: bytes) -> str | None:
-    """UTF-16 without a byte order mark: of the two halves of a character, one is nearly always 0."""
+    """Return the name of UTF-16, if it is that: of the two halves of a character, the higher is nearly always 0."""
     start = content[:10_000]
     for name, high in (("utf-16-le", start[1::2]), ("utf-16-be", start[::2])):
         if len(content) % 2 == 0 and high.count(0) > len(high) / 2:
@@ -186,7 +186,7 @@ def _without_mark(content: bytes) -> str | None:
 
 
 def _western_word(content: bytes) -> str | None:
-    """A word with a letter beyond ASCII, if a file reads like Western European text in cp1252; else None.
+    """Return a word with a letter beyond ASCII, if a file reads like Western European text in cp1252; else None.
 
     There, most letters beyond ASCII stand singly in words with ASCII letters, and no signs stand within words. In other
     alphabets they make whole words, or the bytes of one character become a letter and a sign.
@@ -211,13 +211,13 @@ def _western_word(content: bytes) -> str | None:
 
 @dataclass(frozen=True)
 class _Lines:
-    """The text of a CSV or TSV file, and how its lines are cut."""
+    """This is the text of a CSV or TSV file, which knows how its lines are cut."""
 
     path: str
     text: str
 
     def cut(self, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-        """Rows that are not blank, each with the number of the line where it starts.
+        """Yield the rows that are not blank, each with the number of the line where it starts.
 
         Raises:
             DataError: a quotation mark is open.
@@ -239,7 +239,7 @@ class _Lines:
                 yield start, values
 
     def first(self, delimiter: str, count: int) -> list[list[str]]:
-        """The first rows; none where they can't be cut in this way."""
+        """Return the first rows; none where they can't be cut in this way."""
         try:
             return [values for _, values in islice(self.cut(delimiter), count)]
         except DataError:
@@ -312,11 +312,11 @@ def _is_number(text: str) -> bool:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are all different; by itself json would keep the last of two."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    """Return an object whose keys are all different; by itself json would keep the last of two."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
         raise ValueError("a key is given twice")
-    return found
+    return values
 
 
 def _loads(path: str, text: str, line: int) -> Any:
@@ -349,11 +349,11 @@ def _jsonl_items(path: str, text: str) -> list[tuple[str, Any]]:
 def _objects(path: str, items: Iterable[tuple[str, Any]], notes: tuple[str, ...]) -> Table:
     columns: dict[str, None] = {}
     records: list[tuple[str, Mapping[str, object]]] = []
-    for place, item in items:
+    for position, item in items:
         if not isinstance(item, dict):
-            raise DataError(f"'{path}', {place}: expected an object, {{...}}; got {type(item).__name__}.")
+            raise DataError(f"'{path}', {position}: expected an object, {{...}}; got {type(item).__name__}.")
         columns.update(dict.fromkeys(item))
-        records.append((place, item))
+        records.append((position, item))
     return Table([ascii(name)[1:-1] if _is_broken(name) else name for name in columns], records, notes=notes)
 
 
@@ -362,6 +362,7 @@ def _is_broken(text: str) -> bool:
 
 
 def _read_parquet(path: str, content: bytes) -> Table:
+    # Importing these takes a second, and only this format needs them.
     import pandas as pd
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet  # type: ignore[import-untyped]
@@ -384,7 +385,7 @@ def _read_parquet(path: str, content: bytes) -> Table:
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
-    """The names of class ids by column, as the library datasets notes them in a parquet file."""
+    """Return the names of class ids by column, as the library datasets notes them in a parquet file."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return {

@@ -1,4 +1,4 @@
-"""A user's own file as a task: `reviews.csv(text=body,text_pair=title,label=stars,validation=dev.csv)`.
+"""A user's own file becomes a task: `reviews.csv(text=body,text_pair=title,label=stars,validation=dev.csv)`.
 
 The file is CSV, TSV, JSON (a list of objects), JSONL (one object per line) or parquet. CSV has double quotes around
 values that hold delimiters, quotes or line ends; TSV has no quoting at all, as in GLUE. Options:
@@ -46,12 +46,12 @@ Columns = tuple[str, str | None, str]
 
 @dataclass(frozen=True)
 class TextFileTask(Task):
-    """A task read from a user's own file; `text_file` makes it."""
+    """A TextFileTask is a task that was read from a user's own file; `text_file` makes it."""
 
     data: TaskData = field(default=TaskData(Split([], None, []), {}), repr=False, compare=False)
 
     def load(self, data_root: Path | None) -> TaskData:
-        """The examples, as they were when the task was made.
+        """Return the examples, as they were when the task was made.
 
         Args:
             data_root: not used; the file's path stands for itself.
@@ -88,7 +88,7 @@ def text_file(path: str, options: Mapping[str, str]) -> Task:
 
 
 def _name(path: str, options: Mapping[str, str]) -> str:
-    """What the user typed, in one spelling: the options in a fixed order, without spaces."""
+    """Return what the user typed, in one spelling: the options in a fixed order, without spaces."""
     given = [f"{option}={quote(options[option])}" for option in OPTIONS if option in options]
     name = quote(path) if set(path) & set('()"') else path
     return name + (f"({','.join(given)})" if given else "")
@@ -101,12 +101,12 @@ def _check_beside(path: str, option: str, file: str) -> None:
 
 
 def _read_part(path: str, columns: Columns, reading: Reading, *, guess: bool) -> tuple[Part, Sequence[str]]:
-    """A file's rows, and the names of its classes where it names them.
+    """Return a file's rows, and the names of its classes where it names them.
 
     Args:
         path: the file.
-        columns: of text, pair and label.
-        reading: how to read it.
+        columns: the columns of text, pair and label.
+        reading: how the file is to be read.
         guess: whether the columns of a file without a header may be chosen by their content.
     """
     table = read_table(path, [column for column in columns if column is not None], reading)
@@ -127,11 +127,11 @@ def _read_part(path: str, columns: Columns, reading: Reading, *, guess: bool) ->
             )
     names = table.classes.get(columns[2], ())
     rows: list[Row] = []
-    for place, record in table.records:
+    for position, record in table.records:
         values = [None if column is None else record.get(column) for column in columns]
         if names:
-            values[2] = _class_name(path, place, values[2], names)
-        rows.append(row_of(path, place, values, columns))
+            values[2] = _class_name(path, position, values[2], names)
+        rows.append(row_of(path, position, values, columns))
     return Part(path, rows, columns, notes), names
 
 
@@ -148,10 +148,10 @@ def _columns_without_header(path: str, table: Table, columns: Columns, *, guess:
     )
 
 
-def _class_name(path: str, place: str, value: object, names: Sequence[str]) -> object:
-    """A ClassLabel's name by its id; none for -1, by the convention of the library datasets."""
+def _class_name(path: str, position: str, value: object, names: Sequence[str]) -> object:
+    """Return a ClassLabel's name by its id; none for -1, by the convention of the library datasets."""
     if value is None or value == -1:
         return None
     if isinstance(value, int) and 0 <= value < len(names):
         return names[value]
-    raise DataError(f"'{path}', {place}: the class id must be from 0 to {len(names) - 1}; got {value!r}.")
+    raise DataError(f"'{path}', {position}: the class id must be from 0 to {len(names) - 1}; got {value!r}.")

@@ -1,4 +1,4 @@
-"""A model's dropout: what a method asks of it, how that is put into a configuration, and what is realised."""
+"""This file puts what a method asks of a model's dropout into a configuration, and reads what is realised."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from torch import nn
 
 
 class Dropout(StrEnum):
-    """What a method asks of the model's dropout. In a stack the strongest *off* wins."""
+    """A method asks one of these of the model's dropout. In a stack the strongest *off* wins."""
 
     KEEP = "keep"
-    HIDDEN_OFF = "hidden_off"  # what HyPe's script zeroes: `hidden_dropout_prob`, `dropout`; see model.py and its card
+    # What HyPe's script zeroes, see HIDDEN_DROPOUT_FIELDS and HyPe's card.
+    HIDDEN_OFF = "hidden_off"
     ALL_OFF = "all_off"
 
 
@@ -23,7 +24,7 @@ HIDDEN_DROPOUT_FIELDS = ("hidden_dropout_prob", "dropout")
 
 
 def with_dropout(config: Any, policy: Dropout) -> Any:
-    """A copy of a configuration under a dropout policy. Set before the modules exist: later edits change nothing."""
+    """Copy a configuration under a dropout policy, before the modules exist: later edits change nothing."""
     config = copy.deepcopy(config)
     for field, value in config.to_dict().items():
         is_rate = isinstance(value, float | int) and not isinstance(value, bool)
@@ -35,7 +36,7 @@ def with_dropout(config: Any, policy: Dropout) -> Any:
 
 
 def active_dropout(model: nn.Module) -> dict[str, float]:
-    """Dropout that is above zero, by module; layer numbers are written as `*`. Heads that never run are left out."""
+    """Return the dropout rates above zero, by module and attribute; layer numbers are written as `*`."""
     active: dict[str, float] = {}
     for name, module in model.named_modules():
         for key, rate in dropout_rates(module).items():
@@ -46,7 +47,7 @@ def active_dropout(model: nn.Module) -> dict[str, float]:
 
 
 def dropout_rates(module: nn.Module) -> dict[str, float]:
-    """A module's own dropout rates, by attribute."""
+    """Return a module's dropout rates, by attribute, without those of the modules in it."""
     is_dropout = "dropout" in type(module).__name__.lower()
-    own = {key: rate for key, rate in vars(module).items() if "dropout" in key or (is_dropout and key == "p")}
-    return {key: rate for key, rate in own.items() if isinstance(rate, float | int) and not isinstance(rate, bool)}
+    rates = {key: rate for key, rate in vars(module).items() if "dropout" in key or (is_dropout and key == "p")}
+    return {key: rate for key, rate in rates.items() if isinstance(rate, float | int) and not isinstance(rate, bool)}

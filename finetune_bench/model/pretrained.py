@@ -1,4 +1,4 @@
-"""Loading pre-trained checkpoints from the hub or a folder: configuration, tokenizer, weights."""
+"""This file loads pre-trained checkpoints from the hub or a folder: configuration, tokenizer, weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from torch import nn
 from finetune_bench.errors import ModelError
 from finetune_bench.model.structure import positions
 
-CONTENT = (".json", ".model", ".safetensors", ".txt")  # files of a checkpoint that can change what is computed
+# Endings of a checkpoint's files that can change what is computed.
+CONTENT = (".json", ".model", ".safetensors", ".txt")
 
 
 @cache
 def _transformers() -> ModuleType:
-    """The library, imported when first needed (it takes seconds), and told to keep its loading reports to itself."""
+    """Import the library when it is first needed, for it takes seconds, and silence its reports of loading."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -29,7 +30,7 @@ def _transformers() -> ModuleType:
 
 
 def fingerprint(name: str) -> str:
-    """What identifies a checkpoint's content: the hub's commit, or a hash of a folder's files.
+    """Return the hub's commit of a checkpoint, or a hash of a folder's files: either identifies its content.
 
     Raises:
         ModelError: no such folder, and no such checkpoint on the hub or in its cache.
@@ -54,22 +55,23 @@ def fingerprint(name: str) -> str:
             f"--model: '{name}' is neither a folder here nor a checkpoint on the hub or in its cache "
             f"({type(error).__name__}). Give a folder, or connect once to download it."
         ) from None
-    return Path(str(path)).parent.name  # the hub's cache keeps a folder per commit
+    # The hub's cache keeps a folder per commit.
+    return Path(str(path)).parent.name
 
 
 def looks_like_folder(name: str) -> bool:
-    """Whether a model's name is meant as a path: it exists, or it is written like one."""
+    """Return whether a model's name is meant as a path: it exists, or it is written like one."""
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def label(name: str) -> str:
-    """How reports call a checkpoint: its hub name, or the last two parts of its folder's path."""
+    """Name a checkpoint as reports do: by its hub name, or by the last two parts of its folder's path."""
     return "/".join(Path(name).expanduser().resolve().parts[-2:]) if looks_like_folder(name) else name
 
 
 @cache
 def hash_files(paths: tuple[Path, ...]) -> str:
-    """A hash of files' names and contents."""
+    """Hash the names and contents of files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
@@ -80,38 +82,40 @@ def hash_files(paths: tuple[Path, ...]) -> str:
 
 @cache
 def config(name: str, outputs: int) -> Any:
-    """The checkpoint's configuration, with a head of that width. Never run code from the hub.
+    """Read the checkpoint's configuration, with a head of that width; code from the hub is never run.
 
     Raises:
         ModelError: it can't be read.
     """
     try:
-        found = _transformers().AutoConfig.from_pretrained(_place(name), num_labels=outputs, trust_remote_code=False)
+        loaded = _transformers().AutoConfig.from_pretrained(_source(name), num_labels=outputs, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"--model: the configuration of '{name}' can't be read: {_first_line(error)}") from None
-    found.problem_type = None  # the task computes the loss; a stale value would not be ours
-    return found
+    # The task computes the loss; a value that was left there would not be ours.
+    loaded.problem_type = None
+    return loaded
 
 
 @cache
 def tokenizer(name: str) -> Any:
-    """The checkpoint's tokenizer.
+    """Read the checkpoint's tokenizer.
 
     Raises:
         ModelError: it can't be read.
     """
     try:
-        found = _transformers().AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False)
+        loaded = _transformers().AutoTokenizer.from_pretrained(_source(name), trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {_first_line(error)}") from None
-    if len(found) <= len(found.all_special_ids):  # transformers makes up an empty one where its files are missing
+    # Where its files are missing, transformers makes up an empty one.
+    if len(loaded) <= len(loaded.all_special_ids):
         raise ModelError(
-            f"--model: '{name}' has no vocabulary, only {len(found)} special tokens: the tokenizer's files are missing."
-            " Save them beside the weights: tokenizer.save_pretrained(folder)."
+            f"--model: '{name}' has no vocabulary, only {len(loaded)} special tokens: the tokenizer's files are "
+            "missing. Save them beside the weights: tokenizer.save_pretrained(folder)."
         )
-    if found.pad_token_id is None:
+    if loaded.pad_token_id is None:
         raise ModelError(f"--model: the tokenizer of '{name}' has no padding token, which batches need; add one.")
-    return found
+    return loaded
 
 
 def check_fit(name: str, max_length: int) -> None:
@@ -120,15 +124,15 @@ def check_fit(name: str, max_length: int) -> None:
     Raises:
         ModelError: more tokens in the vocabulary, or in an example, than the model has embeddings or positions for.
     """
-    words, places = len(tokenizer(name)), positions(skeleton(config(name, 2)))
-    if words > config(name, 2).vocab_size:
+    tokens, longest = len(tokenizer(name)), positions(skeleton(config(name, 2)))
+    if tokens > config(name, 2).vocab_size:
         raise ModelError(
-            f"--model: the tokenizer of '{name}' knows {words} tokens, its model only {config(name, 2).vocab_size}; "
+            f"--model: the tokenizer of '{name}' knows {tokens} tokens, its model only {config(name, 2).vocab_size}; "
             "they don't belong together."
         )
-    if places is not None and max_length > places:
+    if longest is not None and max_length > longest:
         raise ModelError(
-            f"--max-length {max_length}: '{name}' has positions for {places} tokens; give {places} or less."
+            f"--max-length {max_length}: '{name}' has positions for {longest} tokens; give {longest} or less."
         )
 
 
@@ -136,12 +140,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _place(name: str) -> str:
+def _source(name: str) -> str:
+    """Return where to load a model from: a folder's path, or the hub name as it is."""
     return str(Path(name).expanduser()) if looks_like_folder(name) else name
 
 
 def build(config: Any) -> nn.Module:
-    """A randomly initialised classifier, fp32, drawn from the global random stream.
+    """Build a randomly initialised classifier, fp32, drawn from the global random stream.
 
     Raises:
         ModelError: the architecture has no classification head.
@@ -156,18 +161,18 @@ def build(config: Any) -> nn.Module:
 
 
 def skeleton(config: Any) -> nn.Module:
-    """The model without weights, on the meta device: its structure can be read at once."""
+    """Build the model without weights, on the meta device: its structure can be read at once."""
     with torch.device("meta"):
         return build(config)
 
 
 def load(name: str, config: Any, init_seed: int) -> nn.Module:
-    """A checkpoint's weights with a fresh head, fp32, on the CPU.
+    """Load a checkpoint's weights with a fresh head, fp32, on the CPU; the global random state is left as it was.
 
     Args:
         name: hub name or folder.
-        config: from `config`, perhaps with another dropout.
-        init_seed: of the head; the global random state is left as it was.
+        config: what `config` gave, perhaps with another dropout.
+        init_seed: the seed of the head's weights.
 
     Raises:
         ModelError: the weights can't be read.
@@ -176,12 +181,13 @@ def load(name: str, config: Any, init_seed: int) -> nn.Module:
         torch.manual_seed(init_seed)
         try:
             model: nn.Module = _transformers().AutoModelForSequenceClassification.from_pretrained(
-                _place(name),
+                _source(name),
                 config=config,
                 dtype=torch.float32,
                 trust_remote_code=False,
                 use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head of another width is replaced, as the DeBERTa runs of HyPe do
+                # A head of another width is replaced, as the DeBERTa runs of HyPe do.
+                ignore_mismatched_sizes=True,
             )
         except (OSError, ValueError) as error:
             raise ModelError(f"--model: the weights of '{name}' can't be read: {_first_line(error)}") from None
@@ -192,10 +198,10 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
     """Write a plain Hugging Face folder, with the checkpoint's own dropout in its configuration.
 
     Args:
-        model: after teardown.
-        tokenizer: saved beside it.
+        model: the model after teardown.
+        tokenizer: its tokenizer, saved beside it.
         config: the configuration as loaded, before a dropout policy.
-        folder: where to.
+        folder: the folder to write.
     """
     trained = model.config
     model.config = copy.deepcopy(config)
@@ -207,7 +213,7 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
 
 
 def digest(model: nn.Module) -> str:
-    """A hash of every weight's bytes, wherever the model is."""
+    """Hash every weight's bytes, wherever the model is."""
     sha = hashlib.sha256()
     for parameter in model.parameters():
         sha.update(parameter.detach().cpu().contiguous().numpy().tobytes())

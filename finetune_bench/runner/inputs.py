@@ -13,7 +13,7 @@ from finetune_bench import registry
 from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import packing, pretrained
+from finetune_bench.model import pretrained, unpadding
 from finetune_bench.model.dropout import Dropout, active_dropout, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.seeds import derive
@@ -26,7 +26,13 @@ from finetune_bench.training.examples import Encoded, encode, truncation
 def load_data(
     task_text: str, limit_train: int | None, data_root: Path | None, held_out: float = 0.0
 ) -> tuple[Task, TaskData]:
-    """A task and its examples, the training ones limited, then a share of them held out; kept for the next cell.
+    """Return a task and its examples, which are kept for the next cell.
+
+    Args:
+        task_text: the task as typed.
+        limit_train: number of training examples; None for all.
+        data_root: the folder that data sets are read from; None for the hub.
+        held_out: share of the (limited) training examples that becomes an evaluation split; 0 for none.
 
     Raises:
         UsageError: the task is unknown or its data can't be had.
@@ -41,7 +47,7 @@ def load_data(
 
 
 def _limited(task: Task, data: TaskData, count: int) -> TaskData:
-    """The data with so many training examples, and a note where they leave out a class."""
+    """Return the data with so many training examples, and a note where they leave out a class."""
     train = limit(data.train, count, task.name)
     notes = data.notes
     if task.kind == "classification" and (lost := sorted({*data.train.labels} - {*train.labels})):
@@ -52,7 +58,7 @@ def _limited(task: Task, data: TaskData, count: int) -> TaskData:
 
 @lru_cache(maxsize=4)
 def encoded(
-    cell_model: str,
+    model: str,
     task_text: str,
     limit_train: int | None,
     data_root: Path | None,
@@ -60,18 +66,31 @@ def encoded(
     *,
     held_out: float = 0.0,
 ) -> tuple[Encoded, dict[str, Encoded]]:
-    """A task's training examples and evaluation splits by name, tokenised; kept for the next cell."""
+    """Return a task's training examples, and its evaluation splits by name, tokenised; they are kept for the next cell.
+
+    Args:
+        model: the checkpoint as typed, whose tokenizer is used.
+        task_text: the task as typed.
+        limit_train: number of training examples; None for all.
+        data_root: the folder that data sets are read from; None for the hub.
+        length: tokens per example at most.
+        held_out: share of the training examples that becomes an evaluation split; 0 for none.
+    """
     task, data = load_data(task_text, limit_train, data_root, held_out)
-    tokenizer = pretrained.tokenizer(cell_model)
+    tokenizer = pretrained.tokenizer(model)
     train = encode(data.train, tokenizer, length, task.kind)
     return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
 
 
 def cuts(cell: Cell, data_root: Path | None) -> list[str]:
-    """Sentences about the examples that a cell's tokenizer cuts, one split after the other.
+    """Return sentences about the examples that a cell's tokenizer cuts, one split after the other.
+
+    Args:
+        cell: the cell whose examples, tokenizer and length are taken.
+        data_root: the folder that data sets are read from; None for the hub.
 
     Raises:
-        UsageError: so few tokens leave none for some text.
+        DataError: so few tokens leave none for some text.
     """
     task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
     tokenizer, length = pretrained.tokenizer(cell.model), cell.recipe.max_length
@@ -90,7 +109,7 @@ def forget() -> None:
 
 
 def facts_of(cell: Cell, stack: Stack) -> Facts:
-    """What is known of a cell before any weight is loaded."""
+    """Return what is known of a cell before any weight is loaded."""
     task = registry.task(cell.task)
     skeleton = _skeleton(cell.model, task.outputs, stack.dropout)
     return Facts(
@@ -108,12 +127,12 @@ def _skeleton(name: str, outputs: int, policy: Dropout) -> torch.nn.Module:
 
 
 def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:
-    """A cell's model before any training, under its dropout policy, arranged and checkpointed as its recipe says."""
+    """Return a cell's model before any training, under its dropout policy, set up as its recipe says."""
     task = registry.task(cell.task)
     config = with_dropout(pretrained.config(cell.model, task.outputs), stack.dropout)
     classifier = pretrained.load(cell.model, config, derive(cell.seed, "init", task.name, cell.weights)).to(device)
-    if cell.recipe.arrangement != "padded":
-        packing.prepare(classifier)
+    if cell.recipe.batch_layout != "padded":
+        unpadding.prepare(classifier)
     if cell.recipe.gradient_checkpointing:
         checkpoint_activations(classifier)
     return classifier

@@ -1,32 +1,37 @@
-"""Tokenised examples, and batches of them."""
+"""This file holds tokenised examples, the order in which a run takes them, and batches of them.
+
+A step is a list of micro-batches, and a micro-batch a list of positions of examples.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from finetune_bench import device as devices
 from finetune_bench.errors import DataError
 from finetune_bench.metrics import Kind
+from finetune_bench.recipe import Recipe
+from finetune_bench.seeds import derive
 from finetune_bench.task import Batch, Split
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Tokenised examples.
+    """An Encoded holds the tokenised examples of one split.
 
     Attributes:
-        columns: per model input, the unpadded ids of every example.
-        padding: per model input, what fills the end (or the start).
+        columns: for each model input, the unpadded ids of every example.
+        padding: for each model input, the id that fills the end (or the start).
         left: whether padding stands at the start (XLNet).
         labels: (examples,).
-        whole: tokens of every example before any was cut, (examples,); None where that is not known.
-        special: tokens of every example that no text has.
+        whole: the number of tokens of every example before any was cut, (examples,); None where that is not known.
+        special: the number of tokens of every example that come from no text.
     """
 
     columns: dict[str, list[np.ndarray]]
@@ -40,11 +45,11 @@ class Encoded:
         return len(self.labels)
 
     def lengths(self) -> np.ndarray:
-        """Tokens of every example."""
+        """Return how many tokens every example has, (examples,)."""
         return np.array([len(ids) for ids in self.columns["input_ids"]])
 
     def batch(self, indices: Sequence[int], device: torch.device) -> Batch:
-        """These examples on the device, padded to the longest of them."""
+        """Put the examples at these positions on the device, padded to the longest of them."""
         lengths = tuple(len(self.columns["input_ids"][i]) for i in indices)
         longest = max(lengths)
         inputs = {}
@@ -59,7 +64,7 @@ class Encoded:
 
 
 def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded:
-    """Tokenise a split, cut to `max_length` tokens (the longer text of a pair first).
+    """Tokenise a split; texts are cut to `max_length` tokens, the longer text of a pair first.
 
     Raises:
         DataError: so few tokens leave none for some text.
@@ -88,19 +93,19 @@ def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded
     )
 
 
-def _tokenise(split: Split, places: Iterable[int], tokenizer: Any, **options: Any) -> Any:
-    places = list(places)
-    pairs = None if split.pairs is None else [split.pairs[i] for i in places]
-    return tokenizer([split.texts[i] for i in places], pairs, padding=False, verbose=False, **options)
+def _tokenise(split: Split, positions: Iterable[int], tokenizer: Any, **options: Any) -> Any:
+    positions = list(positions)
+    pairs = None if split.pairs is None else [split.pairs[i] for i in positions]
+    return tokenizer([split.texts[i] for i in positions], pairs, padding=False, verbose=False, **options)
 
 
 def truncation(name: str, examples: Encoded, model: str) -> list[str]:
-    """What a reader should know of how a split was tokenised: how many examples were cut, and which hold no token.
+    """Return what a reader should know of how a split was tokenised: what was cut, and which examples hold no token.
 
     Args:
-        name: the split's.
-        examples: from `encode`.
-        model: how reports call the checkpoint whose tokenizer it was.
+        name: the split's name.
+        examples: the split, from `encode`.
+        model: the name that reports give the checkpoint whose tokenizer it was.
 
     Returns:
         One sentence each; none where nothing was cut.
@@ -110,13 +115,29 @@ def truncation(name: str, examples: Encoded, model: str) -> list[str]:
     kept = examples.lengths()
     lost = examples.whole - kept
     cut = lost > 0
-    found = []
+    notes = []
     if cut.any():
-        found.append(
+        notes.append(
             f"{cut.sum()} of {len(examples)} examples of the {name} split were cut to {kept.max()} tokens: by "
             f"{lost[cut].mean():.0f} on average and {lost.max()} at most, {lost.sum() / examples.whole.sum():.1%} of "
             f"all tokens (--max-length, tokenizer of {model})."
         )
     if empty := int((examples.whole <= examples.special).sum()):
-        found.append(f"{empty} of {len(examples)} examples of the {name} split hold no token (tokenizer of {model}).")
-    return found
+        notes.append(f"{empty} of {len(examples)} examples of the {name} split hold no token (tokenizer of {model}).")
+    return notes
+
+
+def one_pass(count: int, batch_size: int, stream: Generator) -> list[list[int]]:
+    """Shuffle the positions of `count` examples by a stream, and cut them into batches; the last may be smaller."""
+    order = torch.randperm(count, generator=stream).tolist()
+    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+
+
+def training_steps(count: int, recipe: Recipe, seed: int, task: str) -> Iterator[list[list[int]]]:
+    """Yield every step of a run on `count` examples; the order depends on seed and task, not on the method."""
+    stream = Generator().manual_seed(derive(seed, "order", task))
+    micro, left = recipe.batch_size // recipe.accumulation, recipe.total_steps(count)
+    while left > 0:
+        for batch in one_pass(count, recipe.batch_size, stream)[:left]:
+            yield [batch[start : start + micro] for start in range(0, len(batch), micro)]
+            left -= 1

@@ -12,7 +12,7 @@ import pytest
 from finetune_bench.errors import UsageError
 from finetune_bench.registry import task
 from finetune_bench.spec import Call, parse_call, parse_stack, quote, split
-from finetune_bench.study.options import read_options
+from finetune_bench.study.sources import read_options
 
 ODD = ["train (1).csv", "a,b.csv", "data(2)/dev, new.jsonl", "x(1.csv", "plain.csv"]
 

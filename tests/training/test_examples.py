@@ -44,8 +44,8 @@ def test_what_is_cut_is_counted(tokenizer: object) -> None:
 
 
 def test_a_text_without_tokens_is_counted(tokenizer: object) -> None:
-    found = encode(split("good", "", " "), tokenizer, 8, "classification")
-    assert truncation("validation", found, "tiny") == [
+    examples = encode(split("good", "", " "), tokenizer, 8, "classification")
+    assert truncation("validation", examples, "tiny") == [
         "2 of 3 examples of the validation split hold no token (tokenizer of tiny)."
     ]
 
@@ -98,5 +98,7 @@ def test_a_limit_that_leaves_out_a_class_is_told(tmp_path: Path) -> None:
 
 
 def test_examples_of_elsewhere_have_no_counts(tokenizer: object) -> None:
-    found = encode(split("good"), tokenizer, 8, "classification")
-    assert truncation("train", Encoded(found.columns, found.padding, found.left, found.labels), "tiny") == []
+    examples = encode(split("good"), tokenizer, 8, "classification")
+    assert (
+        truncation("train", Encoded(examples.columns, examples.padding, examples.left, examples.labels), "tiny") == []
+    )
