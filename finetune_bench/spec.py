@@ -1,4 +1,4 @@
-"""The little language of the command line: `name(key=value, ...)`, stacked with `+`, listed with `,`.
+"""The command line has a little language: `name(key=value, ...)`, stacked with `+`, listed with `,`.
 
 A name or a value that holds brackets or commas stands in double quotes, a quotation mark inside them is doubled:
 `"notes (1).csv"(text="title, body")`. The name of a file that exists needs none: `notes (1).csv(text=body)`.
