@@ -44,10 +44,10 @@ def refusal(task: Task, root: Path | None) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("place", ["", "data", "default", "plain_text"])
-def test_every_usual_layout_is_read(tmp_path: Path, place: str) -> None:
+@pytest.mark.parametrize("folder", ["", "data", "default", "plain_text"])
+def test_every_usual_layout_is_read(tmp_path: Path, folder: str) -> None:
     for split in ("train", "test"):
-        write(tmp_path / "ag_news" / place, split)
+        write(tmp_path / "ag_news" / folder, split)
     made = hub_task("ag_news", {})
     data = made.load(tmp_path)
     assert (made.name, made.labels, made.outputs) == ("hub:ag_news", tuple(TOPICS), 3)

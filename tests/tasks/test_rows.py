@@ -136,12 +136,12 @@ def test_a_class_that_would_not_be_held_out_at_all_is_scored_too() -> None:
     assert Counter(data.evaluation["validation"].labels)[2] == 1
 
 
-@pytest.mark.parametrize("place", range(0, 60, 7))
-def test_a_class_with_one_row_is_trained_on_with_a_note(place: int) -> None:
+@pytest.mark.parametrize("position", range(0, 60, 7))
+def test_a_class_with_one_row_is_trained_on_with_a_note(position: int) -> None:
     labels: list[object] = list(GOOD_BAD)
-    labels[place] = "odd"
+    labels[position] = "odd"
     data = text_file(write(labels), {}).load(None)
-    assert f"text {place}" in data.train.texts
+    assert f"text {position}" in data.train.texts
     assert "Trained on but not in the validation rows, so never scored: 'odd'." in data.notes
 
 
