@@ -1,9 +1,10 @@
 """The registry finds plugins by name. Built-in ones register as a stranger's do: through entry points.
 
 Groups: `finetune_bench.methods` (Method subclasses), `finetune_bench.tasks` (Task objects), `finetune_bench.task_files`
-(by file ending, callables that make a Task from a path and texts), `finetune_bench.reports` (Report subclasses) and
-`finetune_bench.studies` (`default`, the options of a study that names no task). A file given with --plugin is a try:
-every Method, Task and Report that it defines is added under its `name`. Nothing is imported before it is asked for.
+(by file ending, callables that make a Task from a path and texts), `finetune_bench.task_sources` (the same by the
+prefix before a colon, as in `hub:ag_news`), `finetune_bench.reports` (Report subclasses) and `finetune_bench.studies`
+(`default`, the options of a study that names no task). A file given with --plugin is a try: every Method, Task and
+Report that it defines is added under its `name`. Nothing is imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -142,12 +143,16 @@ def describe(stack: Stack, *, full: bool = False) -> str:
 
 
 def task(text: str) -> Task:
-    """Return the task of that name, or make it from a user's own file: `reviews.csv(text=body,label=stars)`.
+    """Return the task of that name, or make it from a file or a source: `reviews.csv(label=stars)`, `hub:ag_news`.
 
     Raises:
         UnknownName, UsageError, DataError: says what is wrong with the name, the options or the file.
     """
     call = parse_call(text)
+    source, colon, rest = call.name.partition(":")
+    if colon and source in _installed("task_sources") and call.name not in names("tasks"):
+        find: Callable[[str, Mapping[str, str]], Task] = _installed("task_sources")[source].load()
+        return find(rest, call.arguments)
     makers = _installed("task_files")
     ending = Path(call.name).suffix.lstrip(".").lower()
     if ending in makers and call.name not in names("tasks"):

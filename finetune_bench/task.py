@@ -10,15 +10,16 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from finetune_bench.errors import DataError
-from finetune_bench.metrics import Kind, compute
+from finetune_bench.metrics import METRICS, Kind, compute, named_class
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -176,13 +177,59 @@ class Task(ABC):
             labels: the true values, (examples,).
         """
         predicted = predictions.reshape(-1) if self.kind == "regression" else predictions.argmax(axis=1)
-        return {name: compute(name, predicted, labels) for name in self.metrics}
+        scores = {}
+        for metric in self.metrics:
+            name, positive = named_class(metric)
+            if positive is not None:
+                class_id = self.labels.index(positive)
+                scores[metric] = compute(name, (predicted == class_id).astype(int), (labels == class_id).astype(int))
+            else:
+                of_logits = name in METRICS and METRICS[name].of_logits
+                scores[metric] = compute(name, predictions if of_logits else predicted, labels)
+        return scores
+
+
+def on_both_sides(held_out: Sequence[bool], labels: Sequence[Hashable], order: Sequence[Any]) -> list[bool]:
+    """Change a cut of examples in two, only where a class has no example on one side.
+
+    Examples of one rank in the order stay together. Of a class that would be held out as a whole, the last in the
+    order is trained on; of one that would be trained on as a whole, the first is held out, unless a class would then
+    not be trained on. What is the only one of its class is trained on.
+
+    Args:
+        held_out: whether each example is held out, (examples,).
+        labels: the class of each example, (examples,).
+        order: the rank of each example, (examples,); the smaller, the sooner it is held out.
+
+    Returns:
+        Whether each example is held out after that, (examples,).
+    """
+    side = dict(zip(order, held_out, strict=True))
+    ranks_of: dict[Any, set[Any]] = defaultdict(set)
+    classes_of: dict[Any, set[Any]] = defaultdict(set)
+    for rank, label in zip(order, labels, strict=True):
+        ranks_of[label].add(rank)
+        classes_of[rank].add(label)
+    for ranks in ranks_of.values():
+        if all(side[rank] for rank in ranks):
+            side[max(ranks)] = False
+    trained = {label: sum(not side[rank] for rank in ranks) for label, ranks in ranks_of.items()}
+    for label in sorted(ranks_of):
+        if trained[label] == len(ranks_of[label]) > 1:
+            movable = (r for r in sorted(ranks_of[label]) if all(trained[other] > 1 for other in classes_of[r]))
+            first = next(movable, None)
+            if first is not None:
+                side[first] = True
+                for other in classes_of[first]:
+                    trained[other] -= 1
+    return [side[rank] for rank in order]
 
 
 def hold_out(data: TaskData, share: float, name: str) -> TaskData:
     """Hold a share of the training examples out, as one more evaluation split, the last.
 
     Which examples these are depends on their position and the task's name only: the same for every method and seed.
+    Where a class would have no example on one side, one of its examples changes sides.
 
     Args:
         data: the data to split.
@@ -197,7 +244,14 @@ def hold_out(data: TaskData, share: float, name: str) -> TaskData:
         raise DataError(f"'{name}' has {total} training examples; holding some out for a search needs two at least.")
     drawn = sorted(range(total), key=lambda i: hashlib.sha256(f"{HELD_OUT}:{name}:{i}".encode()).digest())
     count = min(max(1, round(share * total)), total - 1)
-    train, held_out = data.train.take(sorted(drawn[count:])), data.train.take(sorted(drawn[:count]))
+    rank_of = {position: rank for rank, position in enumerate(drawn)}
+    order = [rank_of[position] for position in range(total)]
+    is_held_out = [rank < count for rank in order]
+    if all(isinstance(label, int) for label in data.train.labels):  # class ids
+        is_held_out = on_both_sides(is_held_out, data.train.labels, order)
+    train, held_out = (
+        data.train.take([i for i in range(total) if is_held_out[i] == wanted]) for wanted in (False, True)
+    )
     return dataclasses.replace(data, train=train, evaluation=data.evaluation | {HELD_OUT: held_out})
 
 

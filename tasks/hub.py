@@ -30,6 +30,7 @@ class HubTask(Task):
         path: the data set's name on the hub, "owner/name".
         config: the data set's configuration.
         columns: the columns of the texts: one, or two for a pair task.
+        label: the column of the labels.
         rows: the published number of labelled rows by split: the training split, then those to evaluate on.
     """
 
@@ -37,6 +38,7 @@ class HubTask(Task):
     config: str = "default"
     columns: tuple[str, ...] = ("sentence",)
     rows: Mapping[str, int] = field(default_factory=dict, hash=False)
+    label: str = "label"
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read the training and the evaluation splits.
@@ -47,7 +49,7 @@ class HubTask(Task):
         Raises:
             DataError: missing or malformed; says what was looked for, where, and how to get it.
         """
-        with _silent():
+        with silent():
             if data_root is None:
                 return self._check(self._from_hub(), "on the hub or in its cache")
             # A cache of its own for every reading: datasets goes by the time stamps of files, so that a file which was
@@ -56,31 +58,10 @@ class HubTask(Task):
                 return self._check(self._from_folder(Path(data_root), cache), f"in '{Path(data_root) / self.path}'")
 
     def _from_hub(self) -> Mapping[str, Any]:
-        # Here and below: importing datasets takes seconds, and a task is asked for its name and labels without it.
-        import datasets
-
-        reachable = _hub_is_reachable()
-        was_offline = datasets.config.HF_HUB_OFFLINE
-        # datasets retries for half a minute before it looks into its cache; told to be offline, it looks there at once.
-        datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
-        try:
-            loaded: Mapping[str, Any] = datasets.load_dataset(self.path, self.config)
-        # Here and below: datasets, pyarrow, the hub's client and its HTTP library all raise errors of their own.
-        except Exception as error:
-            if reachable:
-                reason = f"could not be loaded from the hub ({_reason(error)})"
-            else:
-                cache = datasets.config.HF_DATASETS_CACHE
-                reason = f"was not found: the hub can't be reached, and the hub's cache at '{cache}' does not hold it"
-            raise DataError(
-                f"The data set {self.path}, config {self.config}, {reason}; connect to the network once, or give "
-                f"--data-root FOLDER with its files laid out as {self._layout('FOLDER')}."
-            ) from error
-        finally:
-            datasets.config.HF_HUB_OFFLINE = was_offline
-        return loaded
+        return load_from_hub(self.path, self.config, f"laid out as {self._layout('FOLDER')}")
 
     def _from_folder(self, data_root: Path, cache: str) -> Mapping[str, Any]:
+        # Here and below: importing datasets takes seconds, and a task is asked for its name and labels without it.
         import datasets
 
         if not data_root.is_dir():
@@ -108,8 +89,9 @@ class HubTask(Task):
                 loaded = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
         except DataError:
             raise
+        # Here and below: datasets, pyarrow, the hub's client and its HTTP library all raise errors of their own.
         except Exception as error:
-            raise DataError(f"{wanted}but could not be loaded from there: {_reason(error)}.") from error
+            raise DataError(f"{wanted}but could not be loaded from there: {reason_of(error)}.") from error
         return loaded
 
     def _files(self, folder: Path) -> dict[str, list[str]]:
@@ -143,14 +125,14 @@ class HubTask(Task):
         return TaskData(splits[train], {name: splits[name] for name in evaluation}, tuple(notes))
 
     def _check_split(self, rows: Any, published: int, source: str) -> tuple[Split, int]:
-        expected = [*self.columns, "label"]
+        expected = [*self.columns, self.label]
         if missing := [column for column in expected if column not in rows.column_names]:
             raise DataError(
                 f"The data set {source}, has no column {', '.join(missing)}: expected {', '.join(expected)}; "
                 f"found {', '.join(rows.column_names)}."
             )
         values = rows.select_columns(expected)[:]
-        labels = self._labels(values["label"], getattr(rows.features["label"], "names", None), source)
+        labels = self._labels(values[self.label], getattr(rows.features[self.label], "names", None), source)
         given = [i for i, label in enumerate(labels) if label is not None]
         if not given:
             raise DataError(f"The data set {source}, has no row with a label among its {len(labels)} rows.")
@@ -187,6 +169,45 @@ class HubTask(Task):
         return labels
 
 
+def load_from_hub(path: str, config: str | None, layout: str) -> Mapping[str, Any]:
+    """Load a data set from the hub, or from its cache when the hub is out of reach; return its splits by name.
+
+    Args:
+        path: the data set's name on the hub.
+        config: the data set's configuration; None for the only one, or the one that it calls its default.
+        layout: how the files of a folder would be laid out, for the message.
+
+    Raises:
+        DataError: it can't be had; says why, and what to do.
+    """
+    import datasets
+
+    reachable = _hub_is_reachable()
+    was_offline = datasets.config.HF_HUB_OFFLINE
+    # datasets retries for half a minute before it looks into its cache; told to be offline, it looks there at once.
+    datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
+    try:
+        loaded: Mapping[str, Any] = datasets.load_dataset(path, config)
+    except Exception as error:
+        _, several, names = str(error).partition("available configs:")
+        if several:
+            raise DataError(
+                f"The data set {path} has several configurations; choose one with config=NAME:{names.splitlines()[0]}."
+            ) from error
+        if reachable:
+            reason = f"could not be loaded from the hub ({reason_of(error)})"
+        else:
+            cache = datasets.config.HF_DATASETS_CACHE
+            reason = f"was not found: the hub can't be reached, and the hub's cache at '{cache}' does not hold it"
+        raise DataError(
+            f"The data set {path}{f', config {config}' if config else ''}, {reason}; connect to the network once, or "
+            f"give --data-root FOLDER with its files {layout}."
+        ) from error
+    finally:
+        datasets.config.HF_HUB_OFFLINE = was_offline
+    return loaded
+
+
 def _hub_is_reachable() -> bool:
     """Ask the hub once for a sign of life; through the hub's own client, which knows of proxies and certificates."""
     import datasets
@@ -202,15 +223,15 @@ def _hub_is_reachable() -> bool:
     return True
 
 
-def _reason(error: BaseException) -> str:
-    """The first line of what went wrong; datasets hides it behind a general sentence."""
+def reason_of(error: BaseException) -> str:
+    """Return the first line of what went wrong; datasets hides it behind a general sentence."""
     cause = error.__cause__ or error
     text = str(cause).strip().partition("\n")[0].rstrip(".")
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Show no progress bars inside, neither those of datasets nor those of the hub's client."""
     import datasets
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars

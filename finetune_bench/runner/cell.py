@@ -27,7 +27,7 @@ from finetune_bench.study.study import CHECKPOINT_EVERY
 from finetune_bench.task import Task, TaskData
 from finetune_bench.training import evaluation, loop, measure, memory
 from finetune_bench.training.checkpoint import Checkpoints
-from finetune_bench.training.examples import Encoded
+from finetune_bench.training.examples import Encoded, truncation
 from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
 
@@ -196,7 +196,7 @@ def _train_and_score(cell: Cell, context: WorkerContext, model_folder: Path | No
     if model_folder:
         _save_model(cell, run, scored_weights, model_folder)
 
-    outcome = _scores(examples, scored.predictions)
+    outcome = _scores(examples, scored.predictions, cell.model)
     outcome["training"] = training_facts(examples.task, trace, examples.train.labels)
     outcome["cost"] = cost_of(
         run,
@@ -283,7 +283,7 @@ def _save_model(cell: Cell, run: TrainingRun, weights: dict[str, Tensor], folder
     pretrained.save(run.model, pretrained.tokenizer(cell.model), config, folder)
 
 
-def _scores(examples: _Examples, predictions: dict[str, np.ndarray]) -> Outcome:
+def _scores(examples: _Examples, predictions: dict[str, np.ndarray], model: str) -> Outcome:
     """Return the scores of predictions, beside those of the constant prediction of the majority."""
     task, train = examples.task, examples.train
     labels = _labels(examples.splits)
@@ -297,8 +297,14 @@ def _scores(examples: _Examples, predictions: dict[str, np.ndarray]) -> Outcome:
         "majority": majority,
         "collapsed": collapse_reason(task, predictions, metrics, majority),
         "subset": [name for name, split in all_splits.items() if split.is_subset],
-        "notes": list(examples.data.notes),
+        "notes": [*examples.data.notes, *_truncation_notes(examples, pretrained.label(model))],
     }
+
+
+def _truncation_notes(examples: _Examples, label: str) -> list[str]:
+    """Return what is to be said of how the splits were tokenised, by the model of that label."""
+    splits = {"train": examples.train, **examples.splits}
+    return [note for name, split in splits.items() for note in truncation(name, split, label)]
 
 
 def _labels(splits: dict[str, Encoded]) -> dict[str, np.ndarray]:

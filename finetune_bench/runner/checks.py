@@ -17,7 +17,7 @@ from finetune_bench import registry
 from finetune_bench.errors import DataError, Unsupported, UsageError
 from finetune_bench.model import pretrained, unpadding
 from finetune_bench.recipe import AUTO, BATCH_LAYOUTS
-from finetune_bench.runner.inputs import facts_of, load_data
+from finetune_bench.runner.inputs import cuts, facts_of, load_data
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
 from finetune_bench.study.grid import Cell
@@ -184,3 +184,14 @@ def warnings_of(cells: Sequence[Cell]) -> list[str]:
         for text in stack.warnings(facts_of(cell, stack)):
             warnings[f"Warning: '{label}': {text}."] = None
     return list(warnings)
+
+
+def check_lengths(todo: Sequence[Cell], study: Study) -> list[str]:
+    """Return what is cut off from the examples of the cells that have to run; each sentence once.
+
+    Raises:
+        DataError: so few tokens leave none for some text.
+    """
+    root = study.data_root.resolve() if study.data_root else None
+    cells = {(cell.model, cell.task): cell for cell in todo}
+    return [f"{cell.task}: {note}" for cell in cells.values() for note in cuts(cell, root)]

@@ -19,7 +19,7 @@ from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.seeds import derive
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task, TaskData, hold_out, limit
-from finetune_bench.training.examples import Encoded, encode
+from finetune_bench.training.examples import Encoded, encode, truncation
 
 
 @lru_cache(maxsize=4)
@@ -40,10 +40,20 @@ def load_data(
     task = registry.task(task_text)
     data = task.load(data_root)
     if limit_train is not None:
-        data = dataclasses.replace(data, train=limit(data.train, limit_train, task.name))
+        data = _limited(task, data, limit_train)
     if not len(data.train) or not all(len(split) for split in data.evaluation.values()):
         raise DataError(f"The task '{task.name}' has a split without examples.")
     return task, hold_out(data, held_out, task.name) if held_out else data
+
+
+def _limited(task: Task, data: TaskData, count: int) -> TaskData:
+    """Return the data with so many training examples, and a note where they leave out a class."""
+    train = limit(data.train, count, task.name)
+    notes = data.notes
+    if task.kind == "classification" and (lost := sorted({*data.train.labels} - {*train.labels})):
+        names = ", ".join(f"'{task.labels[int(label)]}'" for label in lost)
+        notes += (f"--limit-train {count} leaves no training example of {names}.",)
+    return dataclasses.replace(data, train=train, notes=notes)
 
 
 @lru_cache(maxsize=4)
@@ -70,6 +80,26 @@ def encoded(
     tokenizer = pretrained.tokenizer(model)
     train = encode(data.train, tokenizer, length, task.kind)
     return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
+
+
+def cuts(cell: Cell, data_root: Path | None) -> list[str]:
+    """Return sentences about the examples that a cell's tokenizer cuts, one split after the other.
+
+    Args:
+        cell: the cell whose examples, tokenizer and length are taken.
+        data_root: the folder that data sets are read from; None for the hub.
+
+    Raises:
+        DataError: so few tokens leave none for some text.
+    """
+    task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
+    tokenizer, length = pretrained.tokenizer(cell.model), cell.recipe.max_length
+    splits = {"train": data.train, **data.evaluation}  # encoded one by one, and not kept: workers make their own
+    return [
+        note
+        for name, split in splits.items()
+        for note in truncation(name, encode(split, tokenizer, length, task.kind), pretrained.label(cell.model))
+    ]
 
 
 def forget() -> None:

@@ -78,6 +78,7 @@ def make_plan(study: Study) -> Plan:
     notes += checks.warnings_of(possible)
     store = _store_of(study)
     todo, cached, failed = remaining(possible, store, study)
+    notes += checks.check_lengths(todo, study)
     return Plan(study, store, cells, todo, cached, failed, skipped, _worker_devices(study, devices), notes)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ def names(value: Any) -> tuple[str, ...]:
     parts = value if isinstance(value, list | tuple) else split(value, ",") if isinstance(value, str) else None
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
         raise ValueError("one name or more, separated by commas")
-    if doubled := sorted({part for part in parts if list(parts).count(part) > 1}):
+    if doubled := sorted(part for part, count in Counter(parts).items() if count > 1):
         raise ValueError(f"each name once ('{doubled[0]}' is given twice)")
     return tuple(parts)
 

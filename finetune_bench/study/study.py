@@ -246,5 +246,6 @@ def run_name(study: Study) -> str:
     left_out = {declared.field for declared in options_of(Study) if not declared.in_run_name}
     values = {key: value for key, value in as_dict(study).items() if key not in left_out}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
-    stems = [Path(parse_call(text).name).stem for text in study.tasks[:4]]
+    # A source's prefix is left out, as there is to be no colon in a path.
+    stems = [Path(parse_call(text).name.removeprefix("hub:")).stem for text in study.tasks[:4]]
     return "-".join([*stems, digest])

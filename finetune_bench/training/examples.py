@@ -5,7 +5,7 @@ A step is a list of micro-batches, and a micro-batch a list of positions of exam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from finetune_bench import device as devices
+from finetune_bench.errors import DataError
 from finetune_bench.metrics import Kind
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
@@ -29,12 +30,16 @@ class Encoded:
         padding: for each model input, the id that fills the end (or the start).
         left: whether padding stands at the start (XLNet).
         labels: (examples,).
+        whole: the number of tokens of every example before any was cut, (examples,); None where that is not known.
+        special: the number of tokens of every example that come from no text.
     """
 
     columns: dict[str, list[np.ndarray]]
     padding: dict[str, int]
     left: bool
     labels: Tensor
+    whole: np.ndarray | None = None
+    special: int = 0
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -59,22 +64,67 @@ class Encoded:
 
 
 def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded:
-    """Tokenise a split; texts are cut to `max_length` tokens, the longer text of a pair first."""
-    columns = tokenizer(
-        list(split.texts),
-        None if split.pairs is None else list(split.pairs),
-        truncation=True,
-        max_length=max_length,
-        padding=False,
-    )
+    """Tokenise a split; texts are cut to `max_length` tokens, the longer text of a pair first.
+
+    Raises:
+        DataError: so few tokens leave none for some text.
+    """
+    texts = 1 if split.pairs is None else 2
+    special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
+    if max_length < special + texts:
+        raise DataError(
+            f"--max-length {max_length}: of {max_length} tokens, {special} are special ones, which leaves none for "
+            f"{'a text' if texts == 1 else 'one of two texts'}; give {special + texts} at least."
+        )
+    columns = _tokenise(split, range(len(split)), tokenizer, truncation=True, max_length=max_length)
     fill = {"input_ids": tokenizer.pad_token_id, "token_type_ids": getattr(tokenizer, "pad_token_type_id", 0)}
     labels = torch.tensor(list(split.labels), dtype=torch.float32 if kind == "regression" else torch.int64)
+    whole = np.array([len(ids) for ids in columns["input_ids"]])
+    full = np.flatnonzero(whole >= max_length)  # only these may have been cut
+    if len(full):
+        whole[full] = [len(ids) for ids in _tokenise(split, full, tokenizer, truncation=False)["input_ids"]]
     return Encoded(
         columns={name: [np.asarray(ids) for ids in column] for name, column in columns.items()},
         padding={name: fill.get(name, 0) for name in columns},
         left=tokenizer.padding_side == "left",
         labels=labels,
+        whole=whole,
+        special=special,
     )
+
+
+def _tokenise(split: Split, positions: Iterable[int], tokenizer: Any, **options: Any) -> Any:
+    positions = list(positions)
+    pairs = None if split.pairs is None else [split.pairs[i] for i in positions]
+    return tokenizer([split.texts[i] for i in positions], pairs, padding=False, verbose=False, **options)
+
+
+def truncation(name: str, examples: Encoded, model: str) -> list[str]:
+    """Return what a reader should know of how a split was tokenised: what was cut, and which examples hold no token.
+
+    Args:
+        name: the split's name.
+        examples: the split, from `encode`.
+        model: the name that reports give the checkpoint whose tokenizer it was.
+
+    Returns:
+        One sentence each; none where nothing was cut.
+    """
+    if examples.whole is None or not len(examples):
+        return []
+    kept = examples.lengths()
+    lost = examples.whole - kept
+    cut = lost > 0
+    notes = []
+    if cut.any():
+        notes.append(
+            f"{cut.sum()} of {len(examples)} examples of the {name} split were cut to {kept.max()} tokens: by "
+            f"{lost[cut].mean():.0f} on average and {lost.max()} at most, {lost.sum() / examples.whole.sum():.1%} of "
+            f"all tokens (--max-length, tokenizer of {model})."
+        )
+    if empty := int((examples.whole <= examples.special).sum()):
+        notes.append(f"{empty} of {len(examples)} examples of the {name} split hold no token (tokenizer of {model}).")
+    return notes
 
 
 def one_pass(count: int, batch_size: int, stream: Generator) -> list[list[int]]:

@@ -33,7 +33,8 @@ def base(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: py
         (["--config", "broken.toml"], "is not valid TOML"),
         (["--tasks", "DATA(text=body)"], "body"),
         (["--tasks", "empty.csv"], "empty.csv"),
-        (["--tasks", "lonely.csv"], "the class 'rare' occurs only once"),
+        (["--tasks", "lonely.csv"], "the class 'rare 0' occurs only once"),
+        (["--tasks", "twice.csv(validation=lonely.csv)"], "the class 'rare 0' is not in the training file"),
         (["--methods", "hype", "--precision", "bf16"], "noise of 1e-05 is lost in bf16 arithmetic"),
         (["--methods", "r3f", "--precision", "bf16"], "is lost in bf16 arithmetic"),
         (["--methods", "rdrop(dropout=all_off)"], "its two passes would be identical"),
@@ -58,9 +59,7 @@ def test_bad_input_is_told_before_any_compute(
 ) -> None:
     Path("broken.toml").write_text("methods = [\n", "utf-8")
     Path("empty.csv").write_text("", "utf-8")
-    Path("lonely.csv").write_text(
-        "text,label\n" + "".join(f"text {i},{'often' if i else 'rare'}\n" for i in range(20)), "utf-8"
-    )
+    Path("lonely.csv").write_text("text,label\n" + "".join(f"text {i},rare {i}\n" for i in range(20)), "utf-8")
     Path("twice.csv").write_text("text,label\n" + "".join(f"text {i},{i % 2}\n" for i in range(40)), "utf-8")
     checkpoint, data = Path(base[base.index("--model") + 1]), base[base.index("--tasks") + 1]
     Path("mute").mkdir()  # a checkpoint that was saved without its tokenizer

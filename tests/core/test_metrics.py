@@ -17,7 +17,7 @@ from finetune_bench.metrics import METRICS, compute
 from tests import ROOT
 
 CLASSES = [name for name, described in METRICS.items() if described.kind == "classification"]
-CORRELATIONS = [name for name, described in METRICS.items() if described.kind == "regression"]
+CORRELATIONS = ["pearson", "spearman", "pearson_spearman"]
 
 # 3 true positives, 1 false positive, 2 false negatives, 4 true negatives.
 PREDICTED = np.array([1, 1, 1, 1, 0, 0, 0, 0, 0, 0])
@@ -124,3 +124,45 @@ def test_nothing_is_written_and_no_home_is_needed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(2 / 3)
     assert not list((tmp_path / "temporary").iterdir())
+
+
+THREE_PREDICTED, THREE = np.array([0, 1, 2, 2, 0, 1]), np.array([0, 1, 2, 1, 1, 1])
+# Per class 0, 1, 2: hits 1, 2, 1; predicted 2, 2, 2; present 1, 4, 1.
+PRECISION, RECALL = np.array([1 / 2, 1.0, 1 / 2]), np.array([1.0, 1 / 2, 1.0])
+F1 = 2 * PRECISION * RECALL / (PRECISION + RECALL)
+PRESENT = np.array([1, 4, 1]) / 6
+
+
+@pytest.mark.parametrize(("name", "by_class"), [("precision", PRECISION), ("recall", RECALL), ("f1", F1)])
+def test_means_over_classes(name: str, by_class: np.ndarray) -> None:
+    assert compute(f"{name}_macro", THREE_PREDICTED, THREE) == pytest.approx(by_class.mean())
+    assert compute(f"{name}_weighted", THREE_PREDICTED, THREE) == pytest.approx((by_class * PRESENT).sum())
+
+
+def test_precision_recall_and_balanced_accuracy() -> None:
+    assert compute("precision", PREDICTED, TRUE) == pytest.approx(3 / 4)
+    assert compute("recall", PREDICTED, TRUE) == pytest.approx(3 / 5)
+    assert compute("balanced_accuracy", PREDICTED, TRUE) == pytest.approx((3 / 5 + 4 / 5) / 2)
+    # A class that is predicted and does not occur is no class to recall.
+    assert compute("balanced_accuracy", np.array([0, 1, 2]), np.array([0, 1, 1])) == pytest.approx(0.75)
+
+
+def test_the_area_under_the_curve_is_the_chance_of_the_right_order() -> None:
+    labels, scores = np.array([0, 0, 1, 1, 1]), np.array([0.1, 0.5, 0.5, 0.2, 0.9])
+    pairs = [(p > n) + 0.5 * (p == n) for p in scores[2:] for n in scores[:2]]
+    assert compute("auc", scores, labels) == pytest.approx(np.mean(pairs))
+    logits = np.stack([-scores, scores], axis=1)
+    assert compute("auc", logits, labels) == pytest.approx(np.mean(pairs))
+    assert compute("auc", logits + 1000.0, labels) == pytest.approx(np.mean(pairs))
+    assert compute("auc", 1000 * logits, labels) == pytest.approx(np.mean(pairs))  # where every probability is 0 or 1
+    assert compute("auc", logits, np.zeros(5, dtype=int)) == 0.5
+    perfect = 10 * np.eye(3)[THREE]
+    assert compute("auc", perfect, THREE) == 1.0
+    assert compute("auc", np.zeros((6, 3)), THREE) == 0.5
+
+
+def test_errors_have_their_sign_turned() -> None:
+    predictions, labels = np.array([1.0, 2.0, 7.0]), np.array([1.0, 4.0, 3.0])
+    assert compute("neg_rmse", predictions, labels) == pytest.approx(-math.sqrt((0 + 4 + 16) / 3))
+    assert compute("neg_mae", predictions, labels) == pytest.approx(-2.0)
+    assert compute("neg_rmse", labels, labels) == 0.0

@@ -89,7 +89,7 @@ def test_the_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
         "import finetune_bench\n"
         "from finetune_bench import cli, registry\n"
         "print(finetune_bench.__file__, registry.method_class('hype').__init__.__globals__['__name__'])\n"
-        "for group in ('methods', 'tasks', 'reports', 'task_files', 'studies'):\n"
+        "for group in ('methods', 'tasks', 'reports', 'task_files', 'task_sources', 'studies'):\n"
         "    for entry in registry._installed(group).values():\n"
         "        entry.load()\n"
         "        print(entry.value, __import__('sys').modules[entry.module].__file__)\n"

@@ -76,7 +76,10 @@ def test_texts_that_look_like_nothing_survive() -> None:
     rows: list[dict[str, object]] = [{"text": text or "x", "label": i % 2} for i, text in enumerate(odd)]
     data = text_file(write("odd.csv", rows), {"validation": "odd.csv"}).load(None)
     assert list(data.train.texts) == ["NA", "None", "null", "nan", "x", "N/A"]
-    assert data.notes == ("6 texts of the validation file are in the training file too.",)
+    assert data.notes == (
+        "6 texts of the validation file are in the training file too.",
+        "2 classes, rows in train + validation: '0' 3 + 3, '1' 3 + 3.",
+    )
 
 
 def test_quotes_lines_and_a_mark_of_excel() -> None:
@@ -101,7 +104,7 @@ def test_columns_pairs_and_a_validation_file() -> None:
         3.0,
     )
     assert data.evaluation["validation"].labels == [2.5]
-    assert data.notes == ()
+    assert data.notes == ("The training labels are numbers from 0 to 4.",)
     assert made.name == "reviews.csv(text=body,text_pair=title,label=stars,validation=dev.jsonl,kind=regression)"
 
 
@@ -191,7 +194,7 @@ def test_f1_needs_two_classes() -> None:
         ("a.csv", "text,label\nx,1\ny, z,0\n", "line 3: expected 2 values (text, label); got 3"),
         ("a.csv", "text,text\nx,1\n", "two columns have the same name"),
         ("a.csv", 'text,label\nx,1\n"y,0\nz,1\n', "from line 3: can't be read"),
-        ("a.csv", b"text,label\nx,1\ncaf\xe9,0\n", "line 3: byte 19 (0xe9) is not UTF-8"),
+        ("a.csv", b"text,label\nx,1\n\xea\xe0\xf4\xe5,0\n", "line 3: byte 16 (0xea) is not UTF-8"),
         ("a.json", '{"text": "x"}', "expected a list of objects"),
         ("a.json", '[{"text": "x"},\n', "line 2: not valid JSON"),
         ("a.json", '[{"text": "x", "label": 1}, {"text": "y"}]', "row 2: 'label' is missing"),
@@ -199,7 +202,7 @@ def test_f1_needs_two_classes() -> None:
         ("a.jsonl", '{"text": "x", "label": 1}\n{"text"\n', "line 2: not valid JSON"),
         ("a.jsonl", '{"text": "x", "label": 1}\n\n3\n', "line 3: expected an object"),
         ("a.parquet", "not parquet", "can't be read as parquet"),
-        ("a.csv", "text,label\nx,1\ny,1\n", "too few to hold out"),
+        ("a.csv", "text,label\nx,1\ny,0\n", "too few to hold out"),
     ],
 )
 def test_a_broken_file_is_one_sentence_with_the_place(name: str, content: str | bytes, expected: str) -> None:
@@ -214,21 +217,16 @@ def test_a_missing_value_in_parquet_is_found_and_its_integers_stay() -> None:
 def test_labels_that_can_not_be_learnt_are_refused() -> None:
     same: list[dict[str, object]] = [{"text": f"t {i}", "label": "a"} for i in range(30)]
     assert "every row has the label 'a'" in refusal(write("one.csv", same))
-    message = refusal(write("lonely.csv", [*same, *ROWS, {"text": "u", "label": "odd"}]))
-    assert "line 92: the class 'odd' occurs only once" in message
+    nearly: list[dict[str, object]] = [{"text": f"t {i}", "label": f"{i / 7:.2f}"} for i in range(30)]
+    message = refusal(write("nearly.csv", [*nearly, *nearly[:5]]))
+    assert "line 7: the class '0.71' occurs only once, as 25 of 30 do" in message
     assert "kind=regression" in message
     write("dev.csv", [{"text": "v", "label": "good"}, {"text": "w", "label": "gooood"}])
     message = refusal(write("reviews.csv", ROWS), {"validation": "dev.csv"})
     assert message.startswith("'dev.csv', line 3: the class 'gooood' is not in the training file")
 
 
-def test_a_class_that_is_held_out_as_a_whole_is_refused() -> None:
-    held_out = text_file(write("reviews.csv", ROWS), {}).load(None).evaluation["validation"].texts[:2]
-    rows = [row | {"label": "rare"} if row["text"] in held_out else row for row in ROWS]
-    assert "the class 'rare' occurs in held-out rows only" in refusal(write("rare.csv", rows))
-
-
-@pytest.mark.parametrize("label", ["three", "3,5", "nan", "inf"])
+@pytest.mark.parametrize("label", ["three", "3,5", "inf"])
 def test_a_regression_label_must_be_a_number(label: str) -> None:
     rows: list[dict[str, object]] = [{"text": f"t {i}", "label": i / 2} for i in range(30)]
     path = write("numbers.csv", [*rows, {"text": "t", "label": label}])
