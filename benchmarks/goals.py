@@ -31,7 +31,7 @@ from finetune_bench import registry
 from finetune_bench.method.base import Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run
-from finetune_bench.model import packing, pretrained
+from finetune_bench.model import packing, pretrained, weights
 from finetune_bench.model.dropout import with_dropout
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.inputs import encoded
@@ -163,9 +163,7 @@ def make_run(setting: Setting, task: str, stack: Stack, recipe: Recipe) -> Train
     """A run on the first 480 examples of a task, seed 1."""
     train, _ = encoded(setting.model, task, 480, setting.data_root, LENGTH)
     owner = registry.task(task)
-    net = pretrained.load(
-        setting.model, with_dropout(pretrained.config(setting.model, owner.outputs), stack.dropout), 1
-    )
+    net = weights.load(setting.model, with_dropout(pretrained.config(setting.model, owner.outputs), stack.dropout), 1)
     if recipe.arrangement != "padded":
         packing.prepare(net)
     return TrainingRun(net, owner, train, recipe, seed=1, device=CPU, keep_pretrained=stack.reads_pretrained)

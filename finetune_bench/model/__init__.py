@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from finetune_bench.model.dropout import HIDDEN_DROPOUT_FIELDS, active_dropout, dropout_rates, with_dropout
+from finetune_bench.model.dropout import (
+    HIDDEN_DROPOUT_FIELDS,
+    active_dropout,
+    dropout_rates,
+    switch_off,
+    with_dropout,
+)
 from finetune_bench.model.pretrained import (
     CONTENT,
     build,
@@ -12,7 +18,6 @@ from finetune_bench.model.pretrained import (
     fingerprint,
     hash_files,
     label,
-    load,
     looks_like_folder,
     save,
     skeleton,
@@ -33,6 +38,7 @@ from finetune_bench.model.structure import (
     undecayed,
     weights_replaced,
 )
+from finetune_bench.model.weights import identity, load, taken
 
 __all__ = [
     "CONTENT",
@@ -50,6 +56,7 @@ __all__ = [
     "fingerprint",
     "hash_files",
     "hidden_states_captured",
+    "identity",
     "is_sequence_first",
     "label",
     "layer_inputs_changed",
@@ -61,6 +68,8 @@ __all__ = [
     "positions",
     "save",
     "skeleton",
+    "switch_off",
+    "taken",
     "tokenizer",
     "undecayed",
     "weights_replaced",

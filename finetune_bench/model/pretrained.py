@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from finetune_bench.errors import ModelError
-from finetune_bench.model.structure import positions
+from finetune_bench.model.files import check_folder
+from finetune_bench.model.structure import positions, vocabulary
 
 CONTENT = (".json", ".model", ".safetensors", ".txt")  # files of a checkpoint that can change what is computed
 
 
 @cache
-def _transformers() -> ModuleType:
-    """The library, imported when first needed (it takes seconds), and told to keep its loading reports to itself."""
+def library() -> ModuleType:
+    """Transformers, imported when first needed (it takes seconds), and told to keep its loading reports to itself."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -36,25 +37,27 @@ def fingerprint(name: str) -> str:
     """
     if looks_like_folder(name):
         folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"--model: expected a checkpoint's folder with a config.json at '{name}', but "
-                f"{'it has none' if folder.is_dir() else 'there is no such folder'}."
-            )
-        if not list(folder.glob("*.safetensors")):
-            raise ModelError(
-                f"--model: the folder '{name}' has no .safetensors file; other weight files can run code when loaded. "
-                "Convert them with transformers: model.save_pretrained(folder)."
-            )
+        check_folder(name, folder)
         return hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
+    return folder_of(name).name  # the hub's cache keeps a folder per commit
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of a checkpoint's files: its own, or that of the commit in the hub's cache.
+
+    Raises:
+        ModelError: there is no such checkpoint on the hub or in its cache.
+    """
+    if looks_like_folder(name):
+        return Path(name).expanduser()
     try:
-        path = _transformers().utils.cached_file(name, "config.json")
+        path = library().utils.cached_file(name, "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"--model: '{name}' is neither a folder here nor a checkpoint on the hub or in its cache "
             f"({type(error).__name__}). Give a folder, or connect once to download it."
         ) from None
-    return Path(str(path)).parent.name  # the hub's cache keeps a folder per commit
+    return Path(str(path)).parent
 
 
 def looks_like_folder(name: str) -> bool:
@@ -79,17 +82,47 @@ def hash_files(paths: tuple[Path, ...]) -> str:
 
 
 @cache
+def raw_config(name: str) -> Any:
+    """Return the checkpoint's configuration as it stands.
+
+    Raises:
+        ModelError: it can't be read.
+    """
+    return _read_config(name)
+
+
+def padding_differs(name: str) -> bool:
+    """Say whether the configuration names another padding token than the tokenizer, whose batches hold."""
+    stale = raw_config(name).get_text_config().pad_token_id
+    return stale is not None and stale != tokenizer(name).pad_token_id
+
+
+def _read_config(name: str, **options: Any) -> Any:
+    try:
+        return library().AutoConfig.from_pretrained(place(name), trust_remote_code=False, **options)
+    except Exception as error:  # a file of junk fails in any way
+        raise ModelError(f"--model: the configuration of '{name}' can't be read: {_first_line(error)}") from None
+
+
+@cache
 def config(name: str, outputs: int) -> Any:
     """The checkpoint's configuration, with a head of that width. Never run code from the hub.
 
     Raises:
         ModelError: it can't be read.
     """
-    try:
-        found = _transformers().AutoConfig.from_pretrained(_place(name), num_labels=outputs, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"--model: the configuration of '{name}' can't be read: {_first_line(error)}") from None
+    found = _read_config(name, num_labels=outputs)
+    text = found.get_text_config()
     found.problem_type = None  # the task computes the loss; a stale value would not be ours
+    if method := (getattr(found, "quantization_config", None) or getattr(text, "quantization_config", None)):
+        kind = method.get("quant_method", "") if isinstance(method, dict) else getattr(method, "quant_method", "")
+        raise ModelError(
+            f"--model: the weights of '{name}' are quantised ({kind}), and can't be fine-tuned as they are; give the "
+            "checkpoint that they were made from."
+        )
+    # A decoder finds the last token of a text by it, and refuses batches without it.
+    for part in (found, text):
+        part.pad_token_id = tokenizer(name).pad_token_id
     return found
 
 
@@ -101,16 +134,21 @@ def tokenizer(name: str) -> Any:
         ModelError: it can't be read.
     """
     try:
-        found = _transformers().AutoTokenizer.from_pretrained(_place(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        found = library().AutoTokenizer.from_pretrained(place(name), trust_remote_code=False)
+    except Exception as error:  # a file of junk fails in any way
         raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {_first_line(error)}") from None
     if len(found) <= len(found.all_special_ids):  # transformers makes up an empty one where its files are missing
         raise ModelError(
             f"--model: '{name}' has no vocabulary, only {len(found)} special tokens: the tokenizer's files are missing."
             " Save them beside the weights: tokenizer.save_pretrained(folder)."
         )
+    if found.pad_token_id is None and found.eos_token_id is not None:
+        found.pad_token = found.eos_token  # decoders are trained without padding; `notes` says so
     if found.pad_token_id is None:
-        raise ModelError(f"--model: the tokenizer of '{name}' has no padding token, which batches need; add one.")
+        raise ModelError(
+            f"--model: the tokenizer of '{name}' has neither a padding token, which batches need, nor an end "
+            "token to take in its place; name one: tokenizer.pad_token = … and save it."
+        )
     return found
 
 
@@ -120,11 +158,12 @@ def check_fit(name: str, max_length: int) -> None:
     Raises:
         ModelError: more tokens in the vocabulary, or in an example, than the model has embeddings or positions for.
     """
-    words, places = len(tokenizer(name)), positions(skeleton(config(name, 2)))
-    if words > config(name, 2).vocab_size:
+    model = skeleton(config(name, 2))
+    words, places, table = len(tokenizer(name)), positions(model), vocabulary(model)
+    if table is not None and words > table:
         raise ModelError(
-            f"--model: the tokenizer of '{name}' knows {words} tokens, its model only {config(name, 2).vocab_size}; "
-            "they don't belong together."
+            f"--model: the tokenizer of '{name}' knows {words} tokens, its model only {table}; they don't belong "
+            "together."
         )
     if places is not None and max_length > places:
         raise ModelError(
@@ -136,7 +175,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
     return str(Path(name).expanduser()) if looks_like_folder(name) else name
 
 
@@ -147,8 +186,8 @@ def build(config: Any) -> nn.Module:
         ModelError: the architecture has no classification head.
     """
     try:
-        model: nn.Module = _transformers().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    except ValueError as error:
+        model: nn.Module = library().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    except Exception as error:  # an architecture may refuse a configuration in any way
         raise ModelError(
             f"--model: no text classifier can be made of '{config.model_type}': {_first_line(error)}"
         ) from None
@@ -161,34 +200,7 @@ def skeleton(config: Any) -> nn.Module:
         return build(config)
 
 
-def load(name: str, config: Any, init_seed: int) -> nn.Module:
-    """A checkpoint's weights with a fresh head, fp32, on the CPU.
-
-    Args:
-        name: hub name or folder.
-        config: from `config`, perhaps with another dropout.
-        init_seed: of the head; the global random state is left as it was.
-
-    Raises:
-        ModelError: the weights can't be read.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(init_seed)
-        try:
-            model: nn.Module = _transformers().AutoModelForSequenceClassification.from_pretrained(
-                _place(name),
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                ignore_mismatched_sizes=True,  # a head of another width is replaced, as the DeBERTa runs of HyPe do
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"--model: the weights of '{name}' can't be read: {_first_line(error)}") from None
-    return model
-
-
-def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
+def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path, labels: tuple[str, ...] = ()) -> None:
     """Write a plain Hugging Face folder, with the checkpoint's own dropout in its configuration.
 
     Args:
@@ -196,14 +208,26 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
         tokenizer: saved beside it.
         config: the configuration as loaded, before a dropout policy.
         folder: where to.
+        labels: names of the classes in the order of their ids, as the configuration shall name them; none for
+            regression.
     """
     trained = model.config
-    model.config = copy.deepcopy(config)
+    model.config = named(config, labels)
     try:
         model.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
     finally:
         model.config = trained
+
+
+def named(config: Any, labels: tuple[str, ...]) -> Any:
+    """Return a copy of a configuration that says what its outputs are: the classes' names, or a number."""
+    config = copy.deepcopy(config)
+    names = labels or ("LABEL_0",)  # the library's word for an output without a name; their count is the head's width
+    config.id2label = dict(enumerate(names))
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    config.problem_type = "single_label_classification" if labels else "regression"
+    return config
 
 
 def digest(model: nn.Module) -> str:

@@ -9,11 +9,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from finetune_bench.errors import ModelError
+from finetune_bench.model import pretrained
+from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
+from finetune_bench.model.files import check_weights, weight_files
 from finetune_bench.model.structure import body, output_layer, places, undecayed
 
 SAVED_WITH = {
@@ -34,6 +40,108 @@ class Taken:
 
     fresh: tuple[str, ...]
     redraw: bool
+
+
+@cache
+def taken(name: str) -> Taken:
+    """Find out what a classifier takes of a checkpoint, from the headers of its files.
+
+    Raises:
+        ModelError: see `judge`; or a file is damaged, or a weight is not finite.
+    """
+    config = pretrained.config(name, 2)
+    with torch.device("meta"):
+        base = pretrained.library().AutoModel.from_config(config)
+    model, info = _read(name, config, output_loading_info=True, device_map={"": "meta"})
+    found = judge(name, model, base, info)
+    folder = pretrained.folder_of(name)
+    check_weights(name, tuple(weight_files(name, folder)), frozenset(info["unexpected_keys"]))
+    return found
+
+
+def identity(name: str) -> str:
+    """Return what identifies a checkpoint and how it is taken, in a cell: the fingerprint of its content, and marks.
+
+    A mark stands where an earlier version of this package computed something else of the same files, so that its rows
+    are none of this one's: `fresh-head` where it kept the head of another task, `dropout` where it left dropout on that
+    a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's. The
+    random start of the head depends on the fingerprint alone.
+    """
+    marks = {
+        "fresh-head": taken(name).redraw,
+        "dropout": _was_left_on(name),
+        "padding": pretrained.padding_differs(name),
+    }
+    return "-".join([pretrained.fingerprint(name), *(mark for mark, holds in marks.items() if holds)])
+
+
+def _was_left_on(name: str) -> bool:
+    config = pretrained.config(name, 2)
+    policies = (Dropout.HIDDEN_OFF, Dropout.ALL_OFF)
+    return any(switch_off(pretrained.skeleton(with_dropout(config, policy)), policy) for policy in policies)
+
+
+def load(name: str, config: Any, init_seed: int, *, keep_head: bool = False) -> nn.Module:
+    """Load a checkpoint's weights with a fresh head, fp32, on the CPU.
+
+    Args:
+        name: hub name or folder.
+        config: from `pretrained.config`, perhaps with another dropout.
+        init_seed: of the head; the global random state is left as it was.
+        keep_head: take the checkpoint's own head; see `check_head`.
+
+    Raises:
+        ModelError: the weights can't be read, or are not those of the configuration.
+    """
+    redraw = taken(name).redraw and not keep_head
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(init_seed)
+        model: nn.Module = _read(name, config)
+        if redraw:
+            torch.manual_seed(init_seed)
+            redraw_head(model)
+    return model
+
+
+def check_head(name: str, labels: tuple[str, ...]) -> None:
+    """Check that a checkpoint's own head predicts a task's classes, so that training may go on from it.
+
+    Args:
+        name: of the checkpoint.
+        labels: names of the classes in the order of their ids; none for regression.
+
+    Raises:
+        ModelError: it has no head, or one that predicts something else.
+    """
+    if not taken(name).redraw:
+        raise ModelError(f"--keep-head: '{name}' has no classification head; leave the option out.")
+    names = tuple(pretrained.raw_config(name).id2label.values())
+    if [label.lower() for label in names] != [label.lower() for label in labels or ("LABEL_0",)]:
+        raise ModelError(
+            f"--keep-head: the head of '{name}' predicts {', '.join(names)}; the task's classes are "
+            f"{', '.join(labels) or 'none, but a number'}. Leave the option out, which draws a fresh head."
+        )
+
+
+def _read(name: str, config: Any, **options: Any) -> Any:
+    """Return what transformers reads of a checkpoint's weights, what it lacks drawn from the global stream."""
+    try:
+        return pretrained.library().AutoModelForSequenceClassification.from_pretrained(
+            pretrained.place(name),
+            config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # of a head of another width; anything else is refused
+            **options,
+        )
+    except SafetensorError as error:
+        raise ModelError(
+            f"--model: the weights of '{name}' are damaged or cut short ({error}). Download or copy them again."
+        ) from None
+    except Exception as error:  # transformers raises errors of many types here
+        line = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ModelError(f"--model: the weights of '{name}' can't be read: {line}") from None
 
 
 def judge(name: str, model: nn.Module, base: nn.Module, info: dict[str, Any]) -> Taken:
@@ -80,7 +188,7 @@ def redraw_head(model: nn.Module) -> None:
     for module in model.modules():
         if module is not model and module not in inside:
             for marked in (module, *module.parameters(recurse=False)):
-                marked._is_hf_initialized = False  # type: ignore[assignment]
+                setattr(marked, "_is_hf_initialized", False)  # noqa: B010 — the library's own mark, that no type knows
             model._init_weights(module)  # type: ignore[operator]
 
 
@@ -105,7 +213,7 @@ def _pooler(model: nn.Module) -> set[str]:
 
 def _left_out(unexpected: Iterable[str], model: nn.Module, base: nn.Module) -> list[str]:
     """Return the keys within the body that are neither a part which the architecture can have nor a buffer."""
-    prefix = f"{model.base_model_prefix}."  # type: ignore[union-attr]
+    prefix = f"{model.base_model_prefix}."
     known = {name for name, _ in base.named_parameters()} | {name for name, _ in body(model).named_buffers()}
     parts = {name for name, _ in body(model).named_children()}
     found = []
@@ -123,15 +231,17 @@ def _refusal(name: str, lost: Collection[str], unexpected: Iterable[str], model:
         f"{_listed(sorted(lost))}."
     )
     expected = {key for key, _ in model.named_parameters()} | {key for key, _ in body(model).named_parameters()}
-    prefixes = Counter(prefix for key in unexpected for prefix in _prefixes(key) if key.removeprefix(prefix) in expected)
+    prefixes = Counter(
+        prefix for key in unexpected for prefix in _prefixes(key) if key.removeprefix(prefix) in expected
+    )
     if not prefixes:
         return f"{text} Is its config.json that of these weights?"
     prefix = prefixes.most_common(1)[0][0]
     origin = f", {SAVED_WITH[prefix]}" if prefix in SAVED_WITH else ""
     return (
         f"{text} The file has them with '{prefix}' before their names{origin}. Take it away: "
-        f"save_file({{key.removeprefix('{prefix}'): value for key, value in load_file(path).items()}}, path), both from "
-        "safetensors.torch."
+        f"save_file({{key.removeprefix('{prefix}'): value for key, value in load_file(path).items()}}, path), both "
+        "from safetensors.torch."
     )
 
 
@@ -150,5 +260,3 @@ def _more(keys: list[str]) -> str:
 
 def _shape(size: Iterable[int]) -> str:
     return " × ".join(map(str, size))
-
-

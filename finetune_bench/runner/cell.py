@@ -15,7 +15,7 @@ import torch
 
 from finetune_bench import device as devices
 from finetune_bench.errors import DataError, Diverged
-from finetune_bench.model import dropout, pretrained
+from finetune_bench.model import dropout, pretrained, weights
 from finetune_bench.runner.environment import environment
 from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
 from finetune_bench.runner.row import Row, collapse_reason, constant_prediction, cost_facts, row_of, training_facts
@@ -166,9 +166,8 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
         with torch.no_grad():
             for name, weight in run.params.items():  # without what methods had added
                 weight.copy_(kept[name])
-        pretrained.save(
-            classifier, pretrained.tokenizer(cell.model), pretrained.config(cell.model, task.outputs), save_to
-        )
+        config = pretrained.config(cell.model, task.outputs)
+        pretrained.save(classifier, pretrained.tokenizer(cell.model), config, save_to, task.labels)
 
     labels = {name: split.labels.numpy() for name, split in splits.items()}
     metrics = {name: task.score(predictions[name], labels[name]) for name in splits}
@@ -198,6 +197,7 @@ def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Ro
             "data": cell.data,
         },
         "dropout": dropout.active_dropout(classifier),
+        "fresh_weights": list(weights.taken(cell.model).fresh),
     }
     kept_predictions = {f"{name}.predictions": value for name, value in predictions.items()}
     kept_predictions |= {f"{name}.labels": value for name, value in labels.items()}

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from finetune_bench import registry
 from finetune_bench.errors import DataError, Unsupported, UsageError
-from finetune_bench.model import pretrained
+from finetune_bench.model import pretrained, weights
 from finetune_bench.recipe import ARRANGEMENTS, AUTO
+from finetune_bench.runner.probe import try_out
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     import torch
 
     from finetune_bench.task import TaskData
+
+
+NOISED = "token embeddings"  # where methods say that they put noise; it goes in through `inputs_embeds`
 
 
 @dataclass
@@ -85,9 +89,7 @@ def make_plan(study: Study) -> Plan:
     # One spelling of each task: a file's name and options, however they were typed, make one cell.
     study = dataclasses.replace(study, tasks=tuple(_once("--tasks", [registry.task(t).name for t in study.tasks])))
     _once("--model", [pretrained.label(name) for name in study.models])
-    weights = {name: pretrained.fingerprint(name) for name in study.models}
-    for name in study.models:
-        pretrained.check_fit(name, study.recipe.max_length)
+    identities = {name: _checked_model(name, study.recipe.max_length) for name in study.models}
     data = {text: _checked_data(text, study) for text in study.tasks}
     for text, found in data.items():
         steps = study.recipe.total_steps(len(found.train))
@@ -99,8 +101,9 @@ def make_plan(study: Study) -> Plan:
     arrangement, why = _arrangement(study)
     notes += [why] if why else []
     fingerprints = {text: found.fingerprint() for text, found in data.items()}
-    cells = grid.cells(study, fingerprints, weights, kind, arrangement)
+    cells = grid.cells(study, fingerprints, identities, kind, arrangement)
     notes += [f"{text}: {note}" for text, found in data.items() for note in found.notes]
+    notes += [note for name in study.models for note in _notes_on(name, study.recipe.max_length)]
 
     skipped = _impossible(cells)
     notes += _warnings(cells, {cell.id for cell, _ in skipped})
@@ -160,6 +163,32 @@ def _checked_data(text: str, study: Study) -> TaskData:
     return load_data(text, study.limit_train, root, grid.held_out(study))[1]
 
 
+def _checked_model(name: str, max_length: int) -> str:
+    """Check a checkpoint, from its folder to a pass on three texts; returns what identifies it.
+
+    Raises:
+        ModelError: it can't be used.
+    """
+    pretrained.fingerprint(name)
+    pretrained.check_fit(name, max_length)
+    weights.taken(name)
+    try_out(name, max_length)
+    return weights.identity(name)
+
+
+def _notes_on(name: str, max_length: int) -> list[str]:
+    """What a user should know of a checkpoint, one sentence each."""
+    label, tokenizer = pretrained.label(name), pretrained.tokenizer(name)
+    notes = []
+    if tokenizer.pad_token_id == tokenizer.eos_token_id:
+        notes.append(
+            f"{label}: the tokenizer has no padding token; its end token, {tokenizer.eos_token}, stands for it."
+        )
+    if not try_out(name, max_length).ignores_padding:
+        notes.append(f"Warning: '{label}': what it predicts of a text changes with the padding beside it.")
+    return notes
+
+
 def _arrangement(study: Study) -> tuple[str, str]:
     """How the batches of all cells are arranged, one way for a whole comparison, and a note of what is in the way.
 
@@ -169,7 +198,12 @@ def _arrangement(study: Study) -> tuple[str, str]:
     from finetune_bench.model import packing
 
     limits = {f"'{label_of(text)}'": registry.make_stack(text).arrangement for text in grid.stacks(study)[0]}
-    limits |= {f"'{pretrained.label(name)}'": packing.furthest(pretrained.config(name, 2)) for name in study.models}
+    for name in study.models:
+        able = packing.furthest(pretrained.config(name, 2))
+        if able != ARRANGEMENTS[0] and not try_out(name, study.recipe.max_length).packs:
+            limits[f"'{pretrained.label(name)}', which attends otherwise without padding,"] = ARRANGEMENTS[0]
+        else:
+            limits[f"'{pretrained.label(name)}'"] = able
     if study.recipe.gradient_checkpointing:
         limits["gradient checkpointing"] = "padded"
     if study.recipe.precision == "fp16":
@@ -230,6 +264,10 @@ def why_impossible(cell: Cell) -> str | None:
     facts = facts_of(cell, stack)
     if lost := stack.lost_noise(facts):
         return lost
+    noised = [method.name for method in stack.methods if method.noises == NOISED]
+    if noised and not try_out(cell.model, cell.recipe.max_length).embeds:
+        kind = type(facts.skeleton).__name__
+        return f"{noised[0]}: {kind} computes something else of its {NOISED} than of the tokens"
     if cell.recipe.gradient_checkpointing and not _can_checkpoint(facts.skeleton):
         return f"{type(facts.skeleton).__name__} has no gradient checkpointing"
     try:
