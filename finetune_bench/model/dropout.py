@@ -93,9 +93,17 @@ def attention_dropout(model: nn.Module) -> frozenset[tuple[str, str]]:
     return frozenset(rates & on_attention - on_hidden)
 
 
-def hidden_dropout_left(model: nn.Module) -> bool:
-    """Say whether a training pass still drops hidden states, whatever the modules' attributes say."""
-    return any(rate > 0 and not on_attention for rate, on_attention in _observe(model.train()))
+def stays_on(skeleton: nn.Module, policy: Dropout) -> bool:
+    """Say whether a training pass drops what its policy wants kept, whatever the modules' attributes say.
+
+    Args:
+        skeleton: the model on the meta device, after `switch_off`.
+        policy: what was asked for.
+    """
+    if policy is Dropout.KEEP:
+        return False
+    hidden_only = policy is Dropout.HIDDEN_OFF
+    return any(rate > 0 and not (on_attention and hidden_only) for rate, on_attention in _observe(skeleton.train()))
 
 
 class _Key:

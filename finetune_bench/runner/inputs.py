@@ -15,7 +15,7 @@ from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import files, packing, pretrained, weights
-from finetune_bench.model.dropout import Dropout, active_dropout, switch_off, with_dropout
+from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.runner import probe
 from finetune_bench.seeds import derive
@@ -65,6 +65,7 @@ def forget() -> None:
         load_data,
         encoded,
         _skeleton,
+        dropout_stays_on,
         pretrained.config,
         pretrained.raw_config,
         pretrained.tokenizer,
@@ -94,6 +95,12 @@ def _skeleton(name: str, outputs: int, policy: Dropout) -> torch.nn.Module:
     skeleton = pretrained.skeleton(with_dropout(pretrained.config(name, outputs), policy))
     switch_off(skeleton, policy)
     return skeleton
+
+
+@cache
+def dropout_stays_on(name: str, outputs: int, policy: Dropout) -> bool:
+    """Whether a checkpoint drops what a policy wants kept, by a pass of its skeleton."""
+    return stays_on(_skeleton(name, outputs, policy), policy)
 
 
 def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:

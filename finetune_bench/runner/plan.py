@@ -245,7 +245,7 @@ def _impossible(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
 
 def _warnings(cells: Sequence[Cell], cannot: set[str]) -> list[str]:
     """What methods say of cells that can run, above all that they have no effect there; each sentence once."""
-    from finetune_bench.runner.inputs import facts_of
+    from finetune_bench.runner.inputs import dropout_stays_on, facts_of
 
     found: dict[str, None] = {}
     for cell in {(cell.method, cell.model, cell.task): cell for cell in cells if cell.id not in cannot}.values():
@@ -253,6 +253,9 @@ def _warnings(cells: Sequence[Cell], cannot: set[str]) -> list[str]:
         label = registry.describe(stack)
         for text in stack.warnings(facts_of(cell, stack)):
             found[f"Warning: '{label}': {text}."] = None
+        if dropout_stays_on(cell.model, registry.task(cell.task).outputs, stack.dropout):
+            model = pretrained.label(cell.model)
+            found[f"Warning: '{label}': '{model}' goes on dropping what {stack.dropout} wants kept."] = None
     return list(found)
 
 
