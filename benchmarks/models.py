@@ -59,6 +59,20 @@ SIZES: dict[str, Any] = {
 }
 # What a family needs besides.
 OWN: dict[str, dict[str, Any]] = {
+    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "esm": {"vocab_size": 64},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
+    "gptj": {"rotary_dim": 8},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "hunyuan_v1_moe": {"head_dim": 16},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "layoutlmv3": {"coordinate_size": 4, "shape_size": 8},
+    "lilt": {"hidden_size": 48},
+    "luke": {"entity_vocab_size": 64, "entity_emb_size": 16},
+    "ministral": {"head_dim": 16},
+    "mistral4": {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
+    "mobilebert": {"intra_bottleneck_size": 32},
     "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1},
     "t5": {"decoder_start_token_id": 0},
     "mt5": {"decoder_start_token_id": 0},
