@@ -59,7 +59,7 @@ SIZES: dict[str, Any] = {
 }
 # What a family needs besides.
 OWN: dict[str, dict[str, Any]] = {
-    "cohere_compass_text": {"layer_types": ["sliding_attention", "full_attention"]},
+    "cohere_compass_text": {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 10000.0}}},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "esm": {"vocab_size": 64},
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
@@ -72,6 +72,15 @@ OWN: dict[str, dict[str, Any]] = {
     "luke": {"entity_vocab_size": 64, "entity_emb_size": 16},
     "ministral": {"head_dim": 16},
     "mistral4": {"qk_rope_head_dim": 8, "qk_nope_head_dim": 8},
+    "nemotron": {"num_key_value_heads": 2},
+    "perceiver": {"d_latents": 32, "num_latents": 8, "num_self_attends_per_block": 2, "num_self_attention_heads": 2},
+    "qwen3_5_text": {"layer_types": ["linear_attention", "full_attention"]},
+    "qwen3_next": {"layer_types": ["linear_attention", "full_attention"]},
+    "reformer": {"axial_pos_embds_dim": [16, 16], "axial_pos_shape": [8, 8]},
+    "roc_bert": {"pronunciation_vocab_size": 64, "shape_vocab_size": 64},
+    "xmod": {"default_language": "en_XX"},
+    "zamba": {"layers_block_type": ["mamba", "hybrid"]},
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"]},
     "mobilebert": {"intra_bottleneck_size": 32},
     "funnel": {"block_sizes": [1, 1], "num_decoder_layers": 1},
     "t5": {"decoder_start_token_id": 0},
@@ -145,7 +154,7 @@ def _small(config: Any, family: str) -> dict[str, Any]:
     values |= {"vocab_size": 64} if isinstance(fields.get("vocab_size"), int) else {}
     for name, part in fields.items():
         if isinstance(part, dict) and "model_type" in part:
-            values[name] = {"model_type": part["model_type"]} | _small(getattr(config, name), "")
+            values[name] = {"model_type": part["model_type"]} | _small(getattr(config, name), part["model_type"])
         elif isinstance(part, list) and len(part) == fields.get("num_hidden_layers") and len(part) > LAYERS:
             values[name] = part[:LAYERS]
     return values | OWN.get(family, {})
@@ -228,18 +237,30 @@ def clean(text: object, folder: Path) -> str:
     return str(text).replace(f"{folder}/", "").partition("\n")[0].replace("|", "\\|")
 
 
-def table(outcomes: list[Outcome]) -> str:
+def row_of(outcome: Outcome) -> str:
+    """A family's row of the page."""
+    cells = (outcome.arrangement, outcome.trained, outcome.left_on, outcome.remark)
+    return f"| `{outcome.family}` | {' | '.join(text or '—' for text in cells)} |"
+
+
+def rows_of(page: Path) -> dict[str, str]:
+    """The rows of the page as it stands, by family."""
+    lines = page.read_text("utf-8").splitlines() if page.is_file() else []
+    return {line.split("`")[1]: line for line in lines if line.startswith("| `") and "model_type" not in line}
+
+
+def table(rows: dict[str, str]) -> str:
     """The page."""
     import transformers
 
-    works = [outcome for outcome in outcomes if outcome.trained and not outcome.crashed]
+    works = [row for row in rows.values() if "vanilla" in row.split(" | ")[2]]
     lines = [
         "# Models",
         "",
         "Every architecture for which transformers has a text classifier, built with two layers and random weights,",
         "planned and trained for two steps: vanilla, its control with hidden dropout off, and HyPe. What can't work is",
         "refused in the plan, with the sentence that stands here. *Stays on* is the dropout that the control leaves,",
-        f"which acts on attention probabilities. {len(works)} of {len(outcomes)} train, with torch",
+        f"which acts on attention probabilities. {len(works)} of {len(rows)} train, with torch",
         f"{torch.__version__.partition('+')[0]} and transformers {transformers.__version__}.",
         "",
         "```sh",
@@ -249,11 +270,7 @@ def table(outcomes: list[Outcome]) -> str:
         "| `model_type` | batches | trained | stays on | remark |",
         "|---|---|---|---|---|",
     ]
-    lines += [
-        f"| `{o.family}` | {' | '.join(text or '—' for text in (o.arrangement, o.trained, o.left_on, o.remark))} |"
-        for o in outcomes
-    ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(rows[family] for family in sorted(rows))]) + "\n"
 
 
 def main() -> int:
@@ -263,7 +280,12 @@ def main() -> int:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="model types; all where none is given")
-    parser.add_argument("--write", type=Path, metavar="FILE", help="write the table there")
+    parser.add_argument(
+        "--write",
+        type=Path,
+        metavar="FILE",
+        help="the page; named families renew their rows",
+    )
     asked = parser.parse_args()
     torch.set_num_threads(1)
     library_logging.set_verbosity_error()
@@ -281,7 +303,8 @@ def main() -> int:
             mark = "!!" if outcome.crashed else "  "
             print(mark, f"{time.monotonic() - started:5.1f} s", *vars(outcome).values(), sep=" · ", flush=True)
     if asked.write:
-        asked.write.write_text(table(outcomes), "utf-8")
+        rows = rows_of(asked.write) if asked.families else {}
+        asked.write.write_text(table(rows | {outcome.family: row_of(outcome) for outcome in outcomes}), "utf-8")
     return int(any(outcome.crashed for outcome in outcomes))
 
 

@@ -176,7 +176,11 @@ def judge(name: str, model: nn.Module, base: nn.Module, info: dict[str, Any]) ->
             f"--model: '{name}' has weights that its architecture, {type(model).__name__}, has no place for, so that "
             f"it would compute something else: {_listed(extra)}. Is the configuration that of these weights?"
         )
-    outputs = {key for key, parameter in model.named_parameters() if parameter in set(output_layer(model).parameters())}
+    try:
+        last = set(output_layer(model).parameters())
+    except ModelError:  # Perceiver's head is a decoder
+        last = set(model.parameters()) - set(body(model).parameters())
+    outputs = {key for key, parameter in model.named_parameters() if parameter in last}
     redraw = not outputs & missing
     fresh = missing | set(mismatched) | (head if redraw else set())
     return Taken(tuple(sorted(fresh)), redraw)
