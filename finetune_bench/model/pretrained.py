@@ -93,7 +93,7 @@ def raw_config(name: str) -> Any:
 
 def padding_differs(name: str) -> bool:
     """Say whether the configuration names another padding token than the tokenizer, whose batches hold."""
-    stale = raw_config(name).get_text_config().pad_token_id
+    stale = getattr(raw_config(name).get_text_config(), "pad_token_id", None)
     return stale is not None and stale != tokenizer(name).pad_token_id
 
 
