@@ -31,7 +31,7 @@ SEEDS = 20
 
 
 def main(folder: str) -> None:
-    """Fill a fresh folder."""
+    """Fill a fresh folder with the store."""
     os.fsync = lambda handle: None
     for name in MORE_TASKS:
         TASKS[name] = ("classification", "accuracy", ("validation",), 0.8, 800)

@@ -1,4 +1,4 @@
-"""Which architectures work: every one for which transformers has a text classifier, built tiny, planned and trained.
+"""Try every architecture for which transformers has a text classifier: built tiny, planned and trained.
 
     python -m benchmarks.models [FAMILY ...] [--write docs/models.md]
 
@@ -27,10 +27,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import __version__ as library_version
+from transformers import logging as library_logging
+from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as FAMILIES
 
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.recipe import Recipe
-from finetune_bench.runner.cell import Place, run_cell
+from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.plan import make_plan
 from finetune_bench.study.study import Study
 from finetune_bench.testing.toys import tiny_checkpoint, tiny_texts
@@ -91,11 +95,11 @@ OWN: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Outcome:
-    """What became of a family.
+    """An outcome says what became of a family.
 
     Attributes:
         family: the `model_type`.
-        arrangement: how its batches are arranged; empty where nothing was planned.
+        batch_layout: how its batches are laid out; empty where nothing was planned.
         trained: which of the three trained, in words.
         left_on: what dropout stays on under the control, from its row.
         remark: warnings, or why not.
@@ -103,7 +107,7 @@ class Outcome:
     """
 
     family: str
-    arrangement: str = ""
+    batch_layout: str = ""
     trained: str = ""
     left_on: str = ""
     remark: str = ""
@@ -111,7 +115,7 @@ class Outcome:
 
 
 class Watch(TorchFunctionMode):
-    """Counts dropouts whose input is no distribution over something."""
+    """A watch counts dropouts whose input is no distribution over something."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,15 +134,13 @@ class Watch(TorchFunctionMode):
 
 
 def is_distribution(values: Tensor) -> bool:
-    """Whether the last axis holds probabilities that sum to 1 (or to 0, where all is masked)."""
+    """Return whether the last axis holds probabilities that sum to 1 (or to 0, where all is masked)."""
     sums = values.float().sum(-1)
     return bool((values >= 0).all() and ((sums - 1).abs().minimum(sums.abs()) < 1e-3).all())
 
 
 def tiny_config(family: str) -> Any:
-    """The configuration of a family with everything small."""
-    from transformers import AutoConfig
-
+    """Return the configuration of a family with everything small."""
     usual = AutoConfig.for_model(family)
     config = AutoConfig.for_model(family, **_small(usual, family))
     for part in {id(part): part for part in (config, config.get_text_config())}.values():
@@ -162,8 +164,6 @@ def _small(config: Any, family: str) -> dict[str, Any]:
 
 def make_checkpoint(family: str, like: Path, folder: Path) -> Path:
     """Save a tiny model of a family with random weights, and the tokenizer of another checkpoint beside it."""
-    from transformers import AutoModelForSequenceClassification
-
     config = tiny_config(family)
     with torch.device("meta"):
         numbers = sum(weight.numel() for weight in AutoModelForSequenceClassification.from_config(config).parameters())
@@ -209,11 +209,11 @@ def try_family(family: str, like: Path, texts: Path, folder: Path) -> Outcome:
 def train(family: str, plan: Any, refused: str, folder: Path) -> Outcome:
     """Train every cell of a plan, and watch its dropout."""
     warned = [clean(note, folder) for note in plan.notes if note.startswith("Warning")]
-    outcome = Outcome(family, plan.cells[0].recipe.arrangement, remark=" ".join([refused, *warned]).strip())
+    outcome = Outcome(family, plan.cells[0].recipe.batch_layout, remark=" ".join([refused, *warned]).strip())
     trained = []
     for cell in plan.todo:
         with Watch() as watch:
-            row = run_cell(cell, Place(plan.store, torch.device("cpu")))
+            row = run_cell(cell, WorkerContext(plan.store, torch.device("cpu")))
         if row["status"] != "done":
             outcome.crashed, outcome.remark = True, f"{cell.label} failed: {row['reason']} {outcome.remark}"
             continue
@@ -228,31 +228,29 @@ def train(family: str, plan: Any, refused: str, folder: Path) -> Outcome:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error in one line."""
     return f"{type(error).__name__}: {str(error).strip()}".partition("\n")[0][:200]
 
 
 def clean(text: object, folder: Path) -> str:
-    """A sentence without this machine's folders."""
+    """Return a sentence without this machine's folders."""
     return str(text).replace(f"{folder}/", "").partition("\n")[0].replace("|", "\\|")
 
 
 def row_of(outcome: Outcome) -> str:
-    """A family's row of the page."""
-    cells = (outcome.arrangement, outcome.trained, outcome.left_on, outcome.remark)
+    """Return a family's row of the page."""
+    cells = (outcome.batch_layout, outcome.trained, outcome.left_on, outcome.remark)
     return f"| `{outcome.family}` | {' | '.join(text or '—' for text in cells)} |"
 
 
 def rows_of(page: Path) -> dict[str, str]:
-    """The rows of the page as it stands, by family."""
+    """Return the rows of the page as it stands, by family."""
     lines = page.read_text("utf-8").splitlines() if page.is_file() else []
     return {line.split("`")[1]: line for line in lines if line.startswith("| `") and "model_type" not in line}
 
 
 def table(rows: dict[str, str]) -> str:
-    """The page."""
-    import transformers
-
+    """Return the page."""
     works = [row for row in rows.values() if "vanilla" in row.split(" | ")[2]]
     lines = [
         "# Models",
@@ -261,7 +259,7 @@ def table(rows: dict[str, str]) -> str:
         "planned and trained for two steps: vanilla, its control with hidden dropout off, and HyPe. What can't work is",
         "refused in the plan, with the sentence that stands here. *Stays on* is the dropout that the control leaves,",
         f"which acts on attention probabilities. {len(works)} of {len(rows)} train, with torch",
-        f"{torch.__version__.partition('+')[0]} and transformers {transformers.__version__}.",
+        f"{torch.__version__.partition('+')[0]} and transformers {library_version}.",
         "",
         "```sh",
         "python -m benchmarks.models --write docs/models.md",
@@ -275,9 +273,6 @@ def table(rows: dict[str, str]) -> str:
 
 def main() -> int:
     """Try all families, or those that are named; exit code 1 if one crashed."""
-    from transformers import logging as library_logging
-    from transformers.models.auto.modeling_auto import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as FAMILIES
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", metavar="FAMILY", help="model types; all where none is given")
     parser.add_argument(
@@ -292,8 +287,8 @@ def main() -> int:
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")
     outcomes = []
-    with tempfile.TemporaryDirectory() as place:
-        root = Path(place)
+    with tempfile.TemporaryDirectory() as scratch:
+        root = Path(scratch)
         like, texts = tiny_checkpoint(root / "like"), tiny_texts(root / "texts.jsonl")
         for family in asked.families or list(FAMILIES):
             started, folder = time.monotonic(), root / family

@@ -1,4 +1,4 @@
-"""What the statistics of the reports do on data whose truth is known; writes the table of docs/statistics.md.
+"""Simulates what the statistics of the reports do on data whose truth is known; writes the table of docs/statistics.md.
 
     python benchmarks/simulations.py
 
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import norm
 
-from finetune_bench import stats
-from finetune_bench.stats import bootstrap, robust
+from finetune_bench.stats import bootstrap, estimates, robust
 from finetune_bench.stats.estimates import Estimate
 
 TASKS, METHODS = 8, 7
@@ -24,14 +24,21 @@ SEEDS = (3, 5, 10)
 # Heterogeneous tasks: noise between seeds from 0.3 to 4 points, and effects that differ from task to task.
 NOISE = np.geomspace(0.3, 4.0, TASKS)
 EFFECTS = np.linspace(-1.5, 1.5, TASKS)
-SHARED = 0.6  # of the noise's variance is the seed's own, common to all methods
+# So much of the noise's variance is the seed's, common to all methods.
+SHARED = 0.6
 PAGE = Path(__file__).parent.parent / "docs" / "statistics.md"
 BEGIN, END = "<!-- simulated -->", "<!-- end -->"
 
 
 @dataclass(frozen=True)
 class Line:
-    """One simulated property: what, the band it should lie in (shares), and the share found by number of seeds."""
+    """One simulated property.
+
+    Attributes:
+        name: What is simulated.
+        band: Where the share should lie, as text.
+        shares: The share of repetitions, by number of seeds.
+    """
 
     name: str
     band: str
@@ -39,84 +46,84 @@ class Line:
 
 
 def suite(rng: np.random.Generator, seeds: int, effects: np.ndarray, methods: int = METHODS) -> np.ndarray:
-    """(tasks, methods, seeds) scores: task noise, shared by seed in part; the last method has the effects."""
+    """Draw (tasks, methods, seeds) scores: task noise, shared by seed in part; the last method has the effects."""
     common = rng.normal(0, np.sqrt(SHARED), (TASKS, 1, seeds))
-    own = rng.normal(0, np.sqrt(1 - SHARED), (TASKS, methods, seeds))
-    scores = 70 + (common + own) * NOISE[:, None, None]
+    separate = rng.normal(0, np.sqrt(1 - SHARED), (TASKS, methods, seeds))
+    scores = 70 + (common + separate) * NOISE[:, None, None]
     scores[:, -1] += effects[:, None]
     return scores
 
 
 def contrast(methods: int) -> np.ndarray:
-    """The last method minus the first."""
+    """Return the (methods,) weights of the last method minus the first."""
     weights = np.zeros(methods)
     weights[[0, -1]] = -1, 1
     return weights
 
 
 def holds(estimate: Estimate, truth: float) -> bool:
-    """Whether an interval holds the truth."""
+    """Return whether an interval holds the truth."""
     return estimate.low <= truth <= estimate.high
 
 
 def share(
     trial: Callable[[np.random.Generator, int], float], runs: int, seeds: tuple[int, ...] = SEEDS
 ) -> dict[int, float]:
-    """Mean of a trial over seeded repetitions, by number of seeds."""
-    found = {}
+    """Return the mean of a trial over seeded repetitions, by number of seeds."""
+    shares = {}
     for number in seeds:
         rng = np.random.default_rng([7, number])
-        found[number] = float(np.mean([trial(rng, number) for _ in range(runs)]))
-    return found
+        shares[number] = float(np.mean([trial(rng, number) for _ in range(runs)]))
+    return shares
 
 
 # --- coverage ---------------------------------------------------------------------------------------------------------
 
 
 def mean_covers(rng: np.random.Generator, seeds: int) -> float:
-    """A t interval of one method's mean."""
-    return holds(stats.t_interval(rng.normal(70, 2, seeds)), 70)
+    """Try a t interval of one method's mean."""
+    return holds(estimates.t_interval(rng.normal(70, 2, seeds)), 70)
 
 
 def difference_covers(rng: np.random.Generator, seeds: int) -> float:
-    """A paired difference on one task."""
+    """Try a paired difference on one task."""
     scores = suite(rng, seeds, EFFECTS)[-1]
-    return holds(stats.paired_difference(scores[-1], scores[0]), EFFECTS[-1])
+    return holds(estimates.paired_difference(scores[-1], scores[0]), EFFECTS[-1])
 
 
 def contrast_covers(rng: np.random.Generator, seeds: int) -> float:
-    """A difference on one task from the residual variance of all methods."""
-    return holds(stats.two_way_contrast(suite(rng, seeds, EFFECTS)[-1], contrast(METHODS)), EFFECTS[-1])
+    """Try a difference on one task from the residual variance of all methods."""
+    return holds(estimates.two_way_contrast(suite(rng, seeds, EFFECTS)[-1], contrast(METHODS)), EFFECTS[-1])
 
 
 def synergy_covers(rng: np.random.Generator, seeds: int) -> float:
-    """A synergy of two methods."""
+    """Try a synergy of two methods."""
     scores = suite(rng, seeds, EFFECTS)[-1]
-    return holds(stats.synergy(*scores[[-1, 1, 2, 0]]), EFFECTS[-1])
+    return holds(estimates.synergy(*scores[[-1, 1, 2, 0]]), EFFECTS[-1])
 
 
 def suite_of_blocks(scores: np.ndarray) -> Estimate:
-    """The mean difference over tasks, each task's from the residual variance of all methods."""
-    return stats.suite_mean([stats.two_way_contrast(task, contrast(scores.shape[1])) for task in scores])
+    """Return the mean difference over tasks, each task's from the residual variance of all methods."""
+    return estimates.suite_mean([estimates.two_way_contrast(task, contrast(scores.shape[1])) for task in scores])
 
 
 def suite_of_pairs(scores: np.ndarray) -> Estimate:
-    """The mean difference over tasks, each task's from its own pairs."""
-    return stats.suite_mean([stats.paired_difference(task[-1], task[0]) for task in scores])
+    """Return the mean difference over tasks, each task's from its own pairs."""
+    return estimates.suite_mean([estimates.paired_difference(task[-1], task[0]) for task in scores])
 
 
 def suite_covers(rng: np.random.Generator, seeds: int) -> float:
-    """The mean difference over tasks, blocks of seven methods."""
+    """Try the mean difference over tasks, blocks of seven methods."""
     return holds(suite_of_blocks(suite(rng, seeds, EFFECTS)), float(EFFECTS.mean()))
 
 
 def pairs_cover(rng: np.random.Generator, seeds: int) -> float:
-    """The mean difference over tasks, pairs of two methods."""
+    """Try the mean difference over tasks, pairs of two methods."""
     return holds(suite_of_pairs(suite(rng, seeds, EFFECTS, methods=2)), float(EFFECTS.mean()))
 
 
 def bootstrap_covers(rng: np.random.Generator, seeds: int) -> float:
-    """The mistake avoided: a percentile bootstrap of a few seeds."""
+    """Try the mistake that is avoided: a percentile bootstrap of a few seeds."""
     scores = rng.normal(70, 2, seeds)
     means = scores[rng.integers(0, seeds, (1000, seeds))].mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
@@ -124,15 +131,16 @@ def bootstrap_covers(rng: np.random.Generator, seeds: int) -> float:
 
 
 def clopper_pearson_covers(rng: np.random.Generator, seeds: int) -> float:
-    """The interval of a collapse rate of 20 %, over eight tasks."""
-    low, high = stats.clopper_pearson(int(rng.binomial(TASKS * seeds, 0.2)), TASKS * seeds)
+    """Try the interval of a collapse rate of 20 %, over eight tasks."""
+    low, high = estimates.clopper_pearson(int(rng.binomial(TASKS * seeds, 0.2)), TASKS * seeds)
     return low <= 0.2 <= high
 
 
 def multi_bootstrap_covers(rng: np.random.Generator, seeds: int) -> float:
-    """Seeds and examples at once: accuracy of two methods, the truth that of endless seeds and examples."""
+    """Try seeds and examples at once: accuracy of two methods, the truth that of endless seeds and examples."""
     examples = 300
-    hard = rng.normal(0, 1, examples)  # what makes an example hard is shared by all runs
+    # What makes an example hard is shared by all runs.
+    hard = rng.normal(0, 1, examples)
     skill = rng.normal(0, 0.1, (2, seeds, 1)) + np.array([0.8, 0.6])[:, None, None]
     right = hard + rng.normal(0, 0.5, (2, seeds, examples)) < skill
     truth = 100 * float(np.subtract(*_expected_accuracy()))
@@ -141,8 +149,6 @@ def multi_bootstrap_covers(rng: np.random.Generator, seeds: int) -> float:
 
 
 def _expected_accuracy() -> tuple[float, float]:
-    from scipy.stats import norm
-
     spread = np.sqrt(1 + 0.5**2 + 0.1**2)
     return float(norm.cdf(0.8 / spread)), float(norm.cdf(0.6 / spread))
 
@@ -151,79 +157,79 @@ def _expected_accuracy() -> tuple[float, float]:
 
 
 def suite_rejects(rng: np.random.Generator, seeds: int) -> float:
-    """The suite's test where no method does anything, blocks of seven methods."""
+    """Try the suite's test where no method does anything, blocks of seven methods."""
     return suite_of_blocks(suite(rng, seeds, np.zeros(TASKS))).separated
 
 
 def pairs_reject(rng: np.random.Generator, seeds: int) -> float:
-    """The suite's test where no method does anything, pairs of two methods."""
+    """Try the suite's test where no method does anything, pairs of two methods."""
     return suite_of_pairs(suite(rng, seeds, np.zeros(TASKS), methods=2)).separated
 
 
 def pooled_rejects(rng: np.random.Generator, seeds: int) -> float:
-    """The mistake avoided: every (task, seed) cell counted as its own unit.
+    """Try the mistake that is avoided: every (task, seed) cell counted as its own unit.
 
     The question is whether the method helps on tasks like these, its effect on each drawn around zero.
     """
     effects = rng.normal(0, 1.0, TASKS)
     pairs = effects[:, None] + rng.normal(0, 1.0, (TASKS, seeds))
-    return stats.t_interval(pairs.ravel()).separated
+    return estimates.t_interval(pairs.ravel()).separated
 
 
 def tasks_reject(rng: np.random.Generator, seeds: int) -> float:
-    """The same data, the task as the unit: question (b)."""
+    """Try the same data with the task as the unit: question (b)."""
     effects = rng.normal(0, 1.0, TASKS)
     pairs = effects[:, None] + rng.normal(0, 1.0, (TASKS, seeds))
-    return stats.t_interval(pairs.mean(axis=1)).separated
+    return estimates.t_interval(pairs.mean(axis=1)).separated
 
 
 def holm_errs(rng: np.random.Generator, seeds: int) -> float:
-    """Any false call among six methods against one baseline on the suite, after Holm."""
+    """Try for any false call among six methods against one baseline on the suite, after Holm."""
     scores = suite(rng, seeds, np.zeros(TASKS))
     p_values = []
     for method in range(1, METHODS):
         weights = np.zeros(METHODS)
         weights[[0, method]] = -1, 1
-        p_values.append(stats.suite_mean([stats.two_way_contrast(task, weights) for task in scores]).p_value)
-    return min(stats.holm(p_values)) < 0.05
+        p_values.append(estimates.suite_mean([estimates.two_way_contrast(task, weights) for task in scores]).p_value)
+    return min(estimates.holm(p_values)) < 0.05
 
 
 def discoveries_err(rng: np.random.Generator, seeds: int) -> float:
-    """Share of false calls by Benjamini and Hochberg, half of twenty true differences being zero."""
+    """Return the share of false calls by Benjamini and Hochberg, half of twenty true differences being zero."""
     effects = np.repeat([0.0, 3.0], 10)
     pairs = rng.normal(0, 2, (20, seeds)) + effects[:, None]
-    called = np.array(stats.benjamini_hochberg([stats.t_interval(row).p_value for row in pairs])) < 0.05
+    called = np.array(estimates.benjamini_hochberg([estimates.t_interval(row).p_value for row in pairs])) < 0.05
     return float(called[:10].sum() / max(1, called.sum()))
 
 
 def sign_flip_rejects(rng: np.random.Generator, seeds: int) -> float:
-    """The exact sign-flip test of differences with heavy tails."""
-    return stats.sign_flip(rng.standard_t(3, seeds)) < 0.05
+    """Try the exact sign-flip test of differences with heavy tails."""
+    return estimates.sign_flip(rng.standard_t(3, seeds)) < 0.05
 
 
 def friedman_rejects(rng: np.random.Generator, seeds: int) -> float:
-    """Friedman's test on task means of seven equal methods."""
+    """Try Friedman's test on task means of seven equal methods."""
     return robust.rank_test(suite(rng, seeds, np.zeros(TASKS)).mean(axis=2).T).p < 0.05
 
 
 def nemenyi_errs(rng: np.random.Generator, seeds: int) -> float:
-    """Any two of seven equal methods apart by more than the critical difference."""
+    """Try whether any two of seven equal methods are apart by more than the critical difference."""
     ranks = robust.rank_test(suite(rng, seeds, np.zeros(TASKS)).mean(axis=2).T)
     return bool(np.ptp(ranks.mean) > ranks.critical_difference)
 
 
 def equivalence_errs(rng: np.random.Generator, seeds: int) -> float:
-    """Called equal within one point although the true difference is one point."""
-    return stats.equivalence(stats.t_interval(rng.normal(1, 1, seeds)), 1.0) < 0.05
+    """Try to call two methods equal within one point although the true difference is one point."""
+    return estimates.equivalence(estimates.t_interval(rng.normal(1, 1, seeds)), 1.0) < 0.05
 
 
 def best_errs(rng: np.random.Generator, seeds: int) -> float:
-    """A best method in bold where all are equal."""
-    return stats.best_is_separated(suite(rng, seeds, np.zeros(TASKS))[0])
+    """Try for a best method in bold where all are equal."""
+    return estimates.best_is_separated(suite(rng, seeds, np.zeros(TASKS))[0])
 
 
-def lines(runs: int) -> list[Line]:
-    """The whole table, each share from `runs` repetitions."""
+def simulate(runs: int) -> list[Line]:
+    """Return the whole table, each share from `runs` repetitions."""
     few = max(50, runs // 5)
     return [
         Line("coverage: mean of a method", "93–98 %", share(mean_covers, runs)),
@@ -249,12 +255,12 @@ def lines(runs: int) -> list[Line]:
     ]
 
 
-def as_table(found: list[Line], runs: int) -> str:
-    """As the page shows it."""
-    numbers = sorted({seeds for line in found for seeds in line.shares})
+def as_table(lines: list[Line], runs: int) -> str:
+    """Return the table as the page shows it."""
+    numbers = sorted({seeds for line in lines for seeds in line.shares})
     rows = ["| property | should be | " + " | ".join(f"{n} seeds" for n in numbers) + " |"]
     rows.append("| --- | --- |" + " ---: |" * len(numbers))
-    for line in found:
+    for line in lines:
         cells = [f"{100 * line.shares[n]:.1f} %" if n in line.shares else "—" for n in numbers]
         rows.append(f"| {line.name} | {line.band} | {' | '.join(cells)} |")
     return "\n".join([*rows, "", f"{runs:,} repetitions a line, fewer for the resampling ones; seeded."])
@@ -266,7 +272,7 @@ def main() -> None:
     page = PAGE.read_text("utf-8")
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    PAGE.write_text(f"{before}{BEGIN}\n\n{as_table(lines(runs), runs)}\n\n{END}{after}", "utf-8")
+    PAGE.write_text(f"{before}{BEGIN}\n\n{as_table(simulate(runs), runs)}\n\n{END}{after}", "utf-8")
 
 
 if __name__ == "__main__":

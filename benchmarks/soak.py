@@ -23,6 +23,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from finetune_bench import registry
+from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
 from finetune_bench.testing.toys import tiny_checkpoint, tiny_texts
 
@@ -32,33 +33,33 @@ WAITS = (4.0, 18.0)  # seconds between faults; a run's workers take some to begi
 
 
 def command(folder: Path, store: Path, methods: list[str]) -> list[str]:
-    """The grid's command, in a store."""
-    words = ["run", "--methods", ",".join(methods), "--tasks", str(folder / "toy.jsonl")]
-    words += [
-        "--model",
-        str(folder / "tiny-bert"),
-        "--seeds",
-        "1",
-        "--lr",
-        "1e-3",
-        "--steps",
-        "150",
-        "--batch-size",
-        "8",
-    ]
-    words += ["--checkpoint-every", "20", "--workers", "2", "--device", "cpu", "--out", str(store)]
-    return [sys.executable, "-m", "finetune_bench.cli", *words]
+    """Return the command that runs the grid in a store."""
+    options = {
+        "--methods": ",".join(methods),
+        "--tasks": str(folder / "toy.jsonl"),
+        "--model": str(folder / "tiny-bert"),
+        "--seeds": "1",
+        "--lr": "1e-3",
+        "--steps": "150",
+        "--batch-size": "8",
+        "--checkpoint-every": "20",
+        "--workers": "2",
+        "--device": "cpu",
+        "--out": str(store),
+    }
+    words = [word for option in options.items() for word in option]
+    return [sys.executable, "-m", "finetune_bench.cli", "run", *words]
 
 
-def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
-    """A runner whose talk goes to a file."""
+def start(command: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a runner whose output goes to a file."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
     with open(log, "ab") as file:
-        return subprocess.Popen(words, stdout=file, stderr=file, env=environment)  # noqa: S603
+        return subprocess.Popen(command, stdout=file, stderr=file, env=environment)  # noqa: S603
 
 
 def children(process: int) -> list[int]:
-    """Processes that a process started."""
+    """Return the processes that a process started."""
     try:
         return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text("ascii").split()]
     except OSError:
@@ -66,7 +67,7 @@ def children(process: int) -> list[int]:
 
 
 def strike(fault: str, runner: subprocess.Popen[bytes], store: Store, dice: random.Random) -> bool:
-    """Do harm; returns whether there was anything to harm."""
+    """Do harm to a runner, its workers or its checkpoints; return whether there was anything to harm."""
     workers = children(runner.pid)
     files = sorted(store.checkpoints.glob("*.safetensors"))
     if fault == "cut a checkpoint" and not files:
@@ -77,8 +78,8 @@ def strike(fault: str, runner: subprocess.Popen[bytes], store: Store, dice: rand
         runner.send_signal(signal.SIGINT)
     if fault in ("kill the runner", "kill everything", "cut a checkpoint"):
         runner.kill()
-    struck = workers if fault in ("kill everything", "cut a checkpoint") else []
-    for worker in [dice.choice(workers)] if fault == "kill a worker" else struck:
+    victims = workers if fault in ("kill everything", "cut a checkpoint") else []
+    for worker in [dice.choice(workers)] if fault == "kill a worker" else victims:
         with suppress(ProcessLookupError):
             os.kill(worker, signal.SIGKILL)
     if fault == "cut a checkpoint":  # as a file system might that lost its end
@@ -88,35 +89,39 @@ def strike(fault: str, runner: subprocess.Popen[bytes], store: Store, dice: rand
 
 
 def play(folder: Path, store: Store, methods: list[str], dice: random.Random) -> collections.Counter[str]:
-    """One round: run the grid under faults until all is done; returns what was done to it."""
-    done_to: collections.Counter[str] = collections.Counter()
-    words, log = command(folder, store.root, methods), folder / "talk.log"
+    """Run the grid under faults until all is done; return how many faults of which kind there were.
+
+    Raises:
+        SystemExit: a run doesn't end, or a finished cell was run again.
+    """
+    faults: collections.Counter[str] = collections.Counter()
+    grid, log = command(folder, store.root, methods), folder / "talk.log"
     finished: dict[str, str] = {}
     for _ in range(200):
-        runners = [start(words, log)]
+        runners = [start(grid, log)]
         begin = time.monotonic()
-        quiet = done_to.total() > 40  # a round has to end some day
+        is_quiet = faults.total() > 40  # a round has to end some day
         while any(runner.poll() is None for runner in runners):
             time.sleep(dice.uniform(*WAITS))
-            if quiet:
+            if is_quiet:
                 continue
             if time.monotonic() - begin > PATIENCE:
                 raise SystemExit(f"a run of the grid did not end within {PATIENCE:g} s; see {log}")
             fault = dice.choice(FAULTS)
             if fault == "a second runner":
                 if len(runners) == 1:
-                    runners.append(start(words, log))
-                    done_to[fault] += 1
+                    runners.append(start(grid, log))
+                    faults[fault] += 1
             elif strike(fault, dice.choice(runners), store, dice):
-                done_to[fault] += 1
-        rows = store.rows()
-        for row in rows:
-            if row["status"] == "done":
-                done_to["resumed in the middle"] += row["id"] not in finished and bool(row["cost"]["resumed_at"])
-                if finished.setdefault(row["id"], row["started"] + row["finished"]) != row["started"] + row["finished"]:
+                faults[fault] += 1
+        for row in store.rows():
+            if row["status"] == Status.DONE:
+                faults["resumed in the middle"] += row["id"] not in finished and bool(row["cost"]["resumed_at"])
+                times = row["started"] + row["finished"]
+                if finished.setdefault(row["id"], times) != times:
                     raise SystemExit(f"cell {row['id']} was finished, and run again")
         if runners[0].returncode == 0:
-            return done_to
+            return faults
     raise SystemExit("the grid did not end after 200 commands")
 
 
@@ -127,32 +132,33 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for stores and logs; outside the work tree")
     parser.add_argument("--seed", type=int, default=0, help="of the faults")
     parser.add_argument("--methods", default=None, help="fewer of them, for a short run (default: all)")
-    asked = parser.parse_args()
-    folder: Path = asked.folder.resolve()
+    arguments = parser.parse_args()
+    folder: Path = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     tiny_checkpoint(folder / "tiny-bert")
     tiny_texts(folder / "toy.jsonl", 120)
-    methods = asked.methods.split(",") if asked.methods else registry.names("methods")
-    end = time.monotonic() + 60 * asked.minutes
+    methods = arguments.methods.split(",") if arguments.methods else registry.names("methods")
+    end = time.monotonic() + 60 * arguments.minutes
 
-    calm = Store(folder / "undisturbed")
-    if start(command(folder, calm.root, methods), folder / "talk.log").wait() != 0:
+    undisturbed = Store(folder / "undisturbed")
+    if start(command(folder, undisturbed.root, methods), folder / "talk.log").wait() != 0:
         raise SystemExit(f"the undisturbed run failed; see {folder / 'talk.log'}")
-    expected = calm.without_measurements()
+    expected = undisturbed.without_measurements()
     total: collections.Counter[str] = collections.Counter()
     rounds = 0
     while rounds == 0 or time.monotonic() < end:
         rounds += 1
-        store = Store(folder / f"round-{asked.seed}-{rounds}")
-        total += play(folder, store, methods, random.Random(f"{asked.seed} {rounds}"))
-        found = store.without_measurements()
-        different = sorted(cell for cell in expected.keys() | found.keys() if expected.get(cell) != found.get(cell))
+        store = Store(folder / f"round-{arguments.seed}-{rounds}")
+        total += play(folder, store, methods, random.Random(f"{arguments.seed} {rounds}"))
+        results = store.without_measurements()
+        cells = expected.keys() | results.keys()
+        different = sorted(cell for cell in cells if expected.get(cell) != results.get(cell))
         if different:
             raise SystemExit(f"round {rounds}: cells {different} differ from the undisturbed run; see {store.root}")
         left = [*store.checkpoints.iterdir(), *store.cells.glob(".*"), *(store.root / "locks").iterdir()]
         if left:
             raise SystemExit(f"round {rounds}: '{left[0]}' was left behind")
-        print(f"round {rounds}: {len(found)} cells, all equal; so far {dict(total)}", flush=True)
+        print(f"round {rounds}: {len(results)} cells, all equal; so far {dict(total)}", flush=True)
     print(f"{rounds} rounds of {len(expected)} cells, every row equal to the undisturbed run's; {dict(total)}")
 
 

@@ -1,4 +1,4 @@
-"""Does this checkout give the same numbers and the same reports as an earlier commit?
+"""Check that this checkout gives the same numbers and the same reports as an earlier commit.
 
     python -m benchmarks.unchanged 4c157d9
     python -m benchmarks.unchanged 4c157d9 --keep FOLDER
@@ -52,13 +52,14 @@ COMMANDS: dict[str, list[str]] = {
     ],
 }
 REPORTS = {"": [], "-options": ["--margin", "0.5", "--bootstrap"], "-rdrop": ["--baseline", "rdrop"]}
-WITHOUT_RDROP = ("search", "dose", "dose of a stack")  # no label of their reports is that
-# What a clock or the machine says, in a row.
+# No method of these reports is labelled "rdrop".
+WITHOUT_RDROP = ("search", "dose", "dose of a stack")
+# Keys of a row whose values a clock or the machine gives.
 MEASURED = re.compile(
     r"(^|\.)(environment|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
     r"|examples_per_second)($|\.)"
 )
-# By file ending, words of the earlier reports that this checkout says in another way: (pattern, replacement).
+# Words of the earlier reports that were renamed on purpose since, by the ending of the file: (pattern, replacement).
 RENAMED: dict[str, list[tuple[str, str]]] = {}
 
 _MAKE_INPUTS = """
@@ -78,7 +79,7 @@ print(",".join(registry.names("methods")))
 
 
 def call(checkout: Path, folder: Path, code: str, *arguments: str) -> str:
-    """Run Python code of one checkout in a folder; returns what it printed."""
+    """Run Python code of one checkout in a folder and return what it printed."""
     start = f"import sys; sys.path.insert(0, {str(checkout)!r}); sys.argv[0] = 'finetune-bench'\n"
     done = subprocess.run(  # noqa: S603
         [sys.executable, "-c", start + code, *arguments], cwd=folder, capture_output=True, text=True, check=False
@@ -115,60 +116,62 @@ def report(checkout: Path, stores: Path, out: Path) -> None:
 
 
 def flat(value: Any, key: str = "") -> dict[str, Any]:
-    """A row as one level of keys, without what was measured."""
+    """Return a row as one level of keys, without what was measured."""
     if isinstance(value, dict):
         return {k: v for name, inner in value.items() for k, v in flat(inner, f"{key}.{name}".lstrip(".")).items()}
     return {} if MEASURED.search(key) else {key: value}
 
 
 def compare_stores(old: Path, new: Path) -> tuple[list[str], int]:
-    """What differs between the cells of two stores, and how many there are."""
+    """Return what differs between the cells of two stores, one text each, and how many cells there are."""
     cells = {path.parent.name for root in (old, new) for path in root.glob("cells/*/row.json")}
-    found = []
+    differences = []
     for cell in sorted(cells):
         folders = [root / "cells" / cell for root in (old, new)]
         if not all((folder / "row.json").is_file() for folder in folders):
-            found.append(f"{cell}: only in {'old' if folders[0].is_dir() else 'new'}")
+            differences.append(f"{cell}: only in {'old' if folders[0].is_dir() else 'new'}")
             continue
         rows = [flat(json.loads((folder / "row.json").read_text("utf-8"))) for folder in folders]
         keys = [
             key for key in sorted(rows[0].keys() | rows[1].keys()) if rows[0].get(key, ...) != rows[1].get(key, ...)
         ]
-        found += [f"{cell}: {key}: {rows[0].get(key, 'missing')!r} → {rows[1].get(key, 'missing')!r}" for key in keys]
+        differences += [
+            f"{cell}: {key}: {rows[0].get(key, 'missing')!r} → {rows[1].get(key, 'missing')!r}" for key in keys
+        ]
         for path in sorted(folders[0].glob("*.npz")):
-            with np.load(path) as one, np.load(folders[1] / path.name) as other:
-                same = set(one) == set(other) and all(np.array_equal(one[name], other[name]) for name in one)
-            found += [] if same else [f"{cell}: {path.name} differs"]
-    return found, len(cells)
+            with np.load(path) as before, np.load(folders[1] / path.name) as after:
+                same = set(before) == set(after) and all(np.array_equal(before[name], after[name]) for name in before)
+            differences += [] if same else [f"{cell}: {path.name} differs"]
+    return differences, len(cells)
 
 
 def compare_reports(old: Path, new: Path) -> tuple[list[str], int, int]:
-    """What differs between two folders of reports, how many files there are, and how many hold renamed words."""
+    """Return what differs between two folders of reports, the number of files, and that of files with renamed words."""
     files = {path.relative_to(root) for root in (old, new) for path in root.rglob("*") if path.is_file()}
-    found, renamed = [], 0
+    differences, renamed = [], 0
     for file in sorted(files):
         if not ((old / file).is_file() and (new / file).is_file()):
-            found.append(f"{file}: only in {'old' if (old / file).is_file() else 'new'}")
+            differences.append(f"{file}: only in {'old' if (old / file).is_file() else 'new'}")
             continue
-        one, other = (old / file).read_bytes(), (new / file).read_bytes()
-        if one == other:
+        before, after = (old / file).read_bytes(), (new / file).read_bytes()
+        if before == after:
             continue
-        text = one.decode("utf-8", "replace")
+        text, expected = before.decode("utf-8", "replace"), after.decode("utf-8", "replace")
         for pattern, replacement in RENAMED.get(file.suffix, []):
             text = re.sub(pattern, replacement, text)
-        if text == other.decode("utf-8", "replace"):
+        if text == expected:
             renamed += 1
             continue
-        pairs = zip(text.splitlines(), other.decode("utf-8", "replace").splitlines(), strict=False)
+        pairs = zip(text.splitlines(), expected.splitlines(), strict=False)
         line = next(((number, pair) for number, pair in enumerate(pairs, 1) if pair[0] != pair[1]), None)
-        found.append(
+        differences.append(
             f"{file}: " + (f"line {line[0]}: {line[1][0][:200]!r} → {line[1][1][:200]!r}" if line else "length")
         )
-    return found, len(files), renamed
+    return differences, len(files), renamed
 
 
 def main() -> int:
-    """Compare, print what differs; returns 1 if anything does."""
+    """Compare, print what differs, and return 1 if anything does."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("commit", help="the earlier commit")
     parser.add_argument("--keep", type=Path, help="folder for what the earlier commit makes")
@@ -194,7 +197,7 @@ def main() -> int:
                 else:
                     report(clone, old / "stores", old / "unfinished")
                 (old / "unfinished").rename(old / part)
-        found: list[str] = []
+        differences: list[str] = []
         if not parsed.reports_only:
             print("this checkout trains:", flush=True)
             (work / "stores").mkdir()
@@ -202,16 +205,16 @@ def main() -> int:
             cells = 0
             for name in COMMANDS:
                 differing, count = compare_stores(old / "stores" / name, work / "stores" / name)
-                found += [f"{name}: {line}" for line in differing]
+                differences += [f"{name}: {line}" for line in differing]
                 cells += count
-            print(f"{cells} cells: {len(found)} differences in ids, hashes, rows and arrays")
+            print(f"{cells} cells: {len(differences)} differences in ids, hashes, rows and arrays")
         print("this checkout reports and resumes the earlier stores ...", flush=True)
         stores = work / "earlier"
         shutil.copytree(old / "stores", stores)
         report(ROOT, stores, work / "reports")
         differing, files, renamed = compare_reports(old / "reports", work / "reports")
         print(f"{files} report files: {len(differing)} differ, {renamed} are the same but for renamed words")
-        found += differing
+        differences += differing
         methods = (stores / "methods.txt").read_text("utf-8")
         for name, arguments in COMMANDS.items():
             before = {path: path.stat().st_mtime_ns for path in (stores / name).glob("cells/*/row.json")}
@@ -220,11 +223,11 @@ def main() -> int:
             after = {path: path.stat().st_mtime_ns for path in (stores / name).glob("cells/*/row.json")}
             again = [path.parent.name for path in after if after[path] != before.get(path)]
             print(f"{name}: {len(after)} cells, {len(after) - len(again)} cached")
-            found += [f"{name}: {cell} was trained again" for cell in again]
-    for line in found:
+            differences += [f"{name}: {cell} was trained again" for cell in again]
+    for line in differences:
         print(line)
-    print("Nothing changed." if not found else f"{len(found)} differences.")
-    return 1 if found else 0
+    print("Nothing changed." if not differences else f"{len(differences)} differences.")
+    return 1 if differences else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Everything that differs between a CPU and an accelerator, in one place."""
+"""All that differs between a CPU and an accelerator."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
-    """The devices that a study may use: one per worker.
+    """Return the devices that a study may use.
 
     Args:
         name: "cpu", "cuda" (every visible one), "cuda:1" (that one); None for CUDA where there is one, else the CPU.
-        elsewhere: whether the cells run on other machines; then this one need not have it.
+        elsewhere: whether the cells run on other machines; then this one need not have the device.
 
     Raises:
         UsageError: not a device's name.
@@ -50,7 +50,13 @@ def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
 
 
 def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
-    """Set this process up for a device: fp32 stays fp32 (no TF32), and the thread count is what the cell says."""
+    """Set this process up for a device; fp32 stays fp32 (no TF32).
+
+    Args:
+        device: the device of the cells that come.
+        threads: torch threads on a CPU, at least 1.
+        deterministic: whether only deterministic kernels are allowed.
+    """
     if device.type == "cpu":
         torch.set_num_threads(threads)
     else:
@@ -63,7 +69,7 @@ def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name for a person."""
+    """Return the device's name for a person, as its maker calls it."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if sys.platform == "linux":
@@ -82,7 +88,7 @@ def put(tensor: Tensor, device: torch.device) -> Tensor:
 
 @contextmanager
 def random_state_kept(device: torch.device) -> Iterator[None]:
-    """The global random streams (the CPU's and the device's) are after the block what they were before it."""
+    """Put the global random streams (the CPU's and the device's) back, after the block, to what they were before it."""
     if device.type == "cpu":
         with torch.random.fork_rng(devices=[]):
             yield
@@ -92,7 +98,7 @@ def random_state_kept(device: torch.device) -> Iterator[None]:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The states of the global random streams, the CPU's and the device's, by device type."""
+    """Return the states of the global random streams, the CPU's and the device's, by device type."""
     states = {"cpu": torch.get_rng_state()}
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device).get_rng_state(device)
@@ -100,15 +106,15 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def set_random_state(device: torch.device, states: Mapping[str, Tensor]) -> None:
-    """Put the global random streams where `random_state` found them."""
+    """Put the global random streams back to the states that `random_state` returned."""
     torch.set_rng_state(states["cpu"])
     if device.type != "cpu":
         torch.get_device_module(device).set_rng_state(states[device.type], device)
 
 
 def reset_peak(device: torch.device) -> bool:
-    """Start measuring peak memory anew; returns whether that can be done here."""
-    gc.collect()  # what earlier cells left, or the allocator kept, would count as ours
+    """Start measuring peak memory anew; return whether that can be done here."""
+    gc.collect()  # what earlier cells left, or the allocator kept, would count for this cell
     if device.type != "cpu":
         torch.accelerator.empty_cache()
         torch.accelerator.reset_peak_memory_stats(device)
@@ -124,7 +130,7 @@ def reset_peak(device: torch.device) -> bool:
 
 
 def peak(device: torch.device) -> tuple[int | None, int | None]:
-    """Bytes at the peak since a `reset_peak` that worked.
+    """Return the bytes at the peak since a `reset_peak` that worked.
 
     Returns:
         (allocated, reserved) on an accelerator; (resident set, None) on a CPU.
@@ -136,7 +142,7 @@ def peak(device: torch.device) -> tuple[int | None, int | None]:
 
 
 def energy(device: torch.device) -> float | None:
-    """Joules that a CUDA device has used since its driver was loaded, by NVML; None where it doesn't tell.
+    """Return the joules that a CUDA device has used since its driver was loaded, by NVML; None where it doesn't tell.
 
     It is the whole device's: other processes on it count too. Needs the extra `[energy]`.
     """
@@ -156,10 +162,10 @@ def energy(device: torch.device) -> float | None:
 
 
 def is_broken(error: BaseException) -> bool:
-    """Whether an exception means that this process can't use its device any more."""
+    """Return whether an exception means that this process can't use its device any more."""
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception means that memory ran out, on the device or on the host."""
+    """Return whether an exception means that memory ran out, on the device or on the host."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Everything that finetune-bench raises on purpose.
+"""The exceptions that finetune-bench raises on purpose.
 
     FinetuneBenchError
     ├── UsageError            what was typed or written in a file is wrong; exit code 2
@@ -20,7 +20,7 @@ from collections.abc import Iterable
 
 
 class FinetuneBenchError(Exception):
-    """Base of every error raised on purpose."""
+    """Everything that is raised on purpose is of this class."""
 
 
 class UsageError(FinetuneBenchError):
@@ -28,13 +28,13 @@ class UsageError(FinetuneBenchError):
 
 
 class UnknownName(UsageError):
-    """A name that is not in the list of known names.
+    """A name is not in the list of known names.
 
     Args:
         kind: what the name should be, in the singular ("method").
-        name: what came.
-        known: the names that exist; the nearest is offered.
-        where: how to see them all.
+        name: the name that came.
+        known: the names that exist; the message offers the nearest.
+        where: a sentence that says how to see them all; "" for none.
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
@@ -66,6 +66,8 @@ class MachineError(FinetuneBenchError):
 
 class Diverged(FinetuneBenchError):
     """Training led to NaN or infinity."""
+
+    step: int  # the first step whose loss, or what the model predicts after it, was not finite
 
     def __init__(self, step: int) -> None:
         super().__init__(f"diverged at step {step}: the loss, or what the model predicts after it, was not finite")

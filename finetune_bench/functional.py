@@ -1,4 +1,4 @@
-"""Pure functions on tensors that several methods or tasks share. Losses are computed in float32 at least."""
+"""Pure functions on tensors that several methods or tasks share. They compute losses in float32 at least."""
 
 from __future__ import annotations
 
@@ -12,63 +12,63 @@ def _full_precision(values: Tensor) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Batch mean of −log p(label).
+    """Return the batch mean of −log p(label).
 
     Args:
-        logits: (batch, classes).
-        labels: (batch,), int64.
+        logits: what the head puts out, (batch, classes).
+        labels: class ids, (batch,), int64.
 
     Returns:
-        0-dim.
+        A 0-dim tensor.
     """
     return F.cross_entropy(_full_precision(logits), labels)
 
 
 def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
-    """Batch mean of (predicted − target)².
+    """Return the batch mean of (predicted − target)².
 
     Args:
-        predicted: (batch, 1) or (batch,).
-        target: (batch, 1) or (batch,).
+        predicted: the predictions, (batch, 1) or (batch,).
+        target: the numbers to be met, (batch, 1) or (batch,).
 
     Returns:
-        0-dim. A batch of one is fine.
+        A 0-dim tensor. A batch of one is fine.
     """
     return F.mse_loss(_full_precision(predicted).reshape(-1), _full_precision(target).reshape(-1))
 
 
 def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
-    """Batch mean of KL(p‖q) + KL(q‖p) = Σ (p − q)·(log p − log q), gradients flowing to both sides.
+    """Return the batch mean of KL(p‖q) + KL(q‖p) = Σ (p − q)·(log p − log q); gradients flow to both sides.
 
     Args:
-        p: (batch, classes), logits.
-        q: (batch, classes), logits.
+        p: logits, (batch, classes).
+        q: logits, (batch, classes).
 
     Returns:
-        0-dim. Exactly 0 for identical logits, symmetric to the last bit.
+        A 0-dim tensor. Exactly 0 for identical logits, symmetric to the last bit.
     """
     log_p, log_q = _full_precision(p).log_softmax(-1), _full_precision(q).log_softmax(-1)
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 
 def bernoulli_mask(shape: torch.Size, p: float, generator: Generator) -> Tensor:
-    """A mask that keeps each entry with probability p, drawn on the generator's device.
+    """Draw a mask that keeps each entry with probability p, on the generator's device.
 
     On a CPU 16 random bits decide an entry, four entries to a 64-bit draw: several times faster than one draw each; p
     is met to 2⁻¹⁷.
 
     Args:
-        shape: of the mask.
-        p: in [2⁻¹⁷, 1].
-        generator: the stream drawn from; the mask lies on its device.
+        shape: the mask's shape.
+        p: the probability, in [2⁻¹⁷, 1].
+        generator: the stream to draw from; the mask lies on its device.
 
     Returns:
-        bool, of that shape.
+        A bool tensor of that shape.
     """
     device = generator.device
     if device.type != "cpu":
         return torch.empty(shape, device=device).bernoulli_(p, generator=generator).bool()
     entries = shape.numel()
-    words = torch.empty(-(-entries // 4), dtype=torch.int64)
-    words.random_(-(2**63), None, generator=generator)
-    return (words.view(torch.int16)[:entries] <= round(p * 2**16) - 2**15 - 1).view(shape)
+    bits = torch.empty(-(-entries // 4), dtype=torch.int64)
+    bits.random_(-(2**63), None, generator=generator)
+    return (bits.view(torch.int16)[:entries] <= round(p * 2**16) - 2**15 - 1).view(shape)

@@ -1,4 +1,4 @@
-"""The former place of `finetune_bench.home.trainer`; imports from here go on working."""
+"""This is the former place of `finetune_bench.home.trainer`; imports from here go on working."""
 
 from __future__ import annotations
 

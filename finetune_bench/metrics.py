@@ -17,18 +17,20 @@ import numpy as np
 
 from finetune_bench.errors import UnknownName
 
+Kind = Literal["classification", "regression"]
+
 # Below this spread, relative to the mean, the values differ by the rounding of float64 only.
 ROUNDING = 1e-13
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a report needs to know about a metric.
+    """This is what a report needs to know about a metric.
 
     Attributes:
-        heading: its name above a column.
-        kind: the kind of task that it scores.
-        binary: whether it is for two classes only.
+        heading: the metric's name above a column.
+        kind: the kind of task that the metric scores.
+        binary: whether the metric is for two classes only.
     """
 
     heading: str
@@ -50,9 +52,9 @@ def compute(name: str, predictions: np.ndarray, labels: np.ndarray) -> float:
     """Score predictions; higher is better, as a fraction (0.5, not 50).
 
     Args:
-        name: one of `METRICS`. `f1` counts class 1 as the positive one; `pearson_spearman` is the mean of the two.
-        predictions: (examples,), class ids or, for the correlations, numbers.
-        labels: (examples,), of the same kind.
+        name: a key of `METRICS`. `f1` counts class 1 as the positive one; `pearson_spearman` is the mean of the two.
+        predictions: class ids or, for the correlations, numbers, (examples,).
+        labels: the true values of the same kind, (examples,).
 
     Returns:
         The score. A correlation is 0 where the predictions or the labels are all alike: it is undefined there, and a
@@ -152,6 +154,3 @@ _FUNCTIONS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "spearman": _spearman,
     "pearson_spearman": _pearson_spearman,
 }
-
-
-Kind = Literal["classification", "regression"]

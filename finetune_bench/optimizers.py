@@ -1,4 +1,4 @@
-"""Changing an optimiser's settings per parameter, for methods' `optimizer` hook."""
+"""Change an optimiser's settings per parameter, in methods' `optimizer` hook."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ def regroup(optimizer: Optimizer, change: Callable[[Tensor, dict[str, Any]], dic
     regroup one optimiser one after the other. Call it before the first step and before a scheduler exists.
 
     Args:
-        optimizer: its `param_groups` are replaced; a group's parameters keep their order.
-        change: gets a parameter and its present group, returns the settings that differ from the group's.
+        optimizer: the optimiser; its `param_groups` are replaced, and a group's parameters keep their order.
+        change: gets a parameter and its present group, and returns the settings that differ from the group's.
     """
     groups: list[dict[str, Any]] = []
     for group in optimizer.param_groups:
-        found: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
+        parts: dict[tuple[tuple[str, Any], ...], dict[str, Any]] = {}
         for weight in group["params"]:
             settings = change(weight, group)
             key = tuple(sorted(settings.items()))
-            found.setdefault(key, {**group, **settings, "params": []})["params"].append(weight)
-        groups += found.values() or [group]
+            parts.setdefault(key, {**group, **settings, "params": []})["params"].append(weight)
+        # A group without parameters stays.
+        groups += parts.values() or [group]
     optimizer.param_groups[:] = groups

@@ -18,7 +18,7 @@ from finetune_bench.errors import ParameterError, UnknownName
 
 @dataclasses.dataclass(frozen=True)
 class Range:
-    """Numbers that a search may try, from `low` to `high`; uniform on the logarithm with `log`."""
+    """The numbers that a search may try lie from `low` to `high`, uniformly, or with `log` on the logarithm."""
 
     low: float
     high: float
@@ -26,19 +26,19 @@ class Range:
 
 
 def parameter(default: Any, *, interval: str = "", choices: tuple[str, ...] = (), help: str = "") -> Any:
-    """A dataclass field with a range.
+    """Return a dataclass field that is a hyper-parameter with a range.
 
     Args:
         default: the value when none is given.
-        interval: for numbers, in mathematical notation: "[0, 1)", "(0, inf)".
-        choices: for strings, the values allowed.
-        help: what it is, its unit and where its default comes from; shown by `finetune-bench show`.
+        interval: the range of a number, in mathematical notation: "[0, 1)", "(0, inf)".
+        choices: the values that a string may have.
+        help: a text that says what it is, its unit and where its default comes from; `finetune-bench show` prints it.
     """
     return dataclasses.field(default=default, metadata={"interval": interval, "choices": choices, "help": help})
 
 
 def inside(value: float, interval: str) -> bool:
-    """Whether `value` lies in an interval such as "[0, inf)"; NaN lies in none."""
+    """Return whether `value` lies in an interval such as "[0, inf)"; NaN lies in none."""
     low, high = (float(end) for end in interval[1:-1].split(","))
     above = value >= low if interval[0] == "[" else value > low
     below = value <= high if interval[-1] == "]" else value < high
@@ -46,7 +46,7 @@ def inside(value: float, interval: str) -> bool:
 
 
 def kind_of(owner: type, field: dataclasses.Field[Any]) -> tuple[type, bool]:
-    """The declared type of a field, and whether None is allowed too."""
+    """Return the declared type of a field, and whether None is allowed too."""
     hint = typing.get_type_hints(owner)[field.name]
     options = typing.get_args(hint)
     if not options:
@@ -71,19 +71,19 @@ def check_fields(owner: type) -> None:
 
 
 def expectation(owner: type, field: dataclasses.Field[Any]) -> str:
-    """What a field accepts, in words: "a float in [0, inf)"."""
+    """Say what a field accepts: "a float in [0, inf)"."""
     kind, optional = kind_of(owner, field)
     if choices := choices_of(owner, field):
-        words = "one of " + ", ".join(choices)
+        text = "one of " + ", ".join(choices)
     else:
-        words = {bool: "true or false", int: "an int", float: "a float", str: "a string"}[kind]
+        text = {bool: "true or false", int: "an int", float: "a float", str: "a string"}[kind]
         if interval := field.metadata.get("interval"):
-            words += f" in {interval}"
-    return words + (" or none" if optional else "")
+            text += f" in {interval}"
+    return text + (" or none" if optional else "")
 
 
 def choices_of(owner: type, field: dataclasses.Field[Any]) -> tuple[str, ...]:
-    """The values that a string or enumeration field accepts; empty for the other kinds."""
+    """Return the values that a string or enumeration field accepts; none for the other kinds."""
     kind, _ = kind_of(owner, field)
     if issubclass(kind, Enum):
         return tuple(str(member.value) for member in kind)
@@ -154,7 +154,7 @@ def _parse(kind: type, text: str) -> Any:
 
 
 def as_text(value: Any) -> str:
-    """A parameter's value as it is typed on the command line."""
+    """Return a parameter's value as it is typed on the command line."""
     if isinstance(value, Enum):
         return str(value.value)
     if isinstance(value, bool) or value is None:

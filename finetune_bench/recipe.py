@@ -1,49 +1,65 @@
-"""How one training run is trained: the Recipe, one of a cell's coordinates."""
+"""The Recipe: how one training run is trained. It is one of a cell's coordinates."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from finetune_bench.errors import UsageError
 from finetune_bench.parameters import parameter, validate
 
 DEFAULT_EPOCHS = 3
 
+# How a batch is laid out; each layout leaves more out than the one before it.
+BATCH_LAYOUTS = ("padded", "unpadded", "unpadded_trimmed")
 
-ARRANGEMENTS = ("padded", "packed", "trimmed")  # of a batch; each leaves more out than the one before it
+# Asks for the furthest layout that all of a study can do.
+AUTO = "auto"
+
+# Version 0.1 called the field `arrangement` and its values so. Files and cell ids keep those words, so that they stay
+# what they are; flags and plugins may use them for one more version.
+FORMER_LAYOUTS = {"padded": "padded", "packed": "unpadded", "trimmed": "unpadded_trimmed"}
+_IN_FILES = {layout: former for former, layout in FORMER_LAYOUTS.items()} | {AUTO: AUTO}
 
 
-AUTO = "auto"  # the furthest that all of a study can do
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How one cell is trained; the defaults are the HyPe paper's.
+    """A recipe says how a cell is trained; the defaults are the HyPe paper's.
 
     A step's batch is `batch_size` examples, whatever the accumulation: `accumulation` cuts it into that many
     micro-batches, which gives the same gradient in less memory.
 
-    The arrangement says what is left out of the arithmetic, and never of what is trained: nothing but padding to the
-    longest of the batch (padded); the padding too, between embeddings and head (packed); besides, the rows of the token
-    embeddings whose tokens don't occur (trimmed).
+    The batch layout says what is left out of the arithmetic, and never of what is trained: nothing, each text being
+    padded to the longest of its batch (padded); the padding, between embeddings and head (unpadded); besides, the rows
+    of the token embeddings whose tokens don't occur (unpadded_trimmed).
+
+    The fields stand in the order in which `finetune-bench run --help` shows them, and their `help` is what it says.
     """
 
-    lr: float = parameter(2e-5, interval="(0, inf)", help="peak learning rate of AdamW")
-    batch_size: int = parameter(16, interval="[1, inf)", help="examples per optimiser step")
-    epochs: int | None = parameter(None, interval="[1, inf)", help="passes over the training data; 3 unless steps say")
-    steps: int | None = parameter(None, interval="[1, inf)", help="optimiser steps, in place of epochs")
-    warmup: float = parameter(0.1, interval="[0, inf)", help="linear warm-up: below 1 a share of the steps, else steps")
-    weight_decay: float = parameter(0.1, interval="[0, inf)", help="decoupled; not on biases and norms")
+    lr: float = parameter(2e-5, interval="(0, inf)", help="peak learning rate")
+    epochs: int | None = parameter(
+        None, interval="[1, inf)", help=f"passes over the training data (default {DEFAULT_EPOCHS})"
+    )
+    steps: int | None = parameter(None, interval="[1, inf)", help="optimiser steps, in place of --epochs")
+    batch_size: int = parameter(16, interval="[1, inf)", help="examples per optimiser step (default {default})")
+    accumulation: int = parameter(
+        1, interval="[1, inf)", help="cut each batch into N micro-batches (default {default})"
+    )
+    warmup: float = parameter(0.1, interval="[0, inf)", help="share of the steps, or steps if ≥ 1 ({default})")
+    # Biases and norms don't decay.
+    weight_decay: float = parameter(0.1, interval="[0, inf)", help="decoupled weight decay ({default})")
     beta1: float = parameter(0.9, interval="[0, 1)", help="AdamW's first beta")
     beta2: float = parameter(0.99, interval="[0, 1)", help="AdamW's second beta")
-    adam_eps: float = parameter(1e-6, interval="(0, inf)", help="AdamW's epsilon")
-    clip: float = parameter(1.0, interval="(0, inf]", help="largest global gradient norm; inf for none")
-    accumulation: int = parameter(1, interval="[1, inf)", help="micro-batches per step")
+    adam_eps: float = parameter(1e-6, interval="(0, inf)", help="AdamW's epsilon ({default})")
+    clip: float = parameter(1.0, interval="(0, inf]", help="largest global gradient norm, inf for none ({default})")
+    max_length: int = parameter(128, interval="[2, inf)", help="tokens per example at most ({default})")
+    precision: str = parameter(
+        "fp32", choices=("fp32", "bf16", "fp16"), help="fp32, bf16 or fp16 arithmetic; weights stay fp32 ({default})"
+    )
     gradient_checkpointing: bool = parameter(False, help="recompute activations in the backward pass")
-    max_length: int = parameter(128, interval="[2, inf)", help="tokens per example at most")
-    precision: str = parameter("fp32", choices=("fp32", "bf16", "fp16"), help="of the arithmetic; weights stay fp32")
+    batch_layout: str = parameter("padded", choices=BATCH_LAYOUTS, help="what is left out: see docs/protocol.md")
     deterministic: bool = parameter(False, help="only deterministic kernels; slower on CUDA")
-    arrangement: str = parameter("padded", choices=ARRANGEMENTS, help="what is left out: see docs/protocol.md")
 
     def __post_init__(self) -> None:
         validate(self)
@@ -57,10 +73,27 @@ class Recipe:
                 f"got {self.accumulation} and {self.batch_size}."
             )
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the recipe as files and cell ids hold it; `from_dict` reads it back."""
+        return in_files(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """Return the recipe that `to_dict` gave."""
+        fields = dict(values)
+        return cls(batch_layout=FORMER_LAYOUTS[fields.pop("arrangement")], **fields)
+
     def total_steps(self, examples: int) -> int:
-        """Optimiser steps for a training set of that size."""
+        """Return the optimiser steps for a training set of that many examples."""
         return self.steps or (self.epochs or DEFAULT_EPOCHS) * -(-examples // self.batch_size)
 
     def warmup_steps(self, total_steps: int) -> int:
-        """Steps in which the learning rate climbs."""
+        """Return the steps in which the learning rate climbs."""
         return int(self.warmup if self.warmup >= 1 else self.warmup * total_steps)
+
+
+def in_files(values: dict[str, Any]) -> dict[str, Any]:
+    """Return fields with the batch layout under the name and in the word that files and cell ids have for it."""
+    return {key: value for key, value in values.items() if key != "batch_layout"} | {
+        "arrangement": _IN_FILES[values["batch_layout"]]
+    }

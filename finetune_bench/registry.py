@@ -31,44 +31,46 @@ if TYPE_CHECKING:
     from finetune_bench.report import Report
     from finetune_bench.task import Task
 
-BASELINE = "vanilla"  # the one method that the core knows by name
+# The one method that the core knows by name.
+BASELINE = "vanilla"
 
-_tried: dict[str, dict[str, Any]] = {"methods": {}, "tasks": {}, "reports": {}}
-_tried_from: dict[tuple[str, str], Path] = {}
+# What --plugin added: by group and name, the plugin and the file that it came from.
+_added: dict[str, dict[str, Any]] = {"methods": {}, "tasks": {}, "reports": {}}
+_added_from: dict[tuple[str, str], Path] = {}
 
 
 @cache
 def _installed(group: str) -> dict[str, EntryPoint]:
-    found: dict[str, EntryPoint] = {}
+    installed: dict[str, EntryPoint] = {}
     for entry in entry_points(group=f"finetune_bench.{group}"):
         # An editable install beside a wheel lists the same entry twice; two different objects are a conflict.
-        if entry.name in found and found[entry.name].value != entry.value:
+        if entry.name in installed and installed[entry.name].value != entry.value:
             raise MachineError(
-                f"Two installed packages offer {group[:-1]} '{entry.name}': {found[entry.name].value} and "
+                f"Two installed packages offer {group[:-1]} '{entry.name}': {installed[entry.name].value} and "
                 f"{entry.value}. Uninstall one of them."
             )
-        found[entry.name] = entry
-    return found
+        installed[entry.name] = entry
+    return installed
 
 
 def names(group: str) -> list[str]:
-    """Names of all known plugins of a group ("methods", "tasks", "reports"), sorted; nothing is imported."""
-    return sorted({*_installed(group), *_tried[group]})
+    """Return the names of all known plugins of a group ("methods", "tasks", "reports"), sorted; import nothing."""
+    return sorted({*_installed(group), *_added[group]})
 
 
 def _load(group: str, name: str) -> Any:
-    if name in _tried[group]:
-        return _tried[group][name]
+    if name in _added[group]:
+        return _added[group][name]
     if name not in _installed(group):
         raise UnknownName(group[:-1], name, names(group), f"'finetune-bench list {group}' shows them.")
     return _installed(group)[name].load()
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method.
+    """Return the class of a method.
 
     Raises:
-        UnknownName: with the nearest known name.
+        UnknownName: no such method; tells the nearest name.
     """
     loaded: type[Method] = _load("methods", name)
     return loaded
@@ -97,10 +99,11 @@ def make_stack(text: str) -> Stack:
 
 
 def describe(stack: Stack, *, full: bool = False) -> str:
-    """The text of a stack, as `make_stack` reads it.
+    """Return the text of a stack, as `make_stack` reads it.
 
     Args:
-        full: every parameter is spelt out, in the order of declaration; otherwise only those that differ from the
+        stack: the stack to describe.
+        full: whether to spell out every parameter, in the order of declaration; otherwise those that differ from the
             defaults, which is how reports label a method.
     """
     parts = []
@@ -115,7 +118,7 @@ def describe(stack: Stack, *, full: bool = False) -> str:
 
 
 def task(text: str) -> Task:
-    """The task of that name, or made from a user's own file: `reviews.csv(text=body,label=stars)`.
+    """Return the task of that name, or make it from a user's own file: `reviews.csv(text=body,label=stars)`.
 
     Raises:
         UnknownName, UsageError, DataError: says what is wrong with the name, the options or the file.
@@ -128,26 +131,30 @@ def task(text: str) -> Task:
         return make(os.path.normpath(call.name), call.arguments)
     if ending and call.name not in names("tasks"):
         raise UsageError(f"'{call.name}' can't be read: expected a file ending in {', '.join(sorted(makers))}.")
-    found: Task = _load("tasks", call.name)
+    named: Task = _load("tasks", call.name)
     if call.arguments:
         raise UsageError(f"The task '{call.name}' takes no options; got ({', '.join(call.arguments)}).")
-    return found
+    return named
 
 
 def report_class(name: str) -> type[Report]:
-    """The class of a report format; UnknownName with the nearest known name."""
+    """Return the class of a report format.
+
+    Raises:
+        UnknownName: no such format; tells the nearest name.
+    """
     loaded: type[Report] = _load("reports", name)
     return loaded
 
 
 def default_options() -> dict[str, Any]:
-    """The options of the study that runs when no task is named: what `[finetune_bench.studies] default` returns."""
+    """Return the options of the study that runs when no task is named: `[finetune_bench.studies] default` has them."""
     options: dict[str, Any] = _installed("studies")["default"].load()()
     return options
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Add the methods, tasks and reports of one Python file, for this process only; returns their names.
+    """Add the methods, tasks and reports of one Python file, for this process only, and return their names.
 
     Raises:
         UsageError: no such file, nothing in it, an error while importing it, or a name that is taken.
@@ -171,20 +178,25 @@ def load_plugin(path: str | Path) -> list[str]:
             group = "tasks"
         else:
             continue
-        if not isinstance(getattr(item, "name", None), str):
-            raise UsageError(f"--plugin: '{item.__name__}' in '{path}' has no `name`; give it one in lower case.")
-        tried_before = item.name in _tried[group] and _tried_from[group, item.name] != path
-        if item.name in _installed(group) or tried_before:
-            raise UsageError(f"--plugin: the name '{item.name}' in '{path}' is taken by another of the {group}.")
-        if group != "tasks" and not re.fullmatch("[a-z0-9_]+", item.name):
-            raise UsageError(f"--plugin: the name '{item.name}' in '{path}' may hold a to z, 0 to 9 and _ only.")
-        if group == "methods":
-            check_fields(item)
-        _tried[group][item.name], _tried_from[group, item.name] = item, path
+        _check_plugin(item, group, path)
+        _added[group][item.name], _added_from[group, item.name] = item, path
         added.append(item.name)
     if not added:
         raise UsageError(f"--plugin: '{path}' defines no Method, Task or Report.")
     return added
+
+
+def _check_plugin(item: Any, group: str, path: Path) -> None:
+    """Check that a file's plugin has a name that is free and can be typed, and parameters that can be read."""
+    if not isinstance(getattr(item, "name", None), str):
+        raise UsageError(f"--plugin: '{item.__name__}' in '{path}' has no `name`; give it one in lower case.")
+    is_of_another_file = item.name in _added[group] and _added_from[group, item.name] != path
+    if item.name in _installed(group) or is_of_another_file:
+        raise UsageError(f"--plugin: the name '{item.name}' in '{path}' is taken by another of the {group}.")
+    if group != "tasks" and not re.fullmatch("[a-z0-9_]+", item.name):
+        raise UsageError(f"--plugin: the name '{item.name}' in '{path}' may hold a to z, 0 to 9 and _ only.")
+    if group == "methods":
+        check_fields(item)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # the command line reads this module before it knows whether 
 
 @dataclass(frozen=True)
 class Options:
-    """What a reader may ask of a report.
+    """A reader may ask this of a report.
 
     Attributes:
-        baseline: label of the method that differences are to; None for vanilla.
-        margin: points within which methods count as equal for practical purposes; None for no such test.
-        bootstrap: also resample seeds and examples together, which reads every prediction.
+        baseline: the label of the method that differences are to; None for vanilla.
+        margin: the points within which methods count as equal for practical purposes; None for no such test.
+        bootstrap: whether to resample seeds and examples together, which reads every prediction.
     """
 
     baseline: str | None = None
@@ -34,10 +34,10 @@ DEFAULT = Options()
 
 
 class Report(ABC):
-    """One format of a report.
+    """A report writes rows in one format.
 
     Class attributes:
-        name: what the user types after --format.
+        name: the text that the user types after --format.
     """
 
     name: ClassVar[str]
@@ -47,5 +47,5 @@ class Report(ABC):
         """Write the report of a store's rows into `folder` (which exists); equal rows make equal files.
 
         Returns:
-            The files written; the first is the one to open.
+            The files that were written; the first is the one to open.
         """

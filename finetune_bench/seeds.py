@@ -1,4 +1,4 @@
-"""Named random streams. Each is derived by hash from the axes that it may depend on, and from nothing else.
+"""Named random streams. The seed of each is a hash of the axes that it may depend on, and of nothing else.
 
 init(seed, task, model)   the fresh head's weights: the same for every method of a comparison
 order(seed, task)         the order of the examples: likewise
@@ -12,12 +12,12 @@ import hashlib
 
 
 def derive(seed: int, stream: str, *axes: str) -> int:
-    """The seed of a named stream, in [0, 2**63).
+    """Return the seed of a named stream, in [0, 2**63).
 
     Args:
         seed: the cell's seed.
         stream: the stream's name: "init", "order", "dropout" or "method".
-        axes: whatever else the stream depends on; other axes can't influence it.
+        axes: everything else that the stream depends on.
     """
     text = "\x1f".join([str(seed), stream, *axes])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1

@@ -10,7 +10,7 @@ from finetune_bench.errors import UsageError
 
 @dataclass(frozen=True)
 class Call:
-    """One `name(key=value, ...)`; the values are still texts."""
+    """A call is written `name(key=value, ...)`; the values are still texts."""
 
     name: str
     arguments: dict[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The Task contract: what a data set brings to fine-tuning. The examples, the loss, the divergence and the metrics.
+"""The Task contract: a data set brings its examples, the loss, the divergence and the metrics to fine-tuning.
 
 A task is one object with a name. `load` reads its examples; everything else works on tensors and arrays. Built-in tasks
 and a stranger's are found in the same way: through the entry-point group `finetune_bench.tasks`.
@@ -18,20 +18,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from finetune_bench.errors import DataError
-from finetune_bench.metrics import Kind
+from finetune_bench.metrics import Kind, compute
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HELD_OUT = "held_out"  # the evaluation split that a search chooses by; no table compares it
+# The name of the evaluation split that a search chooses by; no table compares it.
+HELD_OUT = "held_out"
 
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward pass yields.
+    """An output is what one forward pass yields.
 
     Attributes:
-        logits: (batch, labels), or (batch, 1) for regression.
+        logits: what the head puts out, (batch, labels), or (batch, 1) for regression.
         hidden: where asked for, what enters the first layer and what leaves every layer, each (batch, seq, dim).
     """
 
@@ -41,12 +42,12 @@ class Output:
 
 @dataclass(frozen=True)
 class Batch:
-    """A (micro-)batch on the training device.
+    """A batch, or a micro-batch, lies on the training device.
 
     Attributes:
         inputs: the model's keyword arguments, each (batch, seq): input_ids, attention_mask, perhaps token_type_ids.
-        labels: (batch,), int64 for classification, float32 for regression.
-        lengths: real tokens of each sequence, known on the host, where padding stands at the end; else None.
+        labels: the true values, (batch,), int64 for classification, float32 for regression.
+        lengths: the real tokens of each sequence, known on the host, where padding stands at the end; else None.
     """
 
     inputs: dict[str, Tensor]
@@ -59,13 +60,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples of one split, in a fixed order.
+    """A split holds examples in a fixed order.
 
     Attributes:
-        texts: the texts.
+        texts: the texts, one per example.
         pairs: the second texts of a pair task; None where there is one text.
         labels: class ids from 0, or numbers for regression.
-        published: rows of the split as published; None where there is no such number.
+        published: the number of rows of the split as published; None where there is no such number.
     """
 
     texts: Sequence[str]
@@ -82,24 +83,24 @@ class Split:
         return self.published is not None and len(self) != self.published
 
     def take(self, indices: Sequence[int]) -> Split:
-        """The examples at these positions, in this order."""
+        """Return the examples at these positions, in this order."""
         pairs = None if self.pairs is None else [self.pairs[i] for i in indices]
         return Split([self.texts[i] for i in indices], pairs, [self.labels[i] for i in indices])
 
     def fingerprint(self) -> str:
-        """A hash of every text, label and their order."""
+        """Return a hash of every text, every label and their order: 16 hexadecimal digits."""
         rows = [list(self.texts), None if self.pairs is None else list(self.pairs), list(self.labels)]
         return hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """What a task trains on and is scored on.
+    """A task trains on this, and is scored on it.
 
     Attributes:
         train: the training examples.
-        evaluation: by split name; the first is the one that the comparison table shows first.
-        notes: facts about the data that a reader of the report should know, one sentence each.
+        evaluation: the splits to score, by name; the comparison table shows the first one first.
+        notes: sentences that a reader of the report should know about the data.
     """
 
     train: Split
@@ -107,7 +108,7 @@ class TaskData:
     notes: tuple[str, ...] = ()
 
     def fingerprint(self) -> str:
-        """A hash of all splits."""
+        """Return a hash of all splits: 16 hexadecimal digits."""
         parts = [
             self.train.fingerprint(),
             *(f"{name}:{split.fingerprint()}" for name, split in self.evaluation.items()),
@@ -117,13 +118,13 @@ class TaskData:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """One data set with its loss, divergence and metrics.
+    """A task is a data set with its loss, divergence and metrics.
 
     Attributes:
-        name: what the user types; also the column's name in a report.
-        kind: classification or regression.
-        labels: names of the classes in the order of their ids; empty for regression.
-        metrics: names of the metrics (see metrics.py), the first is the score that tables compare. Higher is better.
+        name: the text that the user types; it is also the column's name in a report.
+        kind: "classification" or "regression".
+        labels: the names of the classes in the order of their ids; empty for regression.
+        metrics: the names of the metrics (see metrics.py); tables compare the first. Higher is better.
     """
 
     name: str
@@ -144,11 +145,11 @@ class Task(ABC):
 
     @property
     def outputs(self) -> int:
-        """Width of the model's head: the number of classes, or 1 for regression."""
+        """The width of the model's head is the number of classes, or 1 for regression."""
         return len(self.labels) if self.kind == "classification" else 1
 
     def loss(self, output: Output, labels: Tensor) -> Tensor:
-        """Batch mean of the cross-entropy, or of the squared error; 0-dim, in float32 at least."""
+        """Return the batch mean of the cross-entropy, or of the squared error; 0-dim, in float32 at least."""
         from finetune_bench import functional
 
         if self.kind == "regression":
@@ -156,7 +157,11 @@ class Task(ABC):
         return functional.cross_entropy(output.logits, labels)
 
     def divergence(self, p: Output, q: Output) -> Tensor:
-        """Batch mean of KL(p‖q) + KL(q‖p), or of the squared difference for regression; 0-dim, gradients to both."""
+        """Return the batch mean of KL(p‖q) + KL(q‖p), or of the squared difference for regression.
+
+        Returns:
+            A 0-dim tensor, in float32 at least; gradients flow to both sides.
+        """
         from finetune_bench import functional
 
         if self.kind == "regression":
@@ -164,26 +169,25 @@ class Task(ABC):
         return functional.symmetric_kl(p.logits, q.logits)
 
     def score(self, predictions: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """The task's metrics, in its order, each as the field quotes it before multiplying by 100.
+        """Return the task's metrics, in its order, each as the field quotes it before multiplying by 100.
 
         Args:
-            predictions: (examples, outputs) logits, or (examples, 1) values for regression.
-            labels: (examples,).
+            predictions: logits, (examples, outputs), or numbers for regression, (examples, 1).
+            labels: the true values, (examples,).
         """
-        from finetune_bench.metrics import compute
-
         predicted = predictions.reshape(-1) if self.kind == "regression" else predictions.argmax(axis=1)
         return {name: compute(name, predicted, labels) for name in self.metrics}
 
 
 def hold_out(data: TaskData, share: float, name: str) -> TaskData:
-    """Data with a share of the training examples held out as one more evaluation split, the last.
+    """Hold a share of the training examples out, as one more evaluation split, the last.
 
-    Which examples these are depends on their place and the task's name only: the same for every method and seed.
+    Which examples these are depends on their position and the task's name only: the same for every method and seed.
 
     Args:
-        share: of the training examples, rounded; at least one is held out and one is left.
-        name: the task's.
+        data: the data to split.
+        share: the share of the training examples, rounded; at least one is held out and one is left.
+        name: the task's name.
 
     Raises:
         DataError: fewer than two training examples.
@@ -198,7 +202,7 @@ def hold_out(data: TaskData, share: float, name: str) -> TaskData:
 
 
 def limit(split: Split, count: int, name: str) -> Split:
-    """The same `count` examples of a split for every method and seed; those of a smaller count are among them.
+    """Draw the same `count` examples of a split for every method and seed; those of a smaller count are among them.
 
     The order of drawing is by a hash of the position and the task's name; the examples keep their order.
 

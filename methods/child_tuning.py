@@ -58,22 +58,23 @@ from finetune_bench.model.structure import layers
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Batch
 
-TIES_ALLOWED = 0.05  # kept beyond reserve_p before D refuses the mask
+# The share kept beyond reserve_p before D refuses the mask.
+TIES_ALLOWED = 0.05
 
 
 def mask_gradient(gradient: Tensor, p: float, generator: Generator) -> None:
-    """Zero each entry with probability 1 − p and divide the rest by p, in place.
+    """Set each entry to 0 with probability 1 − p and divide the rest by p, in place.
 
     Args:
-        gradient: any shape, on the generator's device.
-        p: in [2⁻¹⁷, 1]; 1 changes nothing.
+        gradient: the gradient, of any shape, on the generator's device.
+        p: the share kept, in [2⁻¹⁷, 1]; 1 changes nothing.
         generator: the stream of the mask.
     """
     gradient.mul_(bernoulli_mask(gradient.shape, p, generator)).div_(p)
 
 
 def mean_squares(gradients: Iterable[Sequence[Tensor]], clip: float) -> list[Tensor]:
-    """Mean of squared gradients, each tensor clipped to a norm of `clip` by itself before it is squared.
+    """Average squared gradients, each tensor clipped to a norm of `clip` by itself before it is squared.
 
     Args:
         gradients: one sequence of tensors per loss, one at least, all of the same shapes.
@@ -95,11 +96,11 @@ def mean_squares(gradients: Iterable[Sequence[Tensor]], clip: float) -> list[Ten
 
 
 def quantile(values: np.ndarray, q: float) -> float:
-    """The q-quantile with linear interpolation, of any number of values (torch.quantile refuses 16 million).
+    """Return the q-quantile with linear interpolation, of any number of values (torch.quantile refuses 16 million).
 
     Args:
-        values: (n,), reordered in place.
-        q: in [0, 1].
+        values: (n,); they are reordered in place.
+        q: the share of the values below, in [0, 1].
     """
     position = (len(values) - 1) * q
     below = math.floor(position)
@@ -127,13 +128,14 @@ class ChildTuningF(Method):
     """Random gradient masks, fresh at every step."""
 
     name = "child_tuning_f"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 
     reserve_p: float = parameter(0.3, interval="[0.001, 1]", help="share of each gradient kept per step (script)")
 
     def gradients(self, run: Run) -> None:
+        """Mask every gradient with a fresh mask."""
         generator = run.generator(self.name)
         for weight in run.params.values():
             if weight.grad is not None:
@@ -144,7 +146,7 @@ class ChildTuningD(Method):
     """One gradient mask, from the Fisher information of the task."""
 
     name = "child_tuning_d"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"reserve_p": Range(0.1, 0.9)}
     neutral = {"reserve_p": 1.0}
 
@@ -153,6 +155,7 @@ class ChildTuningD(Method):
     strict: bool = parameter(False, help="spare masked weights from weight decay too")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models whose layers are not found."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
@@ -160,9 +163,11 @@ class ChildTuningD(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add a boolean for each weight of the layers, and their copy under `strict`."""
         return inner.plus(kept={"P_layers": 1.25 if self.strict else 0.25})
 
     def setup(self, run: Run) -> None:
+        """Measure the Fisher information and choose the masks."""
         weights = encoder_weights(run)
         was_training = run.model.training
         run.model.train()
@@ -195,10 +200,12 @@ class ChildTuningD(Method):
                 yield mean_gradient(run, part, weights)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Log the share of the encoder's weights that is kept."""
         objective = inner(view)
         return replace(objective, logs={**objective.logs, "kept": self.kept_})
 
     def gradients(self, run: Run) -> None:
+        """Mask the gradients of the encoder's layers."""
         for name, mask in self.masks_.items():
             gradient = run.params[name].grad
             if gradient is not None:
@@ -206,28 +213,30 @@ class ChildTuningD(Method):
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
+        """Put the masked weights back, under `strict`."""
         for name, start in self.start_.items():
             weight = run.params[name]
             weight.copy_(torch.where(self.masks_[name], weight, start))
 
 
 def encoder_weights(run: Run) -> dict[str, Parameter]:
-    """The trainable weights of the encoder's layers, by canonical name, in the order of `run.params`.
+    """Return the trainable weights of the encoder's layers, by canonical name, in the order of `run.params`.
 
     Raises:
         FinetuneBenchError: there are none, or one has no canonical name and would train without a mask.
     """
     inside = {id(weight) for layer in layers(run.model) for weight in layer.parameters() if weight.requires_grad}
-    found = {name: weight for name, weight in run.params.items() if id(weight) in inside}
-    if not found or len(found) != len(inside):
+    weights = {name: weight for name, weight in run.params.items() if id(weight) in inside}
+    if not weights or len(weights) != len(inside):
         raise FinetuneBenchError(
-            f"Child-Tuning-D can mask {len(found)} of {len(inside)} trainable tensors in the encoder's layers by name."
+            f"Child-Tuning-D can mask {len(weights)} of {len(inside)} trainable tensors in the encoder's layers by "
+            "name."
         )
-    return found
+    return weights
 
 
 def mean_gradient(run: Run, batch: Batch, weights: list[Parameter]) -> list[Tensor]:
-    """Gradient of a batch's mean loss, in micro-batches of the recipe's size, so that memory is that of training."""
+    """Compute the gradient of a batch's mean loss, in the recipe's micro-batches, so that memory is training's."""
     sums: list[Tensor] = []
     for part in cut(batch, run.recipe.batch_size // run.recipe.accumulation):
         loss = run.loss(part) * (len(part) / len(batch))
@@ -237,7 +246,7 @@ def mean_gradient(run: Run, batch: Batch, weights: list[Parameter]) -> list[Tens
 
 
 def cut(batch: Batch, size: int) -> list[Batch]:
-    """A batch in pieces of `size` examples; the last may be smaller."""
+    """Cut a batch into pieces of `size` examples; the last may be smaller."""
     starts = range(0, len(batch), size)
     return [
         Batch(

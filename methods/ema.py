@@ -45,10 +45,10 @@ from finetune_bench.parameters import parameter
 
 
 def scale_beta(beta: float, step: int, warmup: bool) -> float:
-    """β_t.
+    """Compute β_t, the share of the old average that a step keeps.
 
     Args:
-        beta: β.
+        beta: β, in [0, 1).
         step: how many steps came before this one.
         warmup: whether β_t starts small.
     """
@@ -59,7 +59,7 @@ class EMA(Method):
     """An exponential moving average of the weights, for evaluation."""
 
     name = "ema"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"beta": (0.9, 0.97, 0.99, 0.997, 0.999)}
     neutral = {"beta": 0.0}
 
@@ -67,6 +67,7 @@ class EMA(Method):
     warmup: bool = parameter(True, help="smaller β in the first steps, so that the start is forgotten")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse partners that decide about the weights for evaluation as well, or change them after the step."""
         for partner in facts.partners:
             if partner.name == "swa":
                 return "it and swa both decide which weights are evaluated"
@@ -78,9 +79,11 @@ class EMA(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights."""
         return inner.plus(kept={"P": 1})
 
     def setup(self, run: Run) -> None:
+        """Start the average at the present weights."""
         self.steps_ = 0
         self.average_ = {
             name: weight.detach().float().clone() for name, weight in run.params.items() if weight.requires_grad
@@ -88,6 +91,7 @@ class EMA(Method):
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
+        """Move the average toward the weights."""
         new = 1 - scale_beta(self.beta, self.steps_, self.warmup)
         for name, average in self.average_.items():
             # a + (1 − β)·(θ − a): equal values stay as they are, and β = 0 gives θ, both to the last bit.
@@ -95,14 +99,17 @@ class EMA(Method):
         self.steps_ += 1
 
     def state(self) -> State:
+        """Return the average and the count of steps."""
         return {"steps": self.steps_, **self.average_}
 
     def load_state(self, state: State) -> None:
+        """Take both back."""
         self.steps_ = state["steps"]
         for name, average in self.average_.items():
             average.copy_(state[name])
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Put the average into the weights' place."""
         with weights_replaced(run.params, self.average_):
             yield

@@ -47,13 +47,13 @@ from finetune_bench.parameters import Range, parameter
 
 
 def start_noise(mask: Tensor, dim: int, magnitude: float, generator: Generator) -> Tensor:
-    """δ₀.
+    """Draw δ₀, the noise where the climb starts.
 
     Args:
         mask: (batch, seq), 1 for real tokens.
-        dim: of the embeddings.
-        magnitude: m.
-        generator: on the mask's device.
+        dim: the width of the embeddings.
+        magnitude: m, at least 0.
+        generator: the stream, on the mask's device.
 
     Returns:
         (batch, seq, dim), float32, zero on padding.
@@ -65,12 +65,12 @@ def start_noise(mask: Tensor, dim: int, magnitude: float, generator: Generator) 
 
 
 def climb_noise(noise: Tensor, gradient: Tensor, learning_rate: float, max_norm: float) -> Tensor:
-    """One step of the climb, Π(δ + α · g / ‖g‖), for each sentence by itself.
+    """Make one step of the climb, Π(δ + α · g / ‖g‖), for each sentence by itself.
 
     Args:
         noise: δ, (batch, seq, dim).
-        gradient: g, of that shape.
-        learning_rate: α.
+        gradient: g, (batch, seq, dim).
+        learning_rate: α, at least 0.
         max_norm: ρ; 0 for no bound.
     """
     direction = gradient / sentence_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
@@ -81,7 +81,7 @@ def climb_noise(noise: Tensor, gradient: Tensor, learning_rate: float, max_norm:
 
 
 def sentence_norm(values: Tensor) -> Tensor:
-    """Frobenius norm of each sentence, (batch, 1, 1) of (batch, seq, dim)."""
+    """Compute the Frobenius norm of each sentence, (batch, 1, 1) of (batch, seq, dim)."""
     norm: Tensor = torch.linalg.vector_norm(values, dim=(1, 2), keepdim=True)
     return norm
 
@@ -90,7 +90,7 @@ class FreeLB(Method):
     """Gradients averaged over a climb in the embeddings."""
 
     name = "freelb"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"learning_rate": Range(0.01, 0.3, log=True), "max_norm": Range(0.1, 1, log=True)}
     early_backward = True
     noises = "token embeddings"
@@ -102,6 +102,7 @@ class FreeLB(Method):
     max_norm: float = parameter(0.28, interval="[0, inf)", help="ρ: largest norm per sentence, 0 for no bound (STS-B)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse fp16, and SAM beside it."""
         if facts.dtype == torch.float16:
             return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
         if any(partner.name == "sam" for partner in facts.partners):
@@ -109,16 +110,20 @@ class FreeLB(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
-        still = self.init_magnitude == 0 and (self.steps == 1 or self.learning_rate == 0)
-        return f"its noise stays 0, so it is vanilla in {self.steps} passes" if still and self.steps > 1 else None
+        """Say where the noise stays 0."""
+        stays_zero = self.init_magnitude == 0 and (self.steps == 1 or self.learning_rate == 0)
+        return f"its noise stays 0, so it is vanilla in {self.steps} passes" if stays_zero and self.steps > 1 else None
 
     def passes(self, inner: Passes) -> Passes:
+        """Multiply the passes by K."""
         return Passes(self.steps * inner.forwards, self.steps * inner.backwards)
 
     def setup(self, run: Run) -> None:
+        """Keep the stream of the first noise."""
         self.generator_ = run.generator(self.name)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Make K passes that climb the loss; the gradient of each counts 1/K."""
         mask = step.batch.inputs["attention_mask"]
         dim = step.embeds(view).shape[-1]
         noise = start_noise(mask, dim, self.init_magnitude, self.generator_)
@@ -127,14 +132,17 @@ class FreeLB(Method):
         before: Tensor | float = 0.0
         for number in range(self.steps):
             noise = noise.detach().requires_grad_()
-            embeds = step.embeds(view)  # looked up anew: the early backward pass has freed the graph of the last
+            # Looked up anew: the early backward pass has freed the graph of the last.
+            embeds = step.embeds(view)
             with step.replay(mark) if number else nullcontext():
-                found = inner(replace(share, embeds=embeds + noise))
+                objective = inner(replace(share, embeds=embeds + noise))
             if number == self.steps - 1:
                 break
-            before = before + step.backward(found.loss / self.steps, view)
+            before = before + step.backward(objective.loss / self.steps, view)
             assert noise.grad is not None
             climbed = climb_noise(noise.detach(), noise.grad.float(), self.learning_rate, self.max_norm)
             noise = climbed * mask[..., None]
         norm = sentence_norm(noise.detach()).mean()
-        return Objective(before + found.loss / self.steps, found.output, {**found.logs, "freelb_norm": norm})
+        return Objective(
+            before + objective.loss / self.steps, objective.output, {**objective.logs, "freelb_norm": norm}
+        )

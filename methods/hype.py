@@ -64,9 +64,9 @@ def perturb_hidden(hidden: Tensor, eps: float, noise: str, generator: Generator)
     """Add HyPe's noise to hidden states.
 
     Args:
-        hidden: of any shape and floating dtype.
-        eps: standard deviation (`normal`) or upper end (the uniforms).
-        noise: normal, uniform_onesided or uniform_symmetric.
+        hidden: hidden states of any shape and floating dtype.
+        eps: the standard deviation (`normal`) or the upper end (the uniforms), at least 0.
+        noise: the distribution: normal, uniform_onesided or uniform_symmetric.
         generator: the stream, on the device of `hidden`.
 
     Returns:
@@ -81,7 +81,7 @@ def perturb_hidden(hidden: Tensor, eps: float, noise: str, generator: Generator)
 
 
 def select_layers(count: int, top: int | None, bottom: int | None) -> set[int]:
-    """Indices of the layers that are noised: the last `top` and the first `bottom`; all where neither is given."""
+    """Choose the layers that are noised: the last `top` and the first `bottom`; all where neither is given."""
     if top is None and bottom is None:
         return set(range(count))
     return set(range(count - (top or 0), count)) | set(range(bottom or 0))
@@ -91,7 +91,7 @@ class HyPe(Method):
     """Noise between layers, hidden dropout off."""
 
     name = "hype"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"eps": Range(1e-6, 0.1, log=True), "noise": ("normal", "uniform_onesided")}
     phase = Phase.WRAP
     stochastic = True
@@ -110,9 +110,11 @@ class HyPe(Method):
         self.stochastic = self.eps > 0  # type: ignore[misc]
 
     def noise_scale(self) -> float | None:
+        """Return the standard deviation of the noise."""
         return self.eps * SPREAD[self.noise]
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models without the layers or blocks that are asked for, and choices that contradict each other."""
         try:
             count = len(layers(facts.skeleton))
             if self.where != "between":
@@ -129,6 +131,7 @@ class HyPe(Method):
         return None
 
     def effects(self) -> Mapping[str, Method]:
+        """Split one-sided noise into a symmetric one and the shift of its mean."""
         if self.noise != "uniform_onesided" or self.eps == 0:
             return {"noise": self}
         # U[0, ε) is U[−ε/2, ε/2) shifted by ε/2: the same draws, the same spread, no mean.
@@ -136,16 +139,17 @@ class HyPe(Method):
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Add noise to the chosen hidden states."""
         generator = run.generator(self.name)
         chosen = select_layers(len(layers(run.model)), self.top, self.bottom)
 
         def noised(hidden: Tensor) -> Tensor:
             return perturb_hidden(hidden, self.eps, self.noise, generator)
 
-        with ExitStack() as places:
+        with ExitStack() as hooks:
             if self.where != "within":
                 between = layer_inputs_changed(run.model, lambda l, h: noised(h) if l in chosen else h)  # noqa: E741
-                places.enter_context(between)
+                hooks.enter_context(between)
             if self.where != "between":
-                places.enter_context(attention_outputs_changed(run.model, lambda _, hidden: noised(hidden)))
+                hooks.enter_context(attention_outputs_changed(run.model, lambda _, hidden: noised(hidden)))
             yield

@@ -51,7 +51,7 @@ from finetune_bench.parameters import Range, parameter
 
 
 def squared_distance(weights: Sequence[Tensor], anchors: Sequence[Tensor | None]) -> Tensor:
-    """Σ ‖w − w⁰‖² over pairs of tensors of one shape, 0-dim; an anchor of None is zero. One pair at least."""
+    """Compute Σ ‖w − w⁰‖² over pairs of tensors of one shape, 0-dim; an anchor of None is zero; one pair at least."""
     parts = [w.square().sum() if a is None else (w - a).square().sum() for w, a in zip(weights, anchors, strict=True)]
     return torch.stack(parts).sum()
 
@@ -60,7 +60,7 @@ class L2SP(Method):
     """A penalty on the distance to the pre-trained weights."""
 
     name = "l2_sp"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"alpha": Range(1e-4, 0.1, log=True), "beta": Range(1e-4, 0.1, log=True)}
     reads_pretrained = True
     neutral = {"alpha": 0.0, "beta": 0.0}
@@ -69,14 +69,17 @@ class L2SP(Method):
     beta: float = parameter(0.01, interval="[0, inf)", help="β: weight of the head's norm (default: ours)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse `prior_decay` beside it."""
         if any(partner.name == "prior_decay" for partner in facts.partners):
             return "it and prior_decay both pull to the pre-trained weights"
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights, and the body's differences from it."""
         return inner.plus(saved={"P_body": 1 if self.alpha > 0 else 0}, kept={"P": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Remember what is pulled, and turn its weight decay off."""
         inside = {id(weight) for weight in body(run.model).parameters()}
         trained = {name: weight for name, weight in run.params.items() if weight.requires_grad}
         self.body_ = {name: weight for name, weight in trained.items() if self.alpha > 0 and id(weight) in inside}
@@ -91,7 +94,8 @@ class L2SP(Method):
         return optimizer
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
-        found = inner(view)
+        """Add the penalty to the loss."""
+        objective = inner(view)
         swapped = view.weights or {}
         trunk, head = ([swapped.get(name, w) for name, w in part.items()] for part in (self.body_, self.head_))
         parts = []
@@ -100,6 +104,6 @@ class L2SP(Method):
         if head:
             parts.append(self.beta / 2 * squared_distance(head, [None] * len(head)))
         if not parts:
-            return found
+            return objective
         penalty = torch.stack(parts).sum()
-        return replace(found, loss=found.loss + penalty, logs={**found.logs, "l2_sp_penalty": penalty})
+        return replace(objective, loss=objective.loss + penalty, logs={**objective.logs, "l2_sp_penalty": penalty})

@@ -41,33 +41,34 @@ from torch.optim import Optimizer
 from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.step import Run
-from finetune_bench.model.structure import layers, places
+from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import Range, parameter
 
 
-def scale_rate(decay: float, place: int, count: int) -> float:
-    """ξ^(L − place).
+def scale_rate(decay: float, depth: int, count: int) -> float:
+    """Compute the factor of a learning rate, ξ^(L − depth).
 
     Args:
-        decay: ξ.
-        place: −1 for embeddings, a layer's index, or L for what comes after the layers.
-        count: L.
+        decay: ξ, in (0, 1].
+        depth: −1 for embeddings, a layer's index, or L for what comes after the layers.
+        count: L, the number of layers.
     """
-    return decay ** (count - place)
+    return decay ** (count - depth)
 
 
 class LayerwiseLRDecay(Method):
     """Smaller learning rates for lower layers."""
 
     name = "layerwise_lr_decay"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"decay": Range(0.7, 0.99)}
     neutral = {"decay": 1.0}
 
     decay: float = parameter(0.95, interval="(0, 1]", help="ξ: factor from a layer to the one below (sample command)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models whose layers are not found."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
@@ -75,11 +76,12 @@ class LayerwiseLRDecay(Method):
         return None
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
-        place, count = places(run.model), len(layers(run.model))
+        """Give every parameter the rate of its depth."""
+        depth, count = parameter_depths(run.model), len(layers(run.model))
 
         def rate(weight: Tensor, group: dict[str, Any]) -> dict[str, Any]:
             assert isinstance(weight, Parameter)
-            return {"lr": group["lr"] * scale_rate(self.decay, place.get(weight, count), count)}
+            return {"lr": group["lr"] * scale_rate(self.decay, depth.get(weight, count), count)}
 
         regroup(optimizer, rate)
         return optimizer

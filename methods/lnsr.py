@@ -50,13 +50,13 @@ from finetune_bench.parameters import Range, parameter
 
 @torch.no_grad()
 def draw_noise(hidden: Tensor, mask: Tensor, noise: float, generator: Generator) -> Tensor:
-    """Noise relative to each token's root mean square, zero on padding.
+    """Draw noise relative to each token's root mean square, zero on padding.
 
     Args:
         hidden: (batch, seq, dim).
         mask: (batch, seq), 1 for real tokens.
-        noise: s.
-        generator: on the device of `hidden`.
+        noise: s, at least 0.
+        generator: the stream, on the device of `hidden`.
 
     Returns:
         (batch, seq, dim), float32.
@@ -67,11 +67,11 @@ def draw_noise(hidden: Tensor, mask: Tensor, noise: float, generator: Generator)
 
 
 def state_distance(noised: Sequence[Tensor], clean: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Σ over states of the mean squared difference on real tokens, 0-dim.
+    """Sum the mean squared differences of states on real tokens, 0-dim.
 
     Args:
-        noised: states, each (batch, seq, dim); one at least.
-        clean: as many, of the same shapes.
+        noised: the noised pass's states, each (batch, seq, dim); one at least.
+        clean: as many states of the clean pass, of the same shapes.
         mask: (batch, seq), 1 for real tokens.
     """
     real = mask[..., None].float()
@@ -94,6 +94,7 @@ class LNSR(Method):
     detach_clean: bool = parameter(False, help="no gradient to the states of the first pass")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models without the layer that is noised."""
         try:
             count = len(layers(facts.skeleton))
         except ModelError as error:
@@ -103,29 +104,34 @@ class LNSR(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where there is no noise."""
         return "without noise its penalty is 0" if self.noise == 0 and self.strength > 0 else None
 
     def passes(self, inner: Passes) -> Passes:
+        """Add one forward pass."""
         return replace(inner, forwards=inner.forwards + 1)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one forward pass, and the hidden states above the noised layer."""
         # The states above the noised layer; the last one costs nothing, for the second pass's head is let go.
         return inner.plus(saved={"F": 1, "H_all": 1, "H": -self.layer - 1})
 
     def setup(self, run: Run) -> None:
+        """Keep the run and the stream of the noise."""
         self.run_ = run
         self.generator_ = run.generator(self.name)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Add the distance between clean and noised states to the loss."""
         mark = step.mark()
         first = inner(replace(view, hidden=True))
         clean = first.output.hidden
         mask = step.batch.inputs["attention_mask"]
         noise = draw_noise(clean[self.layer], mask, self.noise, self.generator_)
-        own = noise.transpose(0, 1) if is_sequence_first(self.run_.model) else noise
+        in_layout = noise.transpose(0, 1) if is_sequence_first(self.run_.model) else noise
 
         def noised(index: int, hidden: Tensor) -> Tensor:
-            return hidden + own.to(hidden.dtype) if index == self.layer else hidden
+            return hidden + in_layout.to(hidden.dtype) if index == self.layer else hidden
 
         with step.replay(mark), layer_inputs_changed(self.run_.model, noised):
             second = step.forward(replace(view, hidden=True)).hidden

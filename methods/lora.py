@@ -61,7 +61,7 @@ REFUSED = {
 
 
 def merge_update(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
-    """W + scale · B A.
+    """Merge an update into its weight: W + scale · B A.
 
     Args:
         weight: W, (out, in).
@@ -73,7 +73,8 @@ def merge_update(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tens
 
 
 def target_names(model: nn.Module) -> list[str]:
-    """Full names of the linear layers that are updated: peft's for the architecture, else all within the layers."""
+    """Name the linear layers that are updated: peft's for the architecture, else all within the layers."""
+    # Here and in `setup`: the library is an extra, which may be missing.
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)  # type: ignore[union-attr, arg-type]
@@ -86,7 +87,7 @@ class LoRA(Method):
     """Low-rank updates of frozen weights."""
 
     name = "lora"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"r": (4, 8, 16, 32), "alpha": (8.0, 16.0, 32.0)}
     phase = Phase.SELECT
     neutral = None
@@ -96,6 +97,7 @@ class LoRA(Method):
     adapter_dropout: float = parameter(0.0, interval="[0, 1)", help="dropout on the updates' input (peft)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse where peft or a layer to adapt is missing, and what can't work with frozen weights."""
         if importlib.util.find_spec("peft") is None:
             return "it needs the library peft: pip install 'finetune-bench[lora]'"
         if facts.recipe.gradient_checkpointing:
@@ -111,15 +113,18 @@ class LoRA(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Take gradients and moments of the frozen weights off."""
         return inner.plus(kept={"P_frozen": -3})
 
     def setup(self, run: Run) -> None:
+        """Freeze the body and put adapters beside its matrices."""
         from peft import LoraConfig, inject_adapter_in_model
 
         inside = set(body(run.model).parameters())
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # a float does as well
+            # A float does as well, whatever the library declares.
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.adapter_dropout,
             target_modules=target_names(run.model),
         )
@@ -128,7 +133,8 @@ class LoRA(Method):
         canonical = {weight: name for name, weight in run.params.items()}
         with run.own_randomness(self.name):
             inject_adapter_in_model(config, run.model)
-        for weight in heads:  # the library freezes all that is not its own
+        # The library freezes all that is not its own.
+        for weight in heads:
             weight.requires_grad_(True)
         self.layers_: dict[str, Any] = {
             canonical[module.base_layer.weight]: module  # type: ignore[index, union-attr]
@@ -145,6 +151,7 @@ class LoRA(Method):
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Merge the adapters into the frozen weights."""
         with torch.no_grad():
             merged = {
                 name: merge_update(
@@ -167,8 +174,9 @@ class LoRA(Method):
             module._disable_adapters = not used
 
     def teardown(self, run: Run) -> None:
+        """Take the adapters out and let all weights train again."""
         for name, module in getattr(self, "layers_", {}).items():
-            path = next(path for path, found in run.model.named_modules() if found is module)
+            path = next(path for path, candidate in run.model.named_modules() if candidate is module)
             owner, _, attribute = path.rpartition(".")
             setattr(run.model.get_submodule(owner), attribute, module.base_layer)
             del run.params[f"{name}.lora_A"], run.params[f"{name}.lora_B"]

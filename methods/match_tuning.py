@@ -50,11 +50,11 @@ from finetune_bench.parameters import Range, parameter
 
 
 def match_batch(vectors: Tensor, temperature: float) -> Tensor:
-    """M, the softmax over rows of z zᵀ / (temperature · √dim).
+    """Compute M, the softmax over rows of z zᵀ / (temperature · √dim).
 
     Args:
         vectors: z, (batch, dim).
-        temperature: above 0.
+        temperature: τ as a multiple of √dim, above 0.
 
     Returns:
         (batch, batch), float32; rows sum to 1.
@@ -68,15 +68,17 @@ class MatchTuning(Method):
     """Representations mixed within the batch."""
 
     name = "match_tuning"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"temperature": Range(0.3, 3, log=True), "strength": Range(0.2, 1)}
-    phase = Phase.WRAP  # before anyone measures with it
+    # Before anyone measures with it.
+    phase = Phase.WRAP
     neutral = {"strength": 0.0}
 
     temperature: float = parameter(1.0, interval="(0, inf)", help="τ as a multiple of √dim (ours)")
     strength: float = parameter(1.0, interval="[0, 1]", help="s: share of the mixture (ours; 1 is the paper)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse gradient accumulation, and heads that end in no linear layer."""
         if facts.recipe.accumulation > 1:
             return "gradient accumulation cuts the batch within which it mixes"
         try:
@@ -86,10 +88,12 @@ class MatchTuning(Method):
         return None
 
     def setup(self, run: Run) -> None:
+        """Start without a mixture to log."""
         self.self_match_: list[Tensor] = []
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Mix what enters the head's last layer."""
         if self.strength == 0:
             yield
             return
@@ -106,8 +110,9 @@ class MatchTuning(Method):
             handle.remove()
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Log the mean weight of an example in its own mixture."""
         self.self_match_.clear()
-        found = inner(view)
+        objective = inner(view)
         if not self.self_match_:
-            return found
-        return replace(found, logs={**found.logs, "self_match": torch.stack(self.self_match_).mean()})
+            return objective
+        return replace(objective, logs={**objective.logs, "self_match": torch.stack(self.self_match_).mean()})

@@ -59,14 +59,14 @@ from finetune_bench.parameters import Range, parameter
 
 
 def mix_weights(weight: Tensor, anchor: Tensor, keep: Tensor, p: float, *, reference_gradient: bool = False) -> Tensor:
-    """U + m·(W − U)/(1 − p).
+    """Mix weights with their anchor: U + m·(W − U)/(1 − p).
 
     Args:
         weight: W; gradients flow to it.
         anchor: U, of W's shape.
         keep: m, zeros and ones in W's dtype, broadcastable to W's shape.
         p: the probability with which entries of m are zero, in [0, 1].
-        reference_gradient: the backward pass multiplies by m in the place of m/(1 − p).
+        reference_gradient: whether the backward pass multiplies by m in the place of m/(1 − p).
 
     Returns:
         The mixed weights, of W's shape; exactly U where W = U.
@@ -93,12 +93,12 @@ class _MixWithReferenceGradient(torch.autograd.Function):
 
 
 def column_shape(owner: nn.Module, attribute: str, shape: torch.Size) -> torch.Size | None:
-    """Shape of the mask with one entry per input column, or None where the tensor is no linear layer's weight.
+    """Return the shape of the mask with one entry per input column; None where the tensor is no linear layer's weight.
 
     Args:
         owner: the module that holds the tensor.
         attribute: the tensor's name in it.
-        shape: the tensor's.
+        shape: the tensor's shape.
     """
     if isinstance(owner, nn.Linear) and attribute == "weight":
         return torch.Size((1, shape[1]))
@@ -109,7 +109,8 @@ def column_shape(owner: nn.Module, attribute: str, shape: torch.Size) -> torch.S
     if type(owner).__name__ == "XLNetRelativeAttention":
         if attribute in ("q", "k", "v", "r"):
             return torch.Size((shape[0], 1, 1))
-        if attribute == "o":  # the one that leads from the heads back to the width
+        # The tensor that leads from the heads back to the width.
+        if attribute == "o":
             return torch.Size((1, *shape[1:]))
     return None
 
@@ -128,7 +129,7 @@ class Mixout(Method):
     """Weights mixed with their pre-trained values in every training forward."""
 
     name = "mixout"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"p": Range(0.1, 0.95)}
     phase = Phase.WRAP
     stochastic = True
@@ -142,9 +143,11 @@ class Mixout(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.stochastic = 0 < self.p < 1  # type: ignore[misc]  # the ends are the same at every pass
+        # At 0 and at 1 all passes are the same.
+        self.stochastic = 0 < self.p < 1  # type: ignore[misc]
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse gradient checkpointing."""
         if facts.recipe.gradient_checkpointing and self.p > 0:
             return (
                 "gradient checkpointing runs each layer again in the backward pass, when the mixed weights are gone, "
@@ -157,14 +160,17 @@ class Mixout(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where dropout stays on."""
         if facts.active_dropout and self.p > 0:
             return "dropout stays on beside it, which is not the published method: dropout=all_off is"
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights, the mixed ones and their masks."""
         return inner.plus(saved={"P_linear": 1, "C": 1}, kept={"P": 1})
 
     def setup(self, run: Run) -> None:
+        """Find the matrices to mix."""
         self.mixing_ = False
         in_body = {id(weight) for weight in body(run.model).parameters()}
         self.targets_ = []
@@ -181,11 +187,14 @@ class Mixout(Method):
             raise FinetuneBenchError(f"Mixout found no linear layer in {type(run.model).__name__}.")
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
-        self.mixing_ = self.p > 0  # from here on: what other methods measure in their setup is measured on W
+        """Begin to mix."""
+        # Not before: what other methods measure in their setup is measured on W.
+        self.mixing_ = self.p > 0
         return optimizer
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Put mixed matrices in the modules' attributes."""
         if not self.mixing_:
             yield
             return

@@ -41,12 +41,12 @@ from finetune_bench.parameters import Range, parameter
 
 
 def perturb_weight(weight: Tensor, intensity: float, generator: Generator) -> Tensor:
-    """`weight` plus uniform noise of width `intensity` times its standard deviation.
+    """Return `weight` plus uniform noise of width `intensity` times its standard deviation.
 
     Args:
-        weight: any shape, two entries at least.
-        intensity: λ.
-        generator: on the weight's device.
+        weight: a tensor of any shape, two entries at least.
+        intensity: λ, at least 0.
+        generator: the stream, on the weight's device.
 
     Returns:
         A new tensor of the same shape and dtype.
@@ -59,7 +59,7 @@ class NoisyTune(Method):
     """Uniform noise on the weights, once, before training."""
 
     name = "noisytune"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"intensity": Range(0.05, 0.3)}
     phase = Phase.SURGERY
     neutral = {"intensity": 0.0}
@@ -69,6 +69,7 @@ class NoisyTune(Method):
 
     @torch.no_grad()
     def setup(self, run: Run) -> None:
+        """Add the noise to the weights."""
         if getattr(self, "perturbed_", False):
             raise FinetuneBenchError("NoisyTune was applied twice to one run; its noise would add up.")
         self.perturbed_ = True
@@ -80,4 +81,5 @@ class NoisyTune(Method):
                 weight.copy_(perturb_weight(weight, self.intensity, generator))
 
     def teardown(self, run: Run) -> None:
+        """Forget that the noise was added."""
         self.perturbed_ = False

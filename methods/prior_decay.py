@@ -64,7 +64,7 @@ class PriorDecay(Method):
     """Weight decay toward the pre-trained weights."""
 
     name = "prior_decay"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"decay": Range(0.01, 1, log=True)}
     reads_pretrained = True
     neutral = {"decay": 0.0}
@@ -72,14 +72,17 @@ class PriorDecay(Method):
     decay: float = parameter(0.1, interval="[0, inf)", help="λ: strength, as the recipe's weight decay (its default)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse `l2_sp` beside it."""
         if any(partner.name == "l2_sp" for partner in facts.partners):
             return "it and l2_sp both pull to the pre-trained weights"
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights."""
         return inner.plus(kept={"P": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Turn the recipe's weight decay off, and pull before each step in its place."""
         if self.decay == 0:
             return optimizer
         inside = {id(weight) for weight in body(run.model).parameters()}

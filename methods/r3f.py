@@ -60,18 +60,20 @@ from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.structure import output_layer, weights_replaced
 from finetune_bench.parameters import Range, parameter
 
-NOTICEABLE = 1e-2  # noise below this changes predictions so little that its square, the divergence, is about 0
-ITERATIONS = 20  # of the power method, before training
+# Noise below this changes predictions so little that its square, the divergence, is about 0.
+NOTICEABLE = 1e-2
+# How many iterations the power method makes before training.
+ITERATIONS = 20
 
 
 def add_noise(embeds: Tensor, noise: str, eps: float, generator: Generator) -> Tensor:
-    """Token embeddings with noise on every entry.
+    """Add noise to every entry of token embeddings.
 
     Args:
         embeds: (batch, seq, dim).
         noise: "uniform" for U(−eps, eps), "normal" for N(0, eps²).
-        eps: the noise's size.
-        generator: on the embeddings' device.
+        eps: the noise's size, at least 0.
+        generator: the stream, on the embeddings' device.
 
     Returns:
         (batch, seq, dim), in the embeddings' dtype.
@@ -85,12 +87,12 @@ def add_noise(embeds: Tensor, noise: str, eps: float, generator: Generator) -> T
 
 @torch.no_grad()
 def iterate_power(weight: Tensor, left: Tensor, times: int) -> tuple[Tensor, Tensor]:
-    """Approach the singular vectors of the largest singular value.
+    """Make iterations of the power method, which approach the singular vectors of the largest singular value.
 
     Args:
         weight: W, (out, in).
         left: a start for u, (out,), not orthogonal to it.
-        times: iterations, one at least.
+        times: how many iterations to make, one at least.
 
     Returns:
         u (out,) and v (in,), of length 1: uᵀ W v is about the largest singular value.
@@ -105,7 +107,7 @@ class R3F(Method):
     """A penalty on the change of the prediction under embedding noise."""
 
     name = "r3f"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
     neutral: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0, "dropout": "all_off"}
@@ -115,6 +117,7 @@ class R3F(Method):
     noise: str = parameter("uniform", choices=("normal", "uniform", "none"), help="distribution of the noise")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse a cell in which both passes would be identical."""
         noisy = self.noise != "none" and self.eps > 0
         if noisy or facts.active_dropout or any(partner.stochastic for partner in facts.partners):
             return None
@@ -124,6 +127,7 @@ class R3F(Method):
         )
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the passes hardly differ."""
         scales = [self.noise_scale() or 0.0, *(partner.noise_scale() or 0.0 for partner in facts.partners)]
         unknown = any(partner.stochastic and partner.noise_scale() is None for partner in facts.partners)
         if self.strength == 0 or facts.active_dropout or unknown or max(scales) >= NOTICEABLE:
@@ -134,25 +138,31 @@ class R3F(Method):
         )
 
     def effects(self) -> Mapping[str, Method]:
+        """Split it into the second pass and the noise."""
         if self.noise == "none" or self.eps == 0:
             return {self.name: self}
         return {"two passes": replace(self, noise="none"), "noise": self}
 
     def noise_scale(self) -> float | None:
+        """Return the standard deviation of the noise; None without noise."""
         if self.noise == "none" or self.eps == 0:
             return None
         return self.eps if self.noise == "normal" else self.eps / 3**0.5
 
     def passes(self, inner: Passes) -> Passes:
+        """Add one forward pass."""
         return replace(inner, forwards=inner.forwards + 1)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one forward pass and the divergence."""
         return inner.plus(saved={"F": 1, "D": 1})
 
     def setup(self, run: Run) -> None:
+        """Keep the stream of the noise."""
         self.generator_ = run.generator(self.name)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Add the divergence between the clean and the noised pass to the loss."""
         clean = inner(replace(view, perturb=False))
         if self.noise != "none":
             embeds = step.embeds(view).detach()
@@ -172,6 +182,7 @@ class R4F(R3F):
     neutral = None
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse heads that end in no linear layer, besides what R3F refuses."""
         try:
             output_layer(facts.skeleton)
         except ModelError as error:
@@ -179,9 +190,11 @@ class R4F(R3F):
         return super().unsupported(facts)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add the head's matrix."""
         return super().memory(inner).plus(saved={"P_head": 1})
 
     def setup(self, run: Run) -> None:
+        """Find the singular vectors of the head's matrix, and divide it in every pass."""
         super().setup(run)
         layer = output_layer(run.model)
         self.name_ = next(name for name, weight in run.params.items() if weight is layer.weight)
@@ -191,7 +204,8 @@ class R4F(R3F):
         hidden: list[Any] = []
 
         def divide(module: nn.Module, args: Any) -> None:
-            hidden.append(vars(module).get("weight"))  # what another method has put there for this pass
+            # What another method has put there for this pass.
+            hidden.append(vars(module).get("weight"))
             if self.normalising_:
                 # An instance attribute hides the registered parameter from the module's own code and from nobody else.
                 vars(module)["weight"] = self.normalise(module.weight)  # type: ignore[arg-type]
@@ -207,21 +221,25 @@ class R4F(R3F):
         ]
 
     def normalise(self, weight: Tensor) -> Tensor:
-        """W / (uᵀ W v), (out, in)."""
+        """Divide a matrix by its largest singular value, as it is known: W / (uᵀ W v), (out, in)."""
         return weight / (self.left_ @ weight @ self.right_)
 
     def state(self) -> State:
+        """Return the singular vectors."""
         return {"left": self.left_, "right": self.right_}
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         self.left_, self.right_ = state["left"], state["right"]
 
     def after_step(self, run: Run) -> None:
+        """Let the singular vectors follow the matrix."""
         super().after_step(run)
         self.left_, self.right_ = iterate_power(run.params[self.name_].detach(), self.left_, 1)
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Put the divided matrix into the weight's place."""
         with torch.no_grad():
             divided = self.normalise(run.params[self.name_])
         self.normalising_ = False
@@ -232,5 +250,6 @@ class R4F(R3F):
             self.normalising_ = True
 
     def teardown(self, run: Run) -> None:
+        """Remove the hooks."""
         for handle in getattr(self, "handles_", []):
             handle.remove()

@@ -47,7 +47,7 @@ from finetune_bench.parameters import Range, parameter
 
 
 def combine_passes(first: Tensor, second: Tensor, divergence: Tensor, alpha: float) -> Tensor:
-    """R-Drop's loss from the two passes' losses and their divergence, all 0-dim."""
+    """Compute R-Drop's loss from the two passes' losses and their divergence, all 0-dim."""
     return 0.5 * (first + second) + alpha * 0.5 * divergence
 
 
@@ -59,18 +59,20 @@ class RDrop(Method):
     """Two passes, pulled together."""
 
     name = "rdrop"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"alpha": Range(0.1, 10, log=True)}
     neutral: ClassVar = {"alpha": 0.0, "dropout": "all_off"}
 
     alpha: float = parameter(1.0, interval="[0, inf)", help="weight of the divergence (see the card for conversions)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse a cell in which both passes would be identical."""
         if not facts.active_dropout and not any(partner.stochastic for partner in facts.partners):
             return "its two passes would be identical: no dropout is active and no partner draws noise"
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the passes hardly differ."""
         scales = [partner.noise_scale() for partner in facts.partners if partner.stochastic]
         if self.alpha == 0 or facts.active_dropout or None in scales or not scales:
             return None
@@ -83,12 +85,16 @@ class RDrop(Method):
         )
 
     def passes(self, inner: Passes) -> Passes:
-        return Passes(2 * inner.forwards, 2 * inner.backwards - 1)  # the last backward pass is of both
+        """Return twice the passes, but for the last backward pass."""
+        # The last backward pass is of both.
+        return Passes(2 * inner.forwards, 2 * inner.backwards - 1)
 
     def memory(self, inner: Memory) -> Memory:
+        """Return twice what is saved, and the divergence."""
         return inner.times(2).plus(saved={"D": 1})
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Average the loss of two passes, and add their divergence."""
         half = replace(view, weight=0.5 * view.weight)
         first, second = inner(half), inner(half)
         divergence = step.divergence(first.output, second.output)

@@ -53,31 +53,34 @@ from finetune_bench.model.structure import body
 from finetune_bench.optimizers import regroup
 from finetune_bench.parameters import Range, parameter
 
-SMALLEST = 1e-30  # of λ: the weight decay is divided by it
+# The smallest λ: the weight decay is divided by it.
+SMALLEST = 1e-30
+# From this weight decay on, the user is told that it pulls to zero.
 STRONG_DECAY = 0.1
 
 
 def anneal_task(anneal: str, step: int, k: float, t0: float) -> float:
-    """λ(t), the task's share of the objective, in [0, 1].
+    """Compute λ(t), the task's share of the objective, in [0, 1].
 
     Args:
-        anneal: sigmoid, linear or none.
+        anneal: the schedule: sigmoid, linear or none.
         step: t, from 1.
-        k: steepness of the sigmoid.
+        k: the steepness of the sigmoid.
         t0: the step at which the sigmoid is ½ and the line is 1.
     """
     if anneal == "none":
         return 1.0
     if anneal == "linear":
         return min(1.0, step / t0) if t0 > 0 else 1.0
-    return 0.5 * (1 + math.tanh(k * (step - t0) / 2))  # the logistic function, without overflow
+    # The logistic function, without overflow.
+    return 0.5 * (1 + math.tanh(k * (step - t0) / 2))
 
 
 class RecAdam(Method):
     """A pull to the pre-trained weights that fades."""
 
     name = "recadam"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"t0": Range(0.1, 0.6), "gamma": Range(50, 5000, log=True), "k": Range(0.01, 1, log=True)}
     reads_pretrained = True
     neutral = {"anneal": "none", "gamma": 0.0}
@@ -90,6 +93,7 @@ class RecAdam(Method):
     gamma: float = parameter(5000.0, interval="[0, inf)", help="γ: strength of the pull (paper)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse partners that pull to the same point or own the update rule, and fp16."""
         for partner in facts.partners:
             if partner.name in ("l2_sp", "prior_decay"):
                 return f"it and {partner.name} both pull to the pre-trained weights"
@@ -100,6 +104,7 @@ class RecAdam(Method):
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the run ends before the task counts, and where weight decay pulls elsewhere."""
         steps = facts.recipe.steps
         if self.anneal != "none" and self.t0 >= 1 and steps is not None and steps < self.t0:
             return (
@@ -112,9 +117,11 @@ class RecAdam(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights."""
         return inner.plus(kept={"P": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Slow the body's steps by λ(t), and pull its weights after each."""
         inside = {id(weight) for weight in body(run.model).parameters()}
         anchors = {
             weight: run.pretrained[name]
@@ -132,7 +139,8 @@ class RecAdam(Method):
             share = max(anneal_task(self.anneal, self.steps_, self.k, middle), SMALLEST)
             for group in optimizer.param_groups:
                 group["planned"] = (group["lr"], group["weight_decay"], share)
-                if group["recalls"] and share < 1:  # decay is the product of both, and stays what it was
+                # Decay is the product of both, and stays what it was.
+                if group["recalls"] and share < 1:
                     group["lr"], group["weight_decay"] = group["lr"] * share, group["weight_decay"] / share
 
         @torch.no_grad()
@@ -150,7 +158,9 @@ class RecAdam(Method):
         return optimizer
 
     def state(self) -> State:
+        """Return the count of steps."""
         return {"steps": self.steps_}
 
     def load_state(self, state: State) -> None:
+        """Take it back."""
         self.steps_ = state["steps"]

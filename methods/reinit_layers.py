@@ -44,7 +44,8 @@ from finetune_bench.model.structure import body
 from finetune_bench.model.structure import layers as layers_of
 from finetune_bench.parameters import parameter
 
-_LOADED = "_is_hf_initialized"  # transformers' mark on loaded tensors, which its initialisers leave alone
+# transformers' mark on loaded tensors, which its initialisers leave alone.
+_LOADED = "_is_hf_initialized"
 
 
 @torch.no_grad()
@@ -53,7 +54,7 @@ def redraw_weights(model: nn.Module, parts: list[nn.Module]) -> None:
 
     Args:
         model: a transformers model.
-        parts: modules of it, initialised whole and in this order.
+        parts: modules of the model, initialised whole and in this order.
     """
     for part in parts:
         tensors = [*part.parameters(), *part.buffers()]
@@ -69,7 +70,7 @@ class ReinitLayers(Method):
     """Top layers drawn anew."""
 
     name = "reinit_layers"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"layers": (1, 2, 3)}
     phase = Phase.SURGERY
     neutral = {"layers": 0, "pooler": False}
@@ -78,6 +79,7 @@ class ReinitLayers(Method):
     pooler: bool = parameter(True, help="re-draw the body's pooler too, where it has one")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models of fewer or shared layers, and where nothing would be re-drawn."""
         kind = type(facts.skeleton).__name__
         try:
             runs = layers_of(facts.skeleton)
@@ -101,6 +103,7 @@ class ReinitLayers(Method):
         return parts
 
     def setup(self, run: Run) -> None:
+        """Re-draw the layers, and let them be their own anchors."""
         if not (parts := self._parts(run.model)):
             return
         with run.own_randomness(self.name):

@@ -52,7 +52,7 @@ from finetune_bench.parameters import Range, parameter
 
 
 def scale_by_sensitivity(sensitivity: Tensor, average: Tensor, e: float, cap: float | None) -> Tensor:
-    """The factor of the learning rate, U / (Î + e).
+    """Compute the factor of the learning rate, U / (Î + e).
 
     Args:
         sensitivity: I, any shape.
@@ -65,21 +65,21 @@ def scale_by_sensitivity(sensitivity: Tensor, average: Tensor, e: float, cap: fl
 
 
 def sensitive_weights(model: nn.Module) -> list[nn.Parameter]:
-    """Weights and biases of the linear layers within the encoder's layers, and XLNet's attention tensors."""
-    found: dict[nn.Parameter, None] = {}
+    """Return weights and biases of the linear layers within the encoder's layers, and XLNet's attention tensors."""
+    chosen: dict[nn.Parameter, None] = {}
     for layer in layers(model):
         for module in layer.modules():
             # Told by its name: importing the class takes seconds.
             if isinstance(module, nn.Linear) or type(module).__name__ == "XLNetRelativeAttention":
-                found |= dict.fromkeys(module.parameters(recurse=False))
-    return list(found)
+                chosen |= dict.fromkeys(module.parameters(recurse=False))
+    return list(chosen)
 
 
 class SAGE(Method):
     """Learning rates by sensitivity."""
 
     name = "sage"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"beta0": Range(0.5, 0.9)}
     neutral = None
 
@@ -87,6 +87,7 @@ class SAGE(Method):
     cap: float | None = parameter(None, interval="(0, inf)", help="largest factor of a learning rate (none: unbounded)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models whose layers are not found, partners that own the update rule or mask at random, and fp16."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
@@ -101,9 +102,11 @@ class SAGE(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one average of the sensitivity."""
         return inner.plus(kept={"P_dense": 1})
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Make the steps of the chosen weights by this method's rule."""
         chosen = dict.fromkeys(weight for weight in sensitive_weights(run.model) if weight.requires_grad)
         self.averages_ = {weight: torch.zeros_like(weight) for weight in chosen}
         self.steps_ = 0
@@ -116,6 +119,7 @@ class SAGE(Method):
                     held[weight], weight.grad = weight.grad, None
 
         def update(optimizer: Optimizer, *_: Any) -> None:
+            """Make the step of those weights by the rule of this method."""
             self.steps_ += 1
             for group in optimizer.param_groups:
                 for weight in group["params"]:
@@ -128,21 +132,24 @@ class SAGE(Method):
         return optimizer
 
     def state(self) -> State:
-        return {"steps": self.steps_} | {str(place): average for place, average in enumerate(self.averages_.values())}
+        """Return the averages and the count of steps."""
+        return {"steps": self.steps_} | {str(index): average for index, average in enumerate(self.averages_.values())}
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         self.steps_ = state["steps"]
-        for place, average in enumerate(self.averages_.values()):
-            average.copy_(state[str(place)])
+        for index, average in enumerate(self.averages_.values()):
+            average.copy_(state[str(index)])
 
     @torch.no_grad()
     def update_weight(self, weight: nn.Parameter, group: dict[str, Any], state: dict[str, Tensor]) -> None:
-        """One step of one tensor, in place; `state` holds its two moments, as AdamW's does."""
+        """Make one step of one tensor, in place; `state` holds its two moments, as AdamW's does."""
         gradient, (beta1, beta2) = weight.grad, group["betas"]
         assert gradient is not None
         if not state:
             state |= {"exp_avg": torch.zeros_like(weight), "exp_avg_sq": torch.zeros_like(weight)}
-            state["step"] = torch.zeros(())  # AdamW asks for it when it loads a state; nothing else does
+            # AdamW asks for it when it loads a state; nothing else does.
+            state["step"] = torch.zeros(())
         sensitivity = (weight * gradient).abs_()
         average = self.averages_[weight].lerp_(sensitivity, 1 - self.beta0)
         corrected = average / (1 - self.beta0**self.steps_)

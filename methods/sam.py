@@ -52,13 +52,13 @@ from finetune_bench.parameters import Range, parameter
 def climb_weights(
     weights: Sequence[Tensor], gradients: Sequence[Tensor], rho: float, *, adaptive: bool = False
 ) -> list[Tensor]:
-    """The step e to the highest point of a ball around the weights, by the loss's slope.
+    """Compute the step e to the highest point of a ball around the weights, by the loss's slope.
 
     Args:
         weights: one tensor at least.
-        gradients: of their shapes.
-        rho: the ball's radius.
-        adaptive: ASAM's ball, scaled by the weights.
+        gradients: as many gradients, of the weights' shapes.
+        rho: the ball's radius, at least 0.
+        adaptive: whether the ball is ASAM's, scaled by the weights.
 
     Returns:
         Tensors of the same shapes; ‖e‖₂ = rho over all of them together, unless adaptive.
@@ -73,7 +73,7 @@ class SAM(Method):
     """The gradient from the highest point near by."""
 
     name = "sam"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"rho": Range(0.01, 0.15, log=True)}
     neutral = {"rho": 0.0}
 
@@ -81,6 +81,7 @@ class SAM(Method):
     adaptive: bool = parameter(False, help="scale the ball by the weights (ASAM)")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse accumulation, gradient checkpointing, fp16 and methods with early backward passes."""
         if facts.recipe.accumulation > 1:
             return "with gradient accumulation it would need two sweeps over all micro-batches of a step"
         if facts.recipe.gradient_checkpointing:
@@ -95,15 +96,19 @@ class SAM(Method):
         return None
 
     def passes(self, inner: Passes) -> Passes:
+        """Return twice the passes."""
         return Passes(2 * inner.forwards, 2 * inner.backwards)
 
     def memory(self, inner: Memory) -> Memory:
+        """Add the weights that the second evaluation uses."""
         return inner.plus(saved={"P_used": 1})
 
     def setup(self, run: Run) -> None:
+        """Keep the run."""
         self.run_ = run
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Evaluate the loss twice, the second time at the highest point near by."""
         mark = step.mark()
         first = inner(view)
         present = view.weights or {}

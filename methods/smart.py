@@ -53,19 +53,21 @@ from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
 
-NOTICEABLE = 1e-3  # an entry-wise noise below this moves no prediction by an amount that its square would show
-TINY = 1e-6  # the public code's, in the denominators
+# Noise whose entries are below this moves no prediction by an amount that its square would show.
+NOTICEABLE = 1e-3
+# The public code adds this to denominators.
+TINY = 1e-6
 
 
 def climb_adversary(noise: Tensor, gradient: Tensor, learning_rate: float, eps: float, scale: str) -> Tensor:
-    """One step of the climb.
+    """Make one step of the climb.
 
     Args:
         noise: d, (batch, seq, dim).
-        gradient: g, of that shape.
-        learning_rate: η.
+        gradient: g, (batch, seq, dim).
+        learning_rate: η, at least 0.
         eps: ε, the largest entry under `paper`.
-        scale: paper or mtdnn.
+        scale: the rule for the noise's size: paper or mtdnn.
     """
     if scale == "mtdnn":
         moved = noise + learning_rate * gradient
@@ -75,7 +77,7 @@ def climb_adversary(noise: Tensor, gradient: Tensor, learning_rate: float, eps: 
 
 
 def largest_entry(values: Tensor) -> Tensor:
-    """‖·‖_∞ of each token, (batch, seq, 1) of (batch, seq, dim)."""
+    """Compute ‖·‖_∞ of each token, (batch, seq, 1) of (batch, seq, dim)."""
     return values.abs().amax(-1, keepdim=True)
 
 
@@ -83,7 +85,7 @@ class SMART(Method):
     """Smooth predictions, and no sudden changes of them."""
 
     name = "smart"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
     neutral = {"strength": 0.0, "mu": 0.0}
@@ -99,29 +101,36 @@ class SMART(Method):
     share_masks: bool = parameter(True, help="the same dropout masks in all passes of a step")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse fp16."""
         if facts.dtype == torch.float16:
             return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
         return None
 
     def warning(self, facts: Facts) -> str | None:
+        """Say where the noise is too small to matter."""
         if self.strength == 0 or self.scale == "mtdnn" or self.eps >= NOTICEABLE or not self.share_masks:
             return None
         rest = "only its teacher term acts" if self.mu > 0 else "it has next to no effect"
         return f"a noise of at most {self.eps:.0e} changes predictions so little that its penalty is about 0; {rest}"
 
     def effects(self) -> Mapping[str, Method]:
+        """Split it into the teacher and the adversary."""
         if self.mu == 0 or self.strength == 0:
             return {self.name: self}
         return {"teacher": replace(self, strength=0.0), "adversary": self}
 
     def passes(self, inner: Passes) -> Passes:
+        """Add the passes of the climb, of the adversary and of the teacher."""
         return Passes(inner.forwards + self.steps + 1 + (self.mu > 0), inner.backwards + self.steps)
 
     def memory(self, inner: Memory) -> Memory:
-        teacher = 1 if self.mu > 0 else 0  # its divergence keeps two thirds: one side has no gradient
+        """Add one forward pass, the divergences and the teacher's weights."""
+        # The teacher's divergence keeps two thirds: one side has no gradient.
+        teacher = 1 if self.mu > 0 else 0
         return inner.plus(saved={"F": 1, "D": 1 + teacher * 2 / 3}, kept={"P": teacher})
 
     def setup(self, run: Run) -> None:
+        """Keep the run and the stream of the noise; the teacher starts at the present weights."""
         self.run_ = run
         self.generator_ = run.generator(self.name)
         self.teacher_ = {
@@ -131,6 +140,7 @@ class SMART(Method):
         }
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Add the adversary's and the teacher's divergence to the loss."""
         mark = step.mark()
         clean = inner(view)
         noise = self.find_noise(step, clean.output, view, mark)
@@ -147,7 +157,7 @@ class SMART(Method):
         return replace(clean, loss=loss, logs=logs)
 
     def find_noise(self, step: Step, clean: Output, view: View, mark: Mapping[str, Tensor]) -> Tensor:
-        """d, (batch, seq, dim), detached; zero on padding."""
+        """Find d by the climb, (batch, seq, dim), detached; zero on padding."""
         embeds, reference = step.embeds(view).detach(), Output(clean.logits.detach())
         real = step.batch.inputs["attention_mask"][..., None]
         noise = torch.randn(embeds.shape, generator=self.generator_, device=embeds.device) * self.init_scale * real
@@ -160,13 +170,16 @@ class SMART(Method):
         return noise
 
     def state(self) -> State:
+        """Return the teacher's weights."""
         return self.teacher_
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         for name, teacher in self.teacher_.items():
             teacher.copy_(state[name])
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
+        """Let the teacher follow the weights."""
         for name, teacher in self.teacher_.items():
             teacher.lerp_(run.params[name].float(), 1 - self.beta)

@@ -46,13 +46,13 @@ from finetune_bench.parameters import Range, parameter
 
 
 def counts(step: int, total: int, share: float, every: int) -> bool:
-    """Whether the weights after a step are part of the mean; the last step's always are.
+    """Return whether the weights after a step are part of the mean; the last step's always are.
 
     Args:
-        step: from 1 to `total`.
-        total: steps of the run.
-        share: s.
-        every: c.
+        step: the step, from 1 to `total`.
+        total: how many steps the run has.
+        share: s, in [0, 1].
+        every: c, at least 1.
     """
     window = max(1, round(share * total))
     return step > total - window and (total - step) % every == 0
@@ -62,7 +62,7 @@ class SWA(Method):
     """The mean of the last weights, for evaluation."""
 
     name = "swa"
-    arrangement = "packed"
+    batch_layout = "unpadded"
     search_space = {"share": Range(0.1, 0.75)}
     neutral = {"share": 0.0}
 
@@ -70,6 +70,7 @@ class SWA(Method):
     every: int = parameter(1, interval="[1, inf)", help="c: steps from one averaged point to the next")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse partners that decide about the weights for evaluation as well, or change them after the step."""
         for partner in facts.partners:
             if partner.name == "ema":
                 return "it and ema both decide which weights are evaluated"
@@ -81,33 +82,40 @@ class SWA(Method):
         return None
 
     def memory(self, inner: Memory) -> Memory:
+        """Add one copy of the weights."""
         return inner.plus(kept={"P": 1})
 
     def setup(self, run: Run) -> None:
+        """Start without a point."""
         self.steps_ = self.points_ = 0
         self.average_: dict[str, torch.Tensor] = {}
 
     @torch.no_grad()
     def after_step(self, run: Run) -> None:
+        """Take the weights into the mean, where the step counts."""
         self.steps_ += 1
         if not counts(self.steps_, run.total_steps, self.share, self.every):
             return
         self.points_ += 1
         for name, weight in run.params.items():
             if name in self.average_:
-                self.average_[name].lerp_(weight.float(), 1 / self.points_)  # equal values stay to the last bit
+                # Equal values stay as they are, to the last bit.
+                self.average_[name].lerp_(weight.float(), 1 / self.points_)
             elif weight.requires_grad:
                 self.average_[name] = weight.detach().float().clone()
 
     def state(self) -> State:
+        """Return the mean, and the counts of steps and points."""
         return {"steps": self.steps_, "points": self.points_, **self.average_}
 
     def load_state(self, state: State) -> None:
+        """Take them back."""
         averages = dict(state)
         self.steps_, self.points_ = averages.pop("steps"), averages.pop("points")
         self.average_ = averages
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Put the mean into the weights' place."""
         with weights_replaced(run.params, self.average_):
             yield

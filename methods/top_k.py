@@ -38,7 +38,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import Run
-from finetune_bench.model.structure import layers, places
+from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.parameters import parameter
 
 
@@ -46,7 +46,7 @@ class TopKTuning(Method):
     """The lower layers frozen."""
 
     name = "top_k"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     search_space = {"k": (1, 2, 3, 4)}
     phase = Phase.SELECT
     neutral = {"k": None, "embeddings": True}
@@ -55,6 +55,7 @@ class TopKTuning(Method):
     embeddings: bool = parameter(False, help="train the embeddings too")
 
     def unsupported(self, facts: Facts) -> str | None:
+        """Refuse models of shared layers, and partners that need layers which are frozen."""
         try:
             runs = layers(facts.skeleton)
         except ModelError as error:
@@ -78,19 +79,22 @@ class TopKTuning(Method):
         return count if self.k is None else min(self.k, count)
 
     def memory(self, inner: Memory) -> Memory:
+        """Take what is frozen off."""
         return inner.plus(saved={"F_frozen": -1}, kept={"P_frozen": -3})
 
     def setup(self, run: Run) -> None:
-        place, count = places(run.model), len(layers(run.model))
+        """Freeze what lies below the top k layers."""
+        depth, count = parameter_depths(run.model), len(layers(run.model))
         lowest = count - self._trained(count)
         self.frozen_ = [
             weight
             for weight in run.params.values()
-            if (place[weight] < lowest if place[weight] >= 0 else not self.embeddings)
+            if (depth[weight] < lowest if depth[weight] >= 0 else not self.embeddings)
         ]
         for weight in self.frozen_:
             weight.requires_grad_(False)
 
     def teardown(self, run: Run) -> None:
+        """Let all weights train again."""
         for weight in getattr(self, "frozen_", []):
             weight.requires_grad_(True)

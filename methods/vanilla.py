@@ -32,5 +32,5 @@ class Vanilla(Method):
     """Fine-tuning as it comes."""
 
     name = "vanilla"
-    arrangement = "trimmed"
+    batch_layout = "unpadded_trimmed"
     neutral: ClassVar = {}

@@ -1,0 +1,1 @@
+"""Reports: from the rows of a store to tables, plots and pages."""

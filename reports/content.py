@@ -7,23 +7,24 @@ from collections.abc import Iterable
 import numpy as np
 
 from finetune_bench.reports import health
-from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Plot, Table, bold, bullets, code, table
-from finetune_bench.reports.rows.once import once
-from finetune_bench.reports.rows.sections import Data
-from finetune_bench.reports.rows.twins import twins
+from finetune_bench.reports.document import Block, Heading, Paragraph, Plot, Table, bold, bullets, code, table
+from finetune_bench.reports.rows.cached import cached
+from finetune_bench.reports.rows.sections import Column, Data, Section
 from finetune_bench.reports.section import section_blocks
-from finetune_bench.reports.text import counted, interval, listed, points
-from finetune_bench.reports.topics.search import Search, searches
+from finetune_bench.reports.text import counted, listed, points
+from finetune_bench.reports.topics.search import search_blocks, searches
 from finetune_bench.reports.verdict import verdict
-from finetune_bench.stats import estimates as stats
+from finetune_bench.stats import estimates
+from finetune_bench.store.row import Row, Status
 
 
-@once
+@cached
 def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
-    """The whole report.
+    """Return the whole report.
 
     Args:
-        plots: those that were drawn of the same data, put where they belong.
+        data: What the report is made of.
+        plots: The plots that were drawn of the same data; each is put where it belongs.
     """
     blocks: list[Block] = [Heading(1, "Comparison of fine-tuning methods")]
     if not data.rows:
@@ -34,15 +35,18 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
         blocks += [Paragraph(bold(section.title))] if several else []
         blocks += bullets(verdict(section, code), findings=True)
     blocks += [Paragraph(_runs_in_short(data)), _head(data), Heading(2, "How to read this"), *bullets(_HOW)]
-    for number, section in enumerate(data.sections):
+    for index, section in enumerate(data.sections):
         blocks += [Heading(2, section.title)] if several else []
-        own = {plot.kind: plot for plot in plots if plot.section == number}
-        blocks += section_blocks(data, section, 3 if several else 2, own)
-    blocks += _searches(data)
-    return [*blocks, Heading(2, "Data"), *_data(data), Heading(2, "Runs that need a look"), *_warnings(data)]
+        by_kind = {plot.kind: plot for plot in plots if plot.section == index}
+        blocks += section_blocks(data, section, 3 if several else 2, by_kind)
+    for search in searches(data):
+        blocks += [Heading(2, f"Search: {search.section.title}")]
+        blocks += bullets(verdict(search.section, code), findings=True)
+        blocks += search_blocks(search)
+        blocks += section_blocks(data, search.section, 3, {})
+    blocks += [Heading(2, "Data"), *_evaluation_data(data)]
+    return [*blocks, Heading(2, "Runs that need a look"), *health.health_blocks(data)]
 
-
-# --- the head ---------------------------------------------------------------------------------------------------------
 
 _HOW = (
     "Scores and differences are in points (score × 100). Every score is that of the weights at the end of "
@@ -57,17 +61,11 @@ _HOW = (
 )
 
 
+# --- the head ---------------------------------------------------------------------------------------------------------
+
+
 def _head(data: Data) -> Table:
-    rows: list[tuple[str, str]] = []
-
-    def names(label: str, found: Iterable[object]) -> None:
-        unique = list(dict.fromkeys(str(item) for item in found))
-        rows.append((label, f"{len(unique)}: {', '.join(map(code, unique))}" if unique else "none"))
-
-    names("models", (section.setting.get("model") for section in data.sections))
-    names("methods", (method for section in data.sections for method in section.methods))
-    names("tasks", (task for section in data.sections for task in section.tasks))
-    names("seeds", sorted({seed for section in data.sections for seed in section.seeds}))
+    """Return the table of what was compared, in which setting, on what machine."""
     setting: dict[str, list[str]] = {}
     for section in data.sections:
         for key, value in section.setting.items():
@@ -76,120 +74,60 @@ def _head(data: Data) -> Table:
                 setting[key].append(text)
     recipe = ", ".join(f"{key} {' and '.join(values)}" for key, values in setting.items())
     environment = ", ".join(f"{key} {value}" for key, value in health.environment(data).items())
-    rows.append(("setting", recipe or "none"))
-    rows.append(("ran with", environment or "unknown"))
-    rows.append(("cells", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())))
-    return table("compared", ("compared", ""), rows, align="left")
+    rows = [
+        ("models", _names(section.setting.get("model") for section in data.sections)),
+        ("methods", _names(method for section in data.sections for method in section.methods)),
+        ("tasks", _names(task for section in data.sections for task in section.tasks)),
+        ("seeds", _names(sorted({seed for section in data.sections for seed in section.seeds}))),
+        ("setting", recipe or "none"),
+        ("ran with", environment or "unknown"),
+        ("cells", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())),
+    ]
+    return table("compared", ("compared", ""), rows, align="left", in_paper=False)
+
+
+def _names(items: Iterable[object]) -> str:
+    """Write how many different items there are, and which."""
+    unique = list(dict.fromkeys(str(item) for item in items))
+    return f"{len(unique)}: {', '.join(map(code, unique))}" if unique else "none"
 
 
 def _runs_in_short(data: Data) -> str:
-    """What the cells came to, and where to read more."""
+    """Return what the cells came to, and where to read more."""
     counts = health.status_counts(data)
-    parts = [f"{counts[status]} {status}" for status in ("failed", "skipped", "interrupted") if counts[status]]
+    parts = [
+        f"{counts[status]} {status}" for status in (Status.FAILED, Status.SKIPPED, Status.INTERRUPTED) if counts[status]
+    ]
     odd = [
-        f"{len(found)} {name}"
-        for found, name in (
-            (health.collapsed(data), "collapsed"),
+        f"{len(rows)} {name}"
+        for rows, name in (
+            (health.collapsed_runs(data), "collapsed"),
             (health.hardly_moved(data), "whose loss hardly moved"),
         )
-        if found
+        if rows
     ]
-    text = f"{counted(counts['done'], 'run')} ended well"
+    text = f"{counted(counts[Status.DONE], 'run')} ended well"
     text += f" (among them {listed(odd)})" if odd else ""
     text += f"; {listed(parts)}" if parts else ""
     return text + (". The last section lists what went wrong." if parts or odd else ", none failed or collapsed.")
 
 
-# --- search -----------------------------------------------------------------------------------------------------------
+# --- the evaluation data ----------------------------------------------------------------------------------------------
 
 
-def _searches(data: Data) -> list[Block]:
-    blocks: list[Block] = []
-    for search in searches(data):
-        blocks += [Heading(2, f"Search: {search.section.title}")]
-        blocks += bullets(verdict(search.section, code), findings=True)
-        blocks += _choices(search)
-        blocks += section_blocks(data, search.section, 3, {})
-    return blocks
-
-
-def _choices(search: Search) -> list[Block]:
-    rows: list[list[str | Entry]] = []
-    for one in search.choices:
-        settings = [f"{code(label)} at {rate:g}" for label, rate in (one.honest, one.optimistic)]
-        optimism = interval(one.optimism, sign=True) if one.honest != one.optimistic else "same setting"
-        rows.append(
-            [
-                code(one.method),
-                one.column.title,
-                settings[0],
-                Entry(interval(one.honest_score), one.honest_score.value, one.cells),
-                settings[1],
-                Entry(interval(one.optimistic_score), one.optimistic_score.value),
-                Entry(optimism, one.optimism.value),
-            ]
-        )
-    budget = max((one.budget for one in search.choices), default=0)
-    sizes = sorted({1, *(2**power for power in range(1, 12) if 2**power < budget), budget})
-    best = [
-        [code(one.method), one.column.title, *(points(one.best_of[size - 1]) for size in sizes)]
-        for one in search.choices
-    ]
-    mean = [one.optimism.value for one in search.choices]
-    notes = [
-        f"{budget} settings per method, the same number for all, the first its default; the learning rates are the "
-        "same for all methods. A setting is chosen per method and task by its mean over the seeds.",
-        "Honest: chosen on held-out training data, reported on the evaluation split. Optimistic: chosen on the "
-        "evaluation split it is reported on, as papers do. The difference is the optimism of that protocol, "
-        f"{points(float(np.mean(mean)), sign=True)} points on average here; every comparison here uses the honest one."
-        if mean
-        else "No method has a setting that ended well on every seed.",
-        *search.refused,
-    ]
-    under = "Under a tuning budget: the expected best mean score of k settings drawn from those tried, unbiased, chosen"
-    header = ("method", "score", "honest choice", "its score", "optimistic choice", "its score", "optimism")
-    return [
-        table("choices", header, rows, align="left"),
-        *bullets(notes),
-        Paragraph(f"{under} on the reported scores."),
-        table("budget", ("method", "score", *(f"k = {size}" for size in sizes)), best),
-    ]
-
-
-# --- data and warnings ------------------------------------------------------------------------------------------------
-
-
-def _data(data: Data) -> list[Block]:
-    rows = []
-    seen: set[tuple[str, str]] = set()
+def _evaluation_data(data: Data) -> list[Block]:
+    """Return how large each evaluation split is, what the majority scores on it, and how coarse its scores are."""
+    rows: dict[tuple[str, str], list[str]] = {}
     subsets = []
     for section in data.sections:
         for column in section.columns:
-            done = [row for method in section.methods for row in section.rows(method, column.task, "done")]
-            if not done or not column.splits or (column.task, column.splits[0]) in seen:
-                continue
-            split = column.splits[0]
-            seen.add((column.task, split))
-            examples = data.examples(done[0]).get(split, 0)
-            majority = ((done[0].get("majority") or {}).get(split) or {}).get(column.metric)
-            is_subset = any(split in (row.get("subset") or []) for row in done)
-            error = "—"
-            share = stats.t_interval(np.concatenate([section.scores(m, column) for m in section.methods])).value / 100
-            if column.metric == "accuracy" and examples and np.isfinite(share):
-                error = points(100 * stats.binomial_standard_error(share, examples))
-            rows.append(
-                [
-                    column.task,
-                    split,
-                    column.metric,
-                    str(examples or "—"),
-                    "—" if majority is None else points(100 * majority),
-                    error,
-                    "subset" if is_subset else "",
-                ]
-            )
+            done = [row for method in section.methods for row in section.rows(method, column.task, Status.DONE)]
+            if done and column.splits and (column.task, column.splits[0]) not in rows:
+                rows[column.task, column.splits[0]] = _split_row(data, section, column, done)
         for row in section.runs.values():
             subsets += [(row["task"], split) for split in row.get("subset") or []]
+    if not rows:
+        return [Paragraph("No run left a score.")]
     header = ("task", "split", "metric", "examples", "majority's score", "standard error (c)", "")
     notes = [
         "Standard error (c): of one run's accuracy, had the examples been drawn anew (binomial, n = examples). It "
@@ -200,32 +138,26 @@ def _data(data: Data) -> list[Block]:
         "aren't comparable with the literature's."
         for task, split in dict.fromkeys(sorted(subsets))
     ]
-    told = dict.fromkeys((row["task"], note) for row in data.rows for note in row.get("notes") or [])
-    notes += [f"{task}: {note}" for task, note in told]
-    return [table("data", header, rows), *bullets(notes)] if rows else [Paragraph("No run left a score.")]
+    facts = dict.fromkeys((row["task"], note) for row in data.rows for note in row.get("notes") or [])
+    notes += [f"{task}: {note}" for task, note in facts]
+    return [table("data", header, rows.values(), in_paper=False), *bullets(notes)]
 
 
-def _warnings(data: Data) -> list[Block]:
-    blocks: list[Block] = []
-    for status in ("failed", "skipped", "interrupted"):
-        if groups := health.by_reason([row for row in data.rows if row["status"] == status], "reason"):
-            blocks.append(Paragraph(bold(status.capitalize())))
-            cells = [f"{counted(count, 'cell')}: {reason} — {where}" for reason, where, count in groups]
-            blocks += bullets(cells, findings=True)
-    items = [
-        f"Collapsed: {reason} — {where}" for reason, where, _ in health.by_reason(health.collapsed(data), "collapsed")
+def _split_row(data: Data, section: Section, column: Column, done: list[Row]) -> list[str]:
+    """Return what the table of the evaluation data says of a split, from the finished runs of its task."""
+    split = column.splits[0]
+    examples = data.examples(done[0]).get(split, 0)
+    majority = ((done[0].get("majority") or {}).get(split) or {}).get(column.metric)
+    share = estimates.t_interval(np.concatenate([section.scores(m, column) for m in section.methods])).value / 100
+    error = "—"
+    if column.metric == "accuracy" and examples and np.isfinite(share):
+        error = points(100 * estimates.binomial_standard_error(share, examples))
+    return [
+        column.task,
+        split,
+        column.metric,
+        str(examples or "—"),
+        "—" if majority is None else points(100 * majority),
+        error,
+        "subset" if any(split in (row.get("subset") or []) for row in done) else "",
     ]
-    if moved := health.hardly_moved(data):
-        items.append(f"The training loss hardly moved: {health.cells(moved)}.")
-    for parts in sorted({row["accumulated"] for row in data.rows if row.get("accumulated")}):
-        halved = [row for row in data.rows if row.get("accumulated") == parts]
-        items.append(
-            f"Out of memory, so trained with accumulation {parts} (the batch is the same): {health.cells(halved)}."
-        )
-    for section in data.sections:
-        where = f" ({section.title})" if section.title else ""
-        items += [f"{text}{where}" for text in health.no_effect(twins(data, section))]
-    items += health.mixed_versions(data)
-    if superseded := len(data.stored) - len(data.rows):
-        items.append(f"{counted(superseded, 'older row')} of the same runs left out: a newer one is in the store.")
-    return [*blocks, *bullets(items, findings=True)] or [Paragraph("None.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,16 +12,17 @@ import pandas as pd
 
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.rows.load import load
-from finetune_bench.reports.rows.sections import Data
-from finetune_bench.reports.topics.attribution import Attribution, attributions
+from finetune_bench.reports.rows.sections import Column, Data
+from finetune_bench.reports.topics import TOPICS
 from finetune_bench.reports.topics.contrasts import cell_ids
-from finetune_bench.reports.topics.cost import Cost, costs
-from finetune_bench.reports.topics.departures import Departure, departures
-from finetune_bench.reports.topics.differences import Difference, control_differences, differences
-from finetune_bench.reports.topics.frames import as_frame, labels_of
-from finetune_bench.reports.topics.scores import Collapsed, Score, collapsed, scores
-from finetune_bench.reports.topics.synergy import Synergy, synergies
+from finetune_bench.reports.topics.cost import Ratio
+from finetune_bench.reports.topics.divergence import Divergence, divergences
+from finetune_bench.reports.topics.topic import Frame
+from finetune_bench.stats.estimates import Estimate
 from finetune_bench.store.store import Store
+
+_ESTIMATE = ("value", "low", "high", "n", "df", "standard_error")
+_RATIO = ("value", "low", "high", "n")
 
 
 class Csv(Report):
@@ -32,27 +34,10 @@ class Csv(Report):
     name = "csv"
 
     def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
+        """Write a CSV file for every topic that has a frame, and all rows."""
         data = load(store, options)
-        sections = data.sections
-        departed = [one for section in sections for one in departures(data, section)]
-        split = [one for section in sections for one in attributions(data, section)]
-        compared = [
-            one
-            for section in sections
-            for one in [
-                *(differences(section, section.reference) if section.reference else []),
-                *control_differences(section),
-            ]
-        ]
-        frames = {
-            "comparison": _with_cells(data, Score, [one for s in sections for one in scores(s)]),
-            "differences": _with_cells(data, Difference, compared),
-            "cost": as_frame(Cost, [one for s in sections for one in costs(s)]),
-            "synergy": _with_cells(data, Synergy, [one for s in sections for one in synergies(s)]),
-            "collapsed": as_frame(Collapsed, [one for s in sections for one in collapsed(s)]),
-            "attribution": _with_cells(data, Attribution, split),
-            "rows": _flat(_with_departures(pd.json_normalize(data.stored), departed)),
-        }
+        frames = {topic.frame.file: _frame(data, topic.frame) for topic in TOPICS if topic.frame is not None}
+        frames["rows"] = _rows(data)
         paths = []
         for name, frame in frames.items():
             paths.append(folder / f"{name}.csv")
@@ -62,27 +47,82 @@ class Csv(Report):
         return paths
 
 
-def _with_cells(data: Data, kind: type[Any], records: Sequence[Any]) -> pd.DataFrame:
-    """Records with the ids of the runs that each rests on."""
-    sections = {section.title: section for section in data.sections}
-    frame = as_frame(kind, records)
-    frame["cells"] = [" ".join(cell_ids(sections[one.section], labels_of(one), one.column)) for one in records]
-    return frame
+# --- the records of a topic -------------------------------------------------------------------------------------------
 
 
-def _with_departures(rows: pd.DataFrame, departed: list[Departure]) -> pd.DataFrame:
-    """Every row with how far it departed from its vanilla twin, where it has one."""
-    if not departed:
-        return rows
+def _frame(data: Data, frame: Frame) -> pd.DataFrame:
+    """Return the records of all sections, with the ids of the runs that each rests on if the frame asks for them."""
+    records = [(section, record) for section in data.sections for record in frame.records(data, section)]
+    table = as_frame(frame.record, [record for _, record in records])
+    if frame.methods is not None:
+        table["cells"] = [
+            " ".join(cell_ids(section, frame.methods(record), record.column)) for section, record in records
+        ]
+    return table
+
+
+def as_frame(kind: type[Any], records: Sequence[Any]) -> pd.DataFrame:
+    """Return records of one dataclass as a table.
+
+    Estimates and ratios are spread over several columns, which are named by what they hold.
+    """
+    return pd.DataFrame([_line(record) for record in records], columns=_columns(kind))
+
+
+def _columns(kind: type[Any]) -> list[str]:
+    names: list[str] = []
+    for field in dataclasses.fields(kind):
+        if field.type == "Column":
+            names += ["task", "split", "metric"]
+        elif field.type == "Estimate":
+            names += [_prefix(field.name) + name for name in _ESTIMATE]
+        elif field.type == "Ratio":
+            names += [f"{field.name}_ratio_{name}" for name in _RATIO]
+        else:
+            names.append(field.name)
+    return names
+
+
+def _line(record: Any) -> dict[str, Any]:
+    line: dict[str, Any] = {}
+    for field in dataclasses.fields(record):
+        value = getattr(record, field.name)
+        if isinstance(value, Column):
+            line |= {"task": value.task or "(suite)", "split": "+".join(value.splits), "metric": value.metric}
+        elif isinstance(value, Estimate):
+            line |= {_prefix(field.name) + name: getattr(value, name) for name in _ESTIMATE}
+        elif isinstance(value, Ratio):
+            line |= {f"{field.name}_ratio_{name}": getattr(value, name) for name in _RATIO}
+        elif isinstance(value, tuple):
+            line[field.name] = "; ".join(value)
+        else:
+            line[field.name] = value
+    return line
+
+
+def _prefix(name: str) -> str:
+    return "" if name == "estimate" else f"{name}_"
+
+
+# --- all rows ---------------------------------------------------------------------------------------------------------
+
+
+def _rows(data: Data) -> pd.DataFrame:
+    """Return every row of the store, with how far the run diverged from its vanilla twin, where it has one."""
+    rows = pd.json_normalize([dict(row) for row in data.stored])
+    diverged = [divergence for section in data.sections for divergence in divergences(data, section)]
+    if diverged:
+        rows = rows.merge(pd.DataFrame(map(_divergence_columns, diverged)), on="id", how="left")
+    return _flat(rows)
+
+
+def _divergence_columns(divergence: Divergence) -> dict[str, Any]:
     names = ("twin", "loss_step", "loss", "weights_step", "weights")
-    found = pd.DataFrame(
-        [{"id": one.id} | {f"departure.{name}": getattr(one, name) for name in names} for one in departed]
-    )
-    return rows.merge(found, on="id", how="left")
+    return {"id": divergence.id} | {f"departure.{name}": getattr(divergence, name) for name in names}
 
 
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
-    """Lists and tables as JSON, so that other readers than Python's can read them; a column has one type."""
+    """Write lists and tables as JSON, so that other readers than Python's can read them, and give a column one type."""
     frame = frame.map(lambda value: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value)
     for name in frame.columns:
         if frame[name].dtype == "object" and len({type(value) for value in frame[name].dropna()}) > 1:

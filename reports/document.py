@@ -10,41 +10,38 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
-
-if TYPE_CHECKING:
-    pass
+from typing import TypeAlias
 
 _CODE, _BOLD, _END = "\x01", "\x02", "\x03"
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
 
 
 def clean(text: object) -> str:
-    """Any text on one line, without control characters, so that none of it is taken for a mark."""
+    """Return any text on one line, without control characters, so that none of it is taken for a mark."""
     return " ".join(_CONTROL.sub("", str(text)).split())
 
 
 def code(text: object) -> str:
-    """A name, to be set in another face."""
+    """Mark a name, to be set in another face."""
     return f"{_CODE}{clean(text)}{_END}"
 
 
 def bold(text: str) -> str:
-    """A part that stands out; it holds no `code`."""
+    """Mark a part that stands out; it holds no `code`."""
     return f"{_BOLD}{clean(text)}{_END}"
 
 
 def spans(text: str) -> list[tuple[str, str]]:
-    """A text in pieces, each with its style: "", "code" or "bold"."""
-    found = []
+    """Split a text into pieces, each with its style: "", "code" or "bold"."""
+    pieces = []
     for piece in re.findall(rf"{_CODE}[^{_END}]*{_END}|{_BOLD}[^{_END}]*{_END}|[^{_CODE}{_BOLD}]+", text):
         style = {_CODE: "code", _BOLD: "bold"}.get(piece[0], "")
-        found.append((piece[1:-1] if style else clean_inside(piece), style))
-    return found
+        pieces.append((piece[1:-1] if style else _clean_inside(piece), style))
+    return pieces
 
 
-def clean_inside(text: str) -> str:
-    """A piece without control characters, its outer spaces kept."""
+def _clean_inside(text: str) -> str:
+    """Return a piece without control characters, its outer spaces kept."""
     return re.sub(r"\s+", " ", _CONTROL.sub("", text))
 
 
@@ -58,7 +55,7 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """One or more sentences."""
+    """A paragraph of one sentence or more."""
 
     text: str
 
@@ -68,7 +65,8 @@ class Bullets:
     """A list; never empty.
 
     Attributes:
-        findings: what came out, as opposed to how a table is to be read.
+        items: One text each.
+        findings: Whether they are what came out, as opposed to how a table is to be read.
     """
 
     items: tuple[str, ...]
@@ -80,9 +78,9 @@ class Entry:
     """One field of a table.
 
     Attributes:
-        text: as it is shown.
-        sort: what a table sorts by; None for the text.
-        cells: ids of the runs that the number was computed from; a page leads to them.
+        text: What is shown.
+        sort: What a table sorts by; None for the text.
+        cells: Ids of the runs that the number was computed from; a page leads to them.
     """
 
     text: str
@@ -95,50 +93,30 @@ class Table:
     """A table.
 
     Attributes:
-        name: what it holds: scores, differences, cost, ...
-        header: one text per column; the first column stands left, the others by `align`.
-        rows: of the header's length; a plain text is an entry that leads to no run.
+        name: What it holds: scores, differences, cost, ...
+        header: One text per column; the first column stands left, the others by `align`.
+        rows: Entries, as many as the header has in each row.
         align: "right" for figures, "left" for texts.
+        in_paper: Whether the tables for a paper have it too.
     """
 
     name: str
     header: tuple[str, ...]
     rows: tuple[tuple[Entry, ...], ...]
     align: str = "right"
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A plot in its place."""
-
-    plot: Plot
-
-
-Block: TypeAlias = Heading | Paragraph | Bullets | Table | Picture
-
-
-def bullets(items: Iterable[str], *, findings: bool = False) -> list[Block]:
-    """A list, or nothing where there is no item."""
-    found = tuple(items)
-    return [Bullets(found, findings)] if found else []
-
-
-def table(name: str, header: Sequence[str], rows: Iterable[Sequence[str | Entry]], align: str = "right") -> Table:
-    """A table of texts and entries."""
-    entries = tuple(tuple(Entry(one) if isinstance(one, str) else one for one in row) for row in rows)
-    return Table(name, tuple(header), entries, align)
+    in_paper: bool = True
 
 
 @dataclass(frozen=True)
 class Plot:
-    """One plot of one section.
+    """One plot of one section, as it was drawn.
 
     Attributes:
-        kind: scores, differences, memory, ...: what `comparison` puts in its place.
-        section: the section's position.
-        file: where it is.
-        link: the same, relative to the report's folder.
-        alt: what it shows, for who can't see it.
+        kind: The plot's name within its section: scores, differences, memory, ...
+        section: The section's index.
+        file: Where the plot is.
+        link: The same, relative to the report's folder.
+        alt: What the plot shows, for a reader who can't see it.
     """
 
     kind: str
@@ -146,3 +124,32 @@ class Plot:
     file: Path
     link: str
     alt: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A plot where it is shown."""
+
+    plot: Plot
+
+
+Block: TypeAlias = Heading | Paragraph | Bullets | Table | Picture
+
+
+def bullets(items: Iterable[str], *, findings: bool = False) -> list[Bullets]:
+    """Return a list of items, or nothing where there is no item."""
+    texts = tuple(items)
+    return [Bullets(texts, findings)] if texts else []
+
+
+def table(
+    name: str,
+    header: Sequence[str],
+    rows: Iterable[Sequence[str | Entry]],
+    align: str = "right",
+    *,
+    in_paper: bool = True,
+) -> Table:
+    """Return a table of texts and entries; a plain text is an entry that leads to no run."""
+    entries = tuple(tuple(Entry(field) if isinstance(field, str) else field for field in row) for row in rows)
+    return Table(name, tuple(header), entries, align, in_paper)

@@ -5,74 +5,115 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from finetune_bench.reports.rows.sections import STATUSES, Data, Row, bare, flat
-from finetune_bench.reports.rows.twins import Twin
+from finetune_bench.reports.document import Block, Paragraph, bold, bullets
+from finetune_bench.reports.rows.sections import Data, bare, flat
+from finetune_bench.reports.rows.twins import Twin, twins
+from finetune_bench.reports.text import counted
+from finetune_bench.store.row import Row, Status
 
 
-def status_counts(data: Data) -> dict[str, int]:
-    """Cells by status, every status named."""
-    found = Counter(row["status"] for row in data.rows)
-    return {status: found[status] for status in STATUSES}
+def health_blocks(data: Data) -> list[Block]:
+    """Return what a reader should know of runs that didn't go as they should."""
+    blocks: list[Block] = []
+    for status in (Status.FAILED, Status.SKIPPED, Status.INTERRUPTED):
+        rows = [row for row in data.rows if row["status"] == status]
+        if rows:
+            groups = _by_reason((row, row.get("reason")) for row in rows)
+            cells = [f"{counted(count, 'cell')}: {reason} — {where}" for reason, where, count in groups]
+            blocks += [Paragraph(bold(status.capitalize())), *bullets(cells, findings=True)]
+    collapsed = _by_reason((row, row.get("collapsed")) for row in collapsed_runs(data))
+    items = [f"Collapsed: {reason} — {where}" for reason, where, _ in collapsed]
+    if moved := hardly_moved(data):
+        items.append(f"The training loss hardly moved: {_cells(moved)}.")
+    for parts in sorted({row["accumulated"] for row in data.rows if row.get("accumulated")}):
+        halved = [row for row in data.rows if row.get("accumulated") == parts]
+        items.append(f"Out of memory, so trained with accumulation {parts} (the batch is the same): {_cells(halved)}.")
+    for section in data.sections:
+        where = f" ({section.title})" if section.title else ""
+        items += [f"{text}{where}" for text in _no_effect(twins(data, section))]
+    items += _mixed_versions(data)
+    if superseded := len(data.stored) - len(data.rows):
+        items.append(f"{counted(superseded, 'older row')} of the same runs left out: a newer one is in the store.")
+    return [*blocks, *bullets(items, findings=True)] or [Paragraph("None.")]
 
 
-def mixed_versions(data: Data) -> list[str]:
-    """Environment entries in which rows of one store differ."""
-    values: dict[str, set[str]] = {}
-    for row in data.rows:
-        if row["status"] == "done":
-            for key, value in flat(row.get("environment") or {}).items():
-                values.setdefault(key, set()).add(str(value))
-    return [
-        f"Rows differ in their environment, {key}: {', '.join(sorted(found))}."
-        for key, found in sorted(values.items())
-        if len(found) > 1
-    ]
+# --- which runs -------------------------------------------------------------------------------------------------------
 
 
-def environment(data: Data) -> dict[str, str]:
-    """What the finished runs ran on, each entry with all values that occur."""
-    values: dict[str, set[str]] = {}
-    for row in data.rows:
-        if row["status"] == "done":
-            for key, value in flat(row.get("environment") or {}).items():
-                values.setdefault(key, set()).add("—" if value is None else str(value))
-    return {key: ", ".join(sorted(found)) for key, found in sorted(values.items())}
-
-
-def by_reason(rows: Iterable[Row], key: str) -> list[tuple[str, str, int]]:
-    """Rows by the reason under `key`: (reason, which cells, how many), the most frequent first."""
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(str(row.get(key) or "no reason given"), []).append(row)
-    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
-    return [(reason, cells(found), len(found)) for reason, found in ordered]
-
-
-def cells(rows: Iterable[Row]) -> str:
-    """`hype on rte (seeds 1, 2); rdrop on cola (seed 3)`."""
-    seeds: dict[tuple[str, str], set[int]] = {}
-    for row in rows:
-        seeds.setdefault((row["method"], row["task"]), set()).add(row["seed"])
-    return "; ".join(f"{method} on {task} ({_seeds(found)})" for (method, task), found in sorted(seeds.items()))
-
-
-def _seeds(found: Iterable[int]) -> str:
-    ordered = sorted(found)
-    return f"seed{'s' if len(ordered) > 1 else ''} {', '.join(map(str, ordered))}"
+def status_counts(data: Data) -> dict[Status, int]:
+    """Return the number of cells by status, every status named."""
+    counts = Counter(row["status"] for row in data.rows)
+    return {status: counts[status] for status in Status}
 
 
 def hardly_moved(data: Data) -> list[Row]:
-    """Finished runs whose training loss hardly moved."""
-    return [row for row in data.rows if row["status"] == "done" and (row.get("training") or {}).get("hardly_moved")]
+    """Return the finished runs whose training loss hardly moved."""
+    return [
+        row
+        for row in data.rows
+        if row["status"] == Status.DONE and (training := row.get("training")) and training.get("hardly_moved")
+    ]
 
 
-def collapsed(data: Data) -> list[Row]:
-    """Finished runs that count as collapsed."""
-    return [row for row in data.rows if row["status"] == "done" and row.get("collapsed")]
+def collapsed_runs(data: Data) -> list[Row]:
+    """Return the finished runs that count as collapsed."""
+    return [row for row in data.rows if row["status"] == Status.DONE and row.get("collapsed")]
 
 
-def no_effect(twins: Iterable[Twin]) -> list[str]:
-    """One sentence for each method and the twin that it can't be told from."""
+# --- what they ran with -----------------------------------------------------------------------------------------------
+
+
+def environment(data: Data) -> dict[str, str]:
+    """Return what the finished runs ran on, each entry with all values that occur."""
+    return {key: ", ".join(sorted(values)) for key, values in sorted(_environment_values(data, "—").items())}
+
+
+def _mixed_versions(data: Data) -> list[str]:
+    """Return sentences about the entries of the environment in which the rows of one store differ."""
+    return [
+        f"Rows differ in their environment, {key}: {', '.join(sorted(values))}."
+        for key, values in sorted(_environment_values(data, "None").items())
+        if len(values) > 1
+    ]
+
+
+def _environment_values(data: Data, nothing: str) -> dict[str, set[str]]:
+    """Return the values that occur in the environments of the finished runs, as texts; `nothing` stands for None."""
+    values: dict[str, set[str]] = {}
+    for row in data.rows:
+        if row["status"] == Status.DONE:
+            for key, value in flat(row.get("environment") or {}).items():
+                values.setdefault(key, set()).add(nothing if value is None else str(value))
+    return values
+
+
+# --- in words ---------------------------------------------------------------------------------------------------------
+
+
+def _by_reason(rows: Iterable[tuple[Row, str | None]]) -> list[tuple[str, str, int]]:
+    """Return rows by the reason that comes with each: reason, which cells, how many; the most frequent first."""
+    groups: dict[str, list[Row]] = {}
+    for row, reason in rows:
+        groups.setdefault(str(reason or "no reason given"), []).append(row)
+    ordered = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))
+    return [(reason, _cells(group), len(group)) for reason, group in ordered]
+
+
+def _cells(rows: Iterable[Row]) -> str:
+    """Write rows as `hype on rte (seeds 1, 2); rdrop on cola (seed 3)`."""
+    seeds: dict[tuple[str, str], set[int]] = {}
+    for row in rows:
+        seeds.setdefault((row["method"], row["task"]), set()).add(row["seed"])
+    return "; ".join(f"{method} on {task} ({_seeds(group)})" for (method, task), group in sorted(seeds.items()))
+
+
+def _seeds(seeds: Iterable[int]) -> str:
+    ordered = sorted(seeds)
+    return f"seed{'s' if len(ordered) > 1 else ''} {', '.join(map(str, ordered))}"
+
+
+def _no_effect(twins: Iterable[Twin]) -> list[str]:
+    """Return a sentence for each method and the twin that it can't be told from."""
     groups: dict[tuple[str, str], dict[str, set[int]]] = {}
     for twin in twins:
         groups.setdefault((twin.method, twin.twin), {}).setdefault(twin.task, set()).add(twin.seed)

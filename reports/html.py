@@ -21,20 +21,23 @@ from finetune_bench._version import __version__
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Block, Bullets, Entry, Heading, Paragraph, Picture, Table, spans
-from finetune_bench.reports.plots.draw import draw
+from finetune_bench.reports.draw import draw
 from finetune_bench.reports.rows.load import load
 from finetune_bench.store.store import Store
 
-FILTERED = 8  # a table of that many rows gets a filter
-_SHARED = ("recipe", "environment", "methods", "dropout", "majority", "notes")  # of a run: the same in many
+# A table of so many rows gets a filter.
+FILTERED = 8
+# What is the same in many runs.
+_SHARED = ("recipe", "environment", "methods", "dropout", "majority", "notes")
 
 
 class Html(Report):
-    """report.html: one self-contained page, to be opened in a browser and sent around."""
+    """The report as report.html, one self-contained page to be opened in a browser and sent around."""
 
     name = "html"
 
     def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
+        """Write the page, and the plots beside it."""
         data = load(store, options)
         plots = draw(data, folder / "plots")
         path = folder / "report.html"
@@ -43,21 +46,22 @@ class Html(Report):
 
 
 def render(blocks: Sequence[Block], runs: Sequence[Mapping[str, Any]]) -> str:
-    """A page of blocks.
+    """Return a page of blocks.
 
     Args:
-        runs: rows, in any order; entries lead to them by id.
+        blocks: The report; its first block is the title.
+        runs: Rows, in any order; entries lead to them by id.
     """
-    places = {str(run["id"]): place for place, run in enumerate(runs)}
+    indices = {str(run["id"]): index for index, run in enumerate(runs)}
     title = next((block.text for block in blocks if isinstance(block, Heading)), "finetune-bench")
     style, script = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     policy = (
         "default-src 'none'; img-src data:; "
         f"style-src '{_fingerprint(style)}'; script-src '{_fingerprint(script)}'; base-uri 'none'; form-action 'none'"
     )
-    heads = [(place, block) for place, block in enumerate(blocks) if isinstance(block, Heading) and block.level == 2]
-    contents = "".join(f'<li><a href="#part-{place}">{_text(block.text)}</a></li>' for place, block in heads)
-    body = "\n".join(_block(block, place, places) for place, block in enumerate(blocks[1:], 1))
+    heads = [(number, block) for number, block in enumerate(blocks) if isinstance(block, Heading) and block.level == 2]
+    contents = "".join(f'<li><a href="#part-{number}">{_text(block.text)}</a></li>' for number, block in heads)
+    body = "\n".join(_block(block, number, indices) for number, block in enumerate(blocks[1:], 1))
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -89,10 +93,11 @@ def _fingerprint(content: str) -> str:
 
 
 def _packed(runs: Sequence[Mapping[str, Any]]) -> str:
-    """All runs, compressed; what many have in common stands once."""
+    """Return all runs, compressed; what many have in common stands once."""
     shared: dict[str, list[Any]] = {name: [] for name in _SHARED}
     known: dict[tuple[str, str], int] = {}
-    met: dict[tuple[str, int], int] = {}  # by identity, so that few of them have to be turned into text
+    # By identity, so that few of them have to be turned into text.
+    met: dict[tuple[str, int], int] = {}
     slim = []
     for run in runs:
         row = dict(run)
@@ -113,49 +118,49 @@ def _packed(runs: Sequence[Mapping[str, Any]]) -> str:
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _block(block: Block, place: int, places: Mapping[str, int]) -> str:
+def _block(block: Block, number: int, indices: Mapping[str, int]) -> str:
     if isinstance(block, Heading):
         level = min(block.level, 6)
-        return f'<h{level} id="part-{place}">{_text(block.text)}</h{level}>'
+        return f'<h{level} id="part-{number}">{_text(block.text)}</h{level}>'
     if isinstance(block, Paragraph):
         return f"<p>{_text(block.text)}</p>"
     if isinstance(block, Bullets):
         items = "".join(f"<li>{_text(item)}</li>" for item in block.items)
         return f"<ul>{items}</ul>" if block.findings else f'<ul class="notes">{items}</ul>'
     if isinstance(block, Table):
-        return _table(block, place, places)
+        return _table(block, number, indices)
     if isinstance(block, Picture):
         return _picture(block)
     raise TypeError(f"no HTML for {type(block).__name__}")
 
 
-def _table(block: Table, place: int, places: Mapping[str, int]) -> str:
+def _table(block: Table, number: int, indices: Mapping[str, int]) -> str:
     head = "".join(f'<th scope="col">{_text(text)}</th>' for text in block.header)
-    rows = "\n".join(f"<tr>{''.join(_entry(entry, places) for entry in row)}</tr>" for row in block.rows)
+    rows = "\n".join(f"<tr>{''.join(_entry(entry, indices) for entry in row)}</tr>" for row in block.rows)
     search = ""
     if len(block.rows) >= FILTERED:
         search = '<div class="tools"><label>Filter <input type="search"></label>'
         search += f"<output>{len(block.rows)} rows</output></div>"
     side = ' class="left"' if block.align == "left" else ""
     return (
-        f'<div class="box" id="part-{place}">{search}<div class="scroll" tabindex="0" role="region" '
+        f'<div class="box" id="part-{number}">{search}<div class="scroll" tabindex="0" role="region" '
         f'aria-label="{_plain(block.name)}">'
         f"<table{side}><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div></div>"
     )
 
 
-def _entry(entry: Entry, places: Mapping[str, int]) -> str:
+def _entry(entry: Entry, indices: Mapping[str, int]) -> str:
     finite = entry.sort is not None and entry.sort == entry.sort
     sort = f' data-sort="{entry.sort!r}"' if finite else ""
     inside = _text(entry.text)
-    found = sorted(places[cell] for cell in entry.cells if cell in places)
-    if found and entry.text != "—":
-        inside = f'<button type="button" data-runs="{_ranges(found)}">{inside}</button>'
+    runs = sorted(indices[cell] for cell in entry.cells if cell in indices)
+    if runs and entry.text != "—":
+        inside = f'<button type="button" data-runs="{_ranges(runs)}">{inside}</button>'
     return f"<td{sort}>{inside}</td>"
 
 
 def _ranges(numbers: Iterable[int]) -> str:
-    """`0-4,9`, of ascending numbers."""
+    """Write ascending numbers as `0-4,9`."""
     groups: list[list[int]] = []
     for number in numbers:
         if groups and number == groups[-1][1] + 1:
@@ -174,7 +179,7 @@ def _picture(block: Picture) -> str:
 
 
 def _text(text: str) -> str:
-    """A text with its spans; names are isolated, so that none turns the direction of what follows."""
+    """Return a text with its spans; names are isolated, so that none turns the direction of what follows."""
     tags = {"code": ("<code><bdi>", "</bdi></code>"), "bold": ("<strong>", "</strong>"), "": ("", "")}
     pieces = ((html.escape(_visible(piece)), *tags[style]) for piece, style in spans(text))
     return "".join(f"{before}{piece}{after}" for piece, before, after in pieces)
@@ -185,5 +190,5 @@ def _plain(text: str) -> str:
 
 
 def _visible(text: str) -> str:
-    """Without characters that turn or hide text."""
+    """Return a text without the characters that turn or hide text."""
     return re.sub("[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", "", text)

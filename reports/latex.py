@@ -7,23 +7,10 @@ from pathlib import Path
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Heading, Picture, Table, spans
-from finetune_bench.reports.plots.draw import draw
+from finetune_bench.reports.draw import draw
 from finetune_bench.reports.rows.load import load
 from finetune_bench.store.store import Store
 
-_NAMES = {
-    "scores",
-    "differences",
-    "attribution",
-    "dose",
-    "cost",
-    "synergy",
-    "ranks",
-    "tests",
-    "equal cost",
-    "choices",
-    "budget",
-}
 # Characters that LaTeX reads as commands, and those of a report that a plain font lacks.
 _ESCAPES = {
     "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "%": r"\%", "#": r"\#", "_": r"\_",
@@ -35,14 +22,15 @@ _ESCAPES = {
 
 
 class Latex(Report):
-    """tables.tex and latex/: tables for \\input, plots as PDF for \\includegraphics."""
+    """The document tables.tex, and the folder latex/ of tables to input and of plots to include."""
 
     name = "latex"
 
     def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
+        """Write the tables, the plots and the document that holds them."""
         data = load(store, options)
-        place = folder / "latex"
-        blocks = document(data, draw(data, place, "pdf"))
+        inside = folder / "latex"
+        blocks = document(data, draw(data, inside, "pdf"))
         parts: list[str] = []
         paths: list[Path] = []
         heading = ""
@@ -51,13 +39,11 @@ class Latex(Report):
                 heading = block.text
             if isinstance(block, Picture):
                 paths.append(block.plot.file)
-                parts.append(
-                    rf"\noindent\includegraphics[width=\linewidth,height=0.85\textheight,keepaspectratio]{{{block.plot.link}}}"
-                    + "\n"
-                )
-            if isinstance(block, Table) and block.name in _NAMES:
+                size = r"width=\linewidth,height=0.85\textheight,keepaspectratio"
+                parts.append(rf"\noindent\includegraphics[{size}]{{{block.plot.link}}}" + "\n")
+            if isinstance(block, Table) and block.in_paper:
                 name = f"{block.name.replace(' ', '-')}-{len(paths) + 1}.tex"
-                paths.append(place / name)
+                paths.append(inside / name)
                 paths[-1].write_text(tabular(block), "utf-8")
                 parts.append(_shown(heading, name))
         document_path = folder / "tables.tex"
@@ -66,7 +52,7 @@ class Latex(Report):
 
 
 def tabular(block: Table) -> str:
-    """A table as a tabular of booktabs; texts are escaped."""
+    """Return a table as a tabular of booktabs; texts are escaped."""
     columns = "l" + ("l" if block.align == "left" else "r") * (len(block.header) - 1)
     lines = [" & ".join(map(_text, row)) + r" \\" for row in [block.header]]
     rows = [" & ".join(_text(entry.text) for entry in row) + r" \\" for row in block.rows]
@@ -102,9 +88,10 @@ def _text(text: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Any text as it is; a character outside Latin is shown by its number, since no font here may have it."""
-    return "".join(_ESCAPES.get(one) or _character(one) for one in text)
+    """Return any text so that it is shown as it is."""
+    return "".join(_ESCAPES.get(character) or _plain(character) for character in text)
 
 
-def _character(one: str) -> str:
-    return one if ord(one) < 256 and one.isprintable() else f"[U+{ord(one):04X}]"
+def _plain(character: str) -> str:
+    """Return a character; one outside Latin by its number, since no font here may have it."""
+    return character if ord(character) < 256 and character.isprintable() else f"[U+{ord(character):04X}]"

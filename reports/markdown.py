@@ -10,7 +10,7 @@ from tabulate import tabulate
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Picture, Plot, Table, spans
-from finetune_bench.reports.plots.draw import draw
+from finetune_bench.reports.draw import draw
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data
 from finetune_bench.reports.text import INTERVAL
@@ -19,11 +19,12 @@ from finetune_bench.store.store import Store
 
 
 class Markdown(Report):
-    """report.md and plots/*.svg."""
+    """The report as report.md, with its plots as plots/*.svg."""
 
     name = "markdown"
 
     def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
+        """Write the report and its plots."""
         data = load(store, options)
         plots = draw(data, folder / "plots")
         path = folder / "report.md"
@@ -32,7 +33,7 @@ class Markdown(Report):
 
 
 def summary_table(store: Store, options: Options = DEFAULT) -> str:
-    """The comparison as plain text for the terminal; a table for each model and learning rate."""
+    """Return the comparison as plain text for the terminal; a table for each model and learning rate."""
     data = load(store, options)
     if not data.rows:
         return "No cell has been run."
@@ -47,28 +48,29 @@ def summary_table(store: Store, options: Options = DEFAULT) -> str:
 
 
 def render(data: Data, plots: tuple[Plot, ...] = ()) -> str:
-    """The whole report as markdown."""
+    """Return the whole report as markdown."""
     return "\n\n".join(_block(block) for block in document(data, plots)) + "\n"
 
 
 def _block(block: Block) -> str:
     if isinstance(block, Heading):
-        return f"{'#' * block.level} {_text(block.text)}"
+        return f"{'#' * block.level} {inline(block.text)}"
     if isinstance(block, Paragraph):
-        return _text(block.text)
+        return inline(block.text)
     if isinstance(block, Bullets):
-        return "\n".join(f"- {_text(item)}" for item in block.items)
+        return "\n".join(f"- {inline(item)}" for item in block.items)
     if isinstance(block, Table):
         rule = "---:" if block.align == "right" else "---"
-        lines = [[_text(text) for text in block.header], ["---", *[rule] * (len(block.header) - 1)]]
-        lines += [[_text(entry.text) for entry in row] for row in block.rows]
+        lines = [[inline(text) for text in block.header], ["---", *[rule] * (len(block.header) - 1)]]
+        lines += [[inline(entry.text) for entry in row] for row in block.rows]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if isinstance(block, Picture):
         return f"![{_escaped(block.plot.alt)}]({block.plot.link})"
     raise TypeError(f"no markdown for {type(block).__name__}")
 
 
-def _text(text: str) -> str:
+def inline(text: str) -> str:
+    """Return a text of a report as markdown within a line."""
     return "".join(_span(piece, style) for piece, style in spans(text))
 
 
@@ -79,16 +81,16 @@ def _span(piece: str, style: str) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Any text so that it is shown as it is, within a table too."""
+    """Return any text so that it is shown as it is, within a table too."""
     for character in "\\|`*<>#~":
         text = text.replace(character, f"\\{character}")
-    text = re.sub(
-        r"\](?=[(\[:])|\[(?=\^)", r"\\\g<0>", text
-    )  # what would make a link or a footnote; an interval doesn't
-    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)  # within a word it is no mark-up
+    # What would make a link or a footnote; an interval doesn't.
+    text = re.sub(r"\](?=[(\[:])|\[(?=\^)", r"\\\g<0>", text)
+    # Within a word an underscore is no mark-up.
+    return re.sub(r"(?<!\w)_|_(?!\w)", r"\\_", text)
 
 
 def _code(text: str) -> str:
-    """A name in a code span; only | and ` need care there."""
+    """Return a name in a code span; only | and ` need care there."""
     text = text.replace("|", "\\|")
     return f"`` {text} ``" if "`" in text else f"`{text}`"

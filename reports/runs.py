@@ -1,4 +1,7 @@
-"""Two runs held against each other, cell by cell: the same method, task, seed and setting in both."""
+"""Holds two runs against each other, cell by cell, for the command `compare`.
+
+Cells are the same whose method, task, seed and setting are.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,10 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-from finetune_bench.reports.rows import sections as rows_of
-from finetune_bench.reports.rows.sections import SETTING, Row, flat, pairing
+from finetune_bench.reports.rows.sections import SETTING, canonical, flat, pairing_hashes, read_data
 from finetune_bench.reports.text import counted, interval
-from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate, t_interval
+from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
 
 
@@ -19,88 +22,94 @@ class Compared:
     """What two runs have of one method on one task.
 
     Attributes:
-        both: cells that are done in both.
-        equal: of these, cells with the same scores to the last bit.
-        difference: second minus first in points, over seeds that started alike; question (a).
-        unpaired: cells that are done in both but started from another head, order or data.
+        method: Label of the method.
+        task: The task.
+        both: Cells that are done in both.
+        equal: Cells among them with the same scores to the last bit.
+        difference: Second minus first in points, over seeds that started alike; question (a).
+        unpaired: Cells that are done in both but started from another head, order or data.
     """
 
     method: str
     task: str
     both: int
     equal: int
-    difference: stats.Estimate
+    difference: Estimate
     unpaired: int
 
 
 def compare(first: Store, second: Store) -> tuple[list[Compared], list[str]]:
-    """Every method and task that is done in both runs, and sentences about what isn't, and about their environments."""
-    runs = [rows_of.load(store).rows for store in (first, second)]
-    found = [{_key(row): row for row in rows if row["status"] == "done"} for rows in runs]
-    shared = [key for key in found[0] if key in found[1]]
+    """Return every method and task that is done in both runs, and sentences about what isn't and about environments."""
+    done = [
+        {_key(row): row for row in read_data(store).rows if row["status"] == Status.DONE} for store in (first, second)
+    ]
+    shared = [key for key in done[0] if key in done[1]]
     groups: dict[tuple[str, str], list[tuple[Row, Row]]] = {}
     for key in shared:
-        own, other = found[0][key], found[1][key]
-        groups.setdefault((own["method"], own["task"]), []).append((own, other))
+        row, other = done[0][key], done[1][key]
+        groups.setdefault((row["method"], row["task"]), []).append((row, other))
     lines = []
     for (method, task), rows in sorted(groups.items()):
-        pairs = [(a, b) for a, b in rows if pairing(a) is not None and pairing(a) == pairing(b)]
-        differences = [_score(b) - _score(a) for a, b in pairs]
+        pairs = [(a, b) for a, b in rows if pairing_hashes(a) is not None and pairing_hashes(a) == pairing_hashes(b)]
+        difference = t_interval([_score(b) - _score(a) for a, b in pairs])
         equal = sum(a["metrics"] == b["metrics"] for a, b in rows)
-        estimate = stats.t_interval(differences)
-        lines.append(Compared(method, task, len(rows), equal, estimate, len(rows) - len(pairs)))
+        lines.append(Compared(method, task, len(rows), equal, difference, len(rows) - len(pairs)))
     notes = [
-        f"In '{store.root}' only: {counted(len(own) - len(shared), 'finished cell')}."
-        for own, store in zip(found, (first, second), strict=True)
-        if len(own) > len(shared)
+        f"In '{store.root}' only: {counted(len(rows_of_store) - len(shared), 'finished cell')}."
+        for rows_of_store, store in zip(done, (first, second), strict=True)
+        if len(rows_of_store) > len(shared)
     ]
-    return lines, notes + _environments([found[0][key] for key in shared], [found[1][key] for key in shared])
+    return lines, notes + _environments([done[0][key] for key in shared], [done[1][key] for key in shared])
 
 
 def as_text(lines: list[Compared], notes: list[str]) -> str:
-    """As the terminal shows it."""
+    """Return the lines and notes as the terminal shows them."""
     rows = [
         [
-            one.method,
-            one.task,
-            one.both,
-            one.equal,
-            f"{interval(one.difference, sign=True)} n={one.difference.n}",
-            one.unpaired or "",
+            line.method,
+            line.task,
+            line.both,
+            line.equal,
+            f"{interval(line.difference, sign=True)} n={line.difference.n}",
+            line.unpaired or "",
         ]
-        for one in lines
+        for line in lines
     ]
     header = ["method", "task", "cells in both", "equal to the bit", "second − first (points)", "no pairs"]
     if not rows:
         return "\n".join(["No cell is done in both runs.", *notes])
     table = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
-    told = "Brackets: 95 % t interval over seeds that started from the same head, data and order (question (a))."
-    return "\n".join([table, "", told, *notes])
+    brackets = "Brackets: 95 % t interval over seeds that started from the same head, data and order (question (a))."
+    return "\n".join([table, "", brackets, *notes])
 
 
 def _key(row: Row) -> str:
+    """Return what tells a run's cell from all others of the run."""
     names = ("method", "task", "seed", "held_out", "stretch", *SETTING)
     usual = {"held_out": 0.0, "stretch": 1.0}
-    return rows_of.canonical([usual.get(name) if row.get(name) is None else row[name] for name in names])
+    return canonical([usual.get(name) if row.get(name) is None else row.get(name) for name in names])
 
 
 def _score(row: Row) -> float:
+    """Return the score on the first split in points, NaN where there is none."""
     values = [scores[row["metric"]] for split, scores in row["metrics"].items() if row["metric"] in scores]
     return 100 * values[0] if values and values[0] is not None else math.nan
 
 
 def _environments(first: list[Row], second: list[Row]) -> list[str]:
-    def values(rows: list[Row]) -> dict[str, set[str]]:
-        found: dict[str, set[str]] = {}
-        for row in rows:
-            for key, value in flat(row.get("environment") or {}).items():
-                found.setdefault(key, set()).add(str(value))
-        return found
-
-    own, other = values(first), values(second)
+    """Return sentences about the entries of the environment in which two runs differ."""
+    here, there = _environment_values(first), _environment_values(second)
     return [
-        f"Environment, {key}: {', '.join(sorted(own.get(key, {'—'})))} in the first, "
-        f"{', '.join(sorted(other.get(key, {'—'})))} in the second."
-        for key in sorted({*own, *other})
-        if own.get(key) != other.get(key)
+        f"Environment, {key}: {', '.join(sorted(here.get(key, {'—'})))} in the first, "
+        f"{', '.join(sorted(there.get(key, {'—'})))} in the second."
+        for key in sorted({*here, *there})
+        if here.get(key) != there.get(key)
     ]
+
+
+def _environment_values(rows: list[Row]) -> dict[str, set[str]]:
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for key, value in flat(row.get("environment") or {}).items():
+            values.setdefault(key, set()).add(str(value))
+    return values

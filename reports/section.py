@@ -1,59 +1,44 @@
-"""What a report says of one section: its scores, differences, costs and combinations, as blocks of a document."""
+"""What a report says of one section: every topic under its heading, as blocks of a document."""
 
 from __future__ import annotations
 
-from finetune_bench.reports.document import (
-    Block,
-    Heading,
-    Picture,
-    Plot,
-)
+from collections.abc import Mapping
+
+from finetune_bench.reports.document import Block, Heading, Picture, Plot
+from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data, Section
-from finetune_bench.reports.topics.attribution import _attributions
-from finetune_bench.reports.topics.cost import _costs
-from finetune_bench.reports.topics.departures import _alive
-from finetune_bench.reports.topics.differences import _control_differences, _differences
-from finetune_bench.reports.topics.dose import _doses
-from finetune_bench.reports.topics.equal_cost import _at_equal_cost
-from finetune_bench.reports.topics.scores import _collapsed, _scores
-from finetune_bench.reports.topics.synergy import _synergies
-from finetune_bench.reports.topics.tests import _ranking, _tests
-
-# --- one section ------------------------------------------------------------------------------------------------------
+from finetune_bench.reports.topics import TOPICS
+from finetune_bench.reports.topics.topic import Drawing, TopicBlock
 
 
-def section_blocks(data: Data, section: Section, level: int, plots: dict[str, Plot]) -> list[Block]:
-    """Everything about one section.
+def section_blocks(data: Data, section: Section, level: int, plots: Mapping[str, Plot]) -> list[Block]:
+    """Return everything about one section.
 
     Args:
-        level: of its headings.
-        plots: the section's own, by kind.
+        data: What the report is made of.
+        section: The section to tell.
+        level: The level of its headings.
+        plots: The section's plots that were drawn, by kind; a plot that wasn't is left out.
     """
-
-    def picture(*kinds: str) -> list[Block]:
-        return [Picture(plots[kind]) for kind in kinds if kind in plots]
-
-    def headed(title: str, content: list[Block]) -> list[Block]:
-        return [Heading(level, title), *content] if content else []
-
-    return [
-        *headed("Scores", [*_scores(section), *picture("scores")]),
-        *headed("Differences to the baseline", [*_differences(section), *picture("differences")]),
-        *headed("Tests", _tests(data, section)),
-        *headed("Over all tasks", [*_ranking(section), *picture("ranks", "profile")]),
-        *headed("Differences to vanilla with the same dropout", _control_differences(section)),
-        *headed("Where the gain comes from", [*_attributions(data, section), *picture("attribution")]),
-        *headed("Dose", _doses(data, section, picture)),
-        *headed("With and without collapsed runs", _collapsed(section)),
-        *headed("Cost", [*_costs(section), *picture("memory", "time", "footprint")]),
-        *headed("At equal cost", _at_equal_cost(section)),
-        *headed("Compatibility", [*_synergies(section), *picture("compatibility", "synergy", "hype_pairs")]),
-        *headed("Alive", _alive(data, section)),
-        *headed("Training", picture("curves")),
-    ]
+    blocks: list[Block] = []
+    for title, content in _titled_blocks(data, section):
+        shown: list[Block] = []
+        for block in content:
+            if not isinstance(block, Drawing):
+                shown.append(block)
+            elif block.kind in plots:
+                shown.append(Picture(plots[block.kind]))
+        if shown:
+            blocks += [Heading(level, title), *shown]
+    return blocks
 
 
-# --- differences ------------------------------------------------------------------------------------------------------
+def drawings(data: Data, section: Section) -> list[Drawing]:
+    """Return the plots of one section that are to be drawn."""
+    return [block for _, content in _titled_blocks(data, section) for block in content if isinstance(block, Drawing)]
 
 
-# --- cost and compatibility -------------------------------------------------------------------------------------------
+@cached
+def _titled_blocks(data: Data, section: Section) -> list[tuple[str, list[TopicBlock]]]:
+    """Return the title and the blocks of every topic."""
+    return [(topic.title, topic.blocks(data, section)) for topic in TOPICS]

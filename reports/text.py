@@ -1,4 +1,4 @@
-"""How numbers and lists are written in a report's sentences."""
+"""How numbers and lists are written in the tables and sentences of a report."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ import math
 from collections.abc import Sequence
 
 from finetune_bench.reports.document import bold
-from finetune_bench.stats import estimates as stats
+from finetune_bench.stats.estimates import Estimate
 
 INTERVAL = "Brackets: 95 % t interval for new seeds on these tasks and these examples; n = seeds."
 
 
 def points(value: float, sign: bool = False, decimals: int = 1) -> str:
-    """A number of points; a dash for none."""
+    """Write a number of points; a dash for NaN."""
     if math.isnan(value):
         return "—"
-    value = round(value, decimals) + 0.0  # no minus before a zero
+    # Zero is added so that no minus stands before a zero.
+    value = round(value, decimals) + 0.0
     text = f"{value:{'+' if sign and value else ''}.{decimals}f}"
     return text.replace("-", "−")
 
 
-def interval(estimate: stats.Estimate, sign: bool = False) -> str:
-    """`71.3 [69.9, 72.8]`; without brackets where there is no interval, and no ends where every unit is the same."""
+def interval(estimate: Estimate, sign: bool = False) -> str:
+    """Write an estimate as `71.3 [69.9, 72.8]`.
+
+    There are no brackets where there is no interval, and no ends in them where every unit is the same.
+    """
     if math.isnan(estimate.low):
         return points(estimate.value, sign)
     if estimate.standard_error == 0:
@@ -33,27 +37,29 @@ def interval(estimate: stats.Estimate, sign: bool = False) -> str:
     return f"{points(estimate.value, sign)} [{low}, {high}]"
 
 
-def ends(estimate: stats.Estimate) -> str:
-    """`[−1.2, +1.2]`: an interval without its middle; a dash for none."""
+def difference_text(estimate: Estimate) -> str:
+    """Write a difference with its sign and interval, bold where the interval excludes 0."""
+    text = interval(estimate, sign=True)
+    return bold(text) if estimate.separated else text
+
+
+def ends(estimate: Estimate) -> str:
+    """Write an interval without its middle, `[−1.2, +1.2]`; a dash for none."""
     if math.isnan(estimate.high):
         return "—"
     return f"[{points(estimate.low, sign=True)}, {points(estimate.high, sign=True)}]"
 
 
+def p_text(p: float) -> str:
+    """Write a p-value with three decimals; a dash for NaN."""
+    return "—" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def listed(items: Sequence[str]) -> str:
-    """a, b and c."""
+    """Join items as `a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
+    """Write a number with its noun: `1 run`, `2 runs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _p_text(value: float) -> str:
-    return "—" if math.isnan(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _bold_if_separated(estimate: stats.Estimate) -> str:
-    text = interval(estimate, sign=True)
-    return bold(text) if estimate.separated else text

@@ -1,4 +1,4 @@
-"""What a report says in sentences, made from the data: the verdict, the caveats and what went wrong."""
+"""What came out, in sentences: which methods are separated from the baseline, and what could not be seen."""
 
 from __future__ import annotations
 
@@ -8,50 +8,49 @@ from collections.abc import Callable, Sequence
 
 from finetune_bench.reports.rows.sections import NO_EFFECT, Section
 from finetune_bench.reports.text import counted, interval, listed, points
-from finetune_bench.reports.topics.differences import Difference, control_differences, differences, no_differences
-from finetune_bench.stats import estimates as stats
+from finetune_bench.reports.topics.differences import (
+    Difference,
+    control_differences,
+    no_differences,
+    reference_differences,
+)
+from finetune_bench.stats import estimates
+from finetune_bench.store.row import Status
 
-# --- the verdict ------------------------------------------------------------------------------------------------------
+# A sentence holds at most so many names.
+_MAX_NAMES = 8
 
 
 def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
-    """Which methods separated from the baseline, which did not, and what could not be seen. Blunt, from the data.
+    """Return which methods separated from the baseline, which did not, and what could not be seen, as sentences.
 
     Args:
-        name: how the format writes a method's label.
+        section: Whose runs are compared.
+        name: How the format writes a method's label.
     """
-    found = differences(section, section.reference) if section.reference else []
-
-    if not any(row["status"] == "done" for row in section.runs.values()):
+    done = [row for row in section.runs.values() if row["status"] == Status.DONE]
+    if not done:
         return ["No run ended well, so there is nothing to compare."]
-    seeds = most_seeds(section)
-    sentences = [_compared(section, name), seeds_sentence(seeds)]
-    done = [row for row in section.runs.values() if row["status"] == "done"]
-    broken = sum(bool(row.get("collapsed")) for row in done)
-    if 2 * broken > len(done):
+    seeds = _most_seeds(section)
+    sentences = [_compared(section, name), _seeds_sentence(seeds)]
+    collapsed = sum(bool(row.get("collapsed")) for row in done)
+    if 2 * collapsed > len(done):
         sentences.append(
-            f"{broken} of {counted(len(done), 'run')} collapsed: where most runs don't train, differences between them "
-            "say little."
+            f"{collapsed} of {counted(len(done), 'run')} collapsed: where most runs don't train, differences between "
+            "them say little."
         )
-    sentences += _broken(section, name)
-    if not found:
+    sentences += _without_result(section, name)
+    differences = reference_differences(section)
+    if not differences:
         return [*sentences, no_differences(section)]
-    main = _main(section, found)
-    per_task = [one for one in found if one.question == "a" and one.column.task]
+    main = _main(section, differences)
     where = f"on the mean over {len(section.tasks)} tasks" if len(section.tasks) > 1 else f"on {section.tasks[0]}"
     sentences += _separated(main, where, name)
-    judged = [one for one in per_task if not math.isnan(one.estimate.low)]
-    if len(section.columns) > 1 and judged:
-        separated = sum(one.estimate.separated for one in judged)
-        chance = (1 - stats.CONFIDENCE) * len(judged)
-        sentences.append(
-            f"Score by score, {separated} of {counted(len(judged), 'interval')} exclude{'s' if separated == 1 else ''} "
-            f"0; if no method did anything, about {chance:.1f} would by chance."
-        )
+    sentences += _score_by_score(section, differences)
     for control in section.controls():
-        held = [one for one in control_differences(section) if one.reference == control]
-        sentences += _separated(_main(section, held), where, name)
-    detectable = [one.detectable for one in main if not math.isnan(one.detectable)]
+        to_control = [difference for difference in control_differences(section) if difference.reference == control]
+        sentences += _separated(_main(section, to_control), where, name)
+    detectable = [difference.detectable for difference in main if not math.isnan(difference.detectable)]
     if detectable:
         sentences.append(
             f"With {counted(seeds, 'seed')}, a true difference {where} below about "
@@ -61,85 +60,98 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
     return sentences
 
 
-_FEW = 8  # names in a sentence
-
-
 def _compared(section: Section, name: Callable[[str], str]) -> str:
     others = [method for method in section.methods if method != section.reference]
     against = f" with {name(section.reference)}" if section.reference else ""
-    tasks = listed(section.tasks) if len(section.tasks) <= _FEW else f"{len(section.tasks)} tasks"
+    tasks = listed(section.tasks) if len(section.tasks) <= _MAX_NAMES else f"{len(section.tasks)} tasks"
     return f"Compared: {counted(len(others), 'method')}{against}, on {tasks}."
 
 
-def _broken(section: Section, name: Callable[[str], str]) -> list[str]:
-    """What collapsed and what did nothing, by name where they are few."""
+def _most_seeds(section: Section) -> int:
+    """Return the most seeds with a finished run behind any cell of the table."""
+    return max(len(section.rows(method, task, Status.DONE)) for method in section.methods for task in section.tasks)
+
+
+def _seeds_sentence(seeds: int) -> str:
+    """Return what that many seeds allow to say."""
+    if seeds == 1:
+        return "Descriptive only: one seed, so there is no interval, and no difference can be told from noise."
+    if seeds < estimates.SEEDS_FOR_P:
+        return f"Descriptive only: {seeds} seeds, fewer than {estimates.SEEDS_FOR_P}, so no p-value is given."
+    return f"{seeds} seeds."
+
+
+def _without_result(section: Section, name: Callable[[str], str]) -> list[str]:
+    """Return what collapsed and what did nothing, by name where they are few."""
     collapsed = {
-        method: sum(int(section.collapsed(method, task).sum()) for task in section.tasks) for method in section.methods
+        method: sum(int(section.collapse_mask(method, task).sum()) for task in section.tasks)
+        for method in section.methods
     }
-    collapsed = {method: number for method, number in collapsed.items() if number}
-    inert = [method for method in section.methods if method.endswith(NO_EFFECT)]
+    texts = [
+        f"{name(method)} ({number} of {len(section.rows(method, status=Status.DONE))})"
+        for method, number in collapsed.items()
+        if number
+    ]
+    without_effect = [name(label.removesuffix(NO_EFFECT)) for label in section.methods if label.endswith(NO_EFFECT)]
     sentences = []
-    if collapsed:
-        texts = [
-            f"{name(method)} ({number} of {len(section.rows(method, status='done'))})"
-            for method, number in collapsed.items()
-        ]
-        who = listed(texts) if len(texts) <= _FEW else f"runs of {len(texts)} of {len(section.methods)} methods"
+    if texts:
+        few = len(texts) <= _MAX_NAMES
+        who = listed(texts) if few else f"runs of {len(texts)} of {len(section.methods)} methods"
         sentences.append(f"Collapsed: {who}.")
-    if inert:
-        who = listed([name(method.removesuffix(NO_EFFECT)) for method in inert])
-        sentences.append(f"No effect at all, equal to a twin at every recorded step: {who}.")
+    if without_effect:
+        sentences.append(f"No effect at all, equal to a twin at every recorded step: {listed(without_effect)}.")
     return sentences
 
 
 def _main(section: Section, differences: Sequence[Difference]) -> list[Difference]:
-    """The differences that a verdict rests on: over the suite, or on the only task's first split."""
+    """Return the differences that a verdict rests on: over the suite, or on the only task's first split."""
     if len(section.tasks) > 1:
-        return [one for one in differences if one.question == "a" and not one.column.task]
-    return [one for one in differences if one.column == section.columns[0]]
+        return [difference for difference in differences if difference.question == "a" and not difference.column.task]
+    return [difference for difference in differences if difference.column == section.columns[0]]
 
 
-def _separated(found: Sequence[Difference], where: str, name: Callable[[str], str]) -> list[str]:
-    usable = [one for one in found if not math.isnan(one.estimate.low)]
+def _separated(differences: Sequence[Difference], where: str, name: Callable[[str], str]) -> list[str]:
+    """Return which methods lie above or below their reference, which can't be told, and which have no interval."""
+    usable = [difference for difference in differences if not math.isnan(difference.estimate.low)]
+    separated = [difference for difference in usable if difference.estimate.separated]
     groups = {
-        "above": [one for one in usable if one.estimate.separated and one.estimate.value > 0],
-        "below": [one for one in usable if one.estimate.separated and one.estimate.value < 0],
+        "above": [difference for difference in separated if difference.estimate.value > 0],
+        "below": [difference for difference in separated if difference.estimate.value < 0],
     }
     sentences = []
     for side, group in groups.items():
         if group:
-            texts = [f"{name(one.method)} ({interval(one.estimate, sign=True)} points{_p(one.p)})" for one in group]
-            sentences.append(f"Separated {side} {name(found[0].reference)} {where}: {listed(texts)}.")
-    if level := [name(one.method) for one in usable if not one.estimate.separated]:
+            texts = [
+                f"{name(difference.method)} ({interval(difference.estimate, sign=True)} points{_p(difference.p)})"
+                for difference in group
+            ]
+            sentences.append(f"Separated {side} {name(differences[0].reference)} {where}: {listed(texts)}.")
+    if level := [name(difference.method) for difference in usable if not difference.estimate.separated]:
         sentences.append(
-            f"Not separated from {name(found[0].reference)} {where}: {listed(level)}; that does not mean the same."
+            f"Not separated from {name(differences[0].reference)} {where}: {listed(level)}; that does not mean the "
+            "same."
         )
-    if unusable := [name(one.method) for one in found if one not in usable]:
+    if unusable := [name(difference.method) for difference in differences if difference not in usable]:
         sentences.append(f"Without an interval {where}: {listed(unusable)}.")
     return sentences
 
 
-def _p(value: float) -> str:
-    return "" if math.isnan(value) else f", p {'< 0.001' if value < 0.001 else f'= {value:.3f}'} after Holm"
+def _p(p: float) -> str:
+    return "" if math.isnan(p) else f", p {'< 0.001' if p < 0.001 else f'= {p:.3f}'} after Holm"
 
 
-def most_seeds(section: Section) -> int:
-    """The most seeds with a finished run behind any cell of the table."""
-    return max(
-        (len(section.rows(method, task, "done")) for method in section.methods for task in section.tasks), default=0
-    )
-
-
-def seeds_sentence(seeds: int) -> str:
-    """What that many seeds allow to say."""
-    if seeds == 1:
-        return "Descriptive only: one seed, so there is no interval, and no difference can be told from noise."
-    if seeds < stats.SEEDS_FOR_P:
-        return f"Descriptive only: {seeds} seeds, fewer than {stats.SEEDS_FOR_P}, so no p-value is given."
-    return f"{seeds} seeds."
-
-
-# --- caveats ----------------------------------------------------------------------------------------------------------
-
-
-# --- what went wrong --------------------------------------------------------------------------------------------------
+def _score_by_score(section: Section, differences: Sequence[Difference]) -> list[str]:
+    """Return how many intervals of single scores exclude 0, and how many would by chance."""
+    judged = [
+        difference.estimate
+        for difference in differences
+        if difference.question == "a" and difference.column.task and not math.isnan(difference.estimate.low)
+    ]
+    if len(section.columns) < 2 or not judged:
+        return []
+    separated = sum(estimate.separated for estimate in judged)
+    chance = (1 - estimates.CONFIDENCE) * len(judged)
+    return [
+        f"Score by score, {separated} of {counted(len(judged), 'interval')} exclude{'s' if separated == 1 else ''} "
+        f"0; if no method did anything, about {chance:.1f} would by chance."
+    ]

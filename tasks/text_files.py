@@ -1,4 +1,4 @@
-"""A user's own file as a task: `reviews.csv(text=body,text_pair=title,label=stars,validation=dev.csv)`.
+"""A user's own file becomes a task: `reviews.csv(text=body,text_pair=title,label=stars,validation=dev.csv)`.
 
 Options: `text`, `text_pair` and `label` name columns (`text` and `label` by default, no pair); `validation` is a second
 file with the same columns; `kind` is classification or regression; `metric` is the score to compare by.
@@ -39,12 +39,12 @@ HELD_OUT = 0.2
 
 @dataclass(frozen=True)
 class TextFileTask(Task):
-    """A task read from a user's own file; `text_file` makes it."""
+    """A TextFileTask is a task that was read from a user's own file; `text_file` makes it."""
 
     data: TaskData = field(default=TaskData(Split([], None, []), {}), repr=False, compare=False)
 
     def load(self, data_root: Path | None) -> TaskData:
-        """The examples, as they were when the task was made.
+        """Return the examples, as they were when the task was made.
 
         Args:
             data_root: not used; the file's path stands for itself.
@@ -54,13 +54,15 @@ class TextFileTask(Task):
 
 @dataclass(frozen=True)
 class _Row:
-    place: str  # where to find it: "line 3" or "row 3"
+    """A row of a file, and where it is: "line 3" or "row 3"."""
+
+    position: str
     text: str
     pair: str | None
     label: str
 
     def key(self) -> str:
-        """The texts without case and white space, by which repeats are found."""
+        """Return the texts without case and white space, by which repeats are found."""
         return "\n".join(" ".join(text.casefold().split()) for text in (self.text, self.pair or ""))
 
 
@@ -174,7 +176,7 @@ def _classes(
     lonely = next((row for row in rows if counts[row.label] == 1), None)
     if lonely is not None:
         raise DataError(
-            f"'{path}', {lonely.place}: the class '{lonely.label}' occurs only once, which is too little to learn; "
+            f"'{path}', {lonely.position}: the class '{lonely.label}' occurs only once, which is too little to learn; "
             "drop the row or merge the class, or, if the labels are numbers to predict, give kind=regression."
         )
     seen = {row.label for row in train}
@@ -185,7 +187,7 @@ def _classes(
             if validation_path != path
             else "occurs in held-out rows only; add rows of it, or name a second file: validation=FILE."
         )
-        raise DataError(f"'{validation_path}', {unseen.place}: the class '{unseen.label}' {advice}")
+        raise DataError(f"'{validation_path}', {unseen.position}: the class '{unseen.label}' {advice}")
     return tuple(sorted(seen))
 
 
@@ -196,7 +198,7 @@ def _number(path: str, row: _Row) -> float:
         number = math.nan
     if not math.isfinite(number):
         raise DataError(
-            f"'{path}', {row.place}: the label of a regression must be a number such as 3.5; got '{row.label}'."
+            f"'{path}', {row.position}: the label of a regression must be a number such as 3.5; got '{row.label}'."
         )
     return number
 
@@ -234,34 +236,37 @@ def _read_rows(path: str, columns: tuple[str, str | None, str]) -> list[_Row]:
                 f"choose one with {option}=COLUMN."
             )
     rows = []
-    for place, record in records:
-        values = [None if column is None else _text(path, place, column, record.get(column)) for column in columns]
-        rows.append(_Row(place, str(values[0]), values[1], str(values[2]).strip()))
+    for position, record in records:
+        values = [None if column is None else _text(path, position, column, record.get(column)) for column in columns]
+        rows.append(_Row(position, str(values[0]), values[1], str(values[2]).strip()))
     return rows
 
 
-def _text(path: str, place: str, column: str, value: object) -> str:
+def _text(path: str, position: str, column: str, value: object) -> str:
     if isinstance(value, bool):
         text = str(value).lower()
     elif isinstance(value, float) and value.is_integer():
-        text = str(int(value))  # a column of whole numbers with a gap is read as floats
+        # A column of whole numbers with a gap is read as floats.
+        text = str(int(value))
     elif value is None or (isinstance(value, float) and math.isnan(value)):
         text = ""
     elif isinstance(value, str | int | float):
         text = str(value)
     else:
-        raise DataError(f"'{path}', {place}: '{column}' must be a text or a number; got {type(value).__name__}.")
+        raise DataError(f"'{path}', {position}: '{column}' must be a text or a number; got {type(value).__name__}.")
     if not text.strip():
-        raise DataError(f"'{path}', {place}: '{column}' is missing; fill it in or drop the row.")
+        raise DataError(f"'{path}', {position}: '{column}' is missing; fill it in or drop the row.")
     return text
 
 
-Table = tuple[list[str], list[tuple[str, Mapping[str, object]]]]  # the columns; per row its place and its values
+# The columns; and for each row its position ("line 3") and its values.
+Table = tuple[list[str], list[tuple[str, Mapping[str, object]]]]
 
 
 def _decode(path: str, content: bytes) -> str:
     try:
-        return content.decode("utf-8-sig")  # Excel writes a mark before the first column's name
+        # Excel writes a mark before the first column's name.
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise DataError(
@@ -271,7 +276,8 @@ def _decode(path: str, content: bytes) -> str:
 
 
 def _read_separated(path: str, content: bytes, separator: str, quoting: Literal[0, 3]) -> Table:
-    csv.field_size_limit(2**31 - 1)  # a text may be a whole book
+    # A text may be a whole book.
+    csv.field_size_limit(2**31 - 1)
     lines = csv.reader(
         io.StringIO(_decode(path, content), newline=""), delimiter=separator, quoting=quoting, strict=True
     )
@@ -339,14 +345,15 @@ def _read_jsonl(path: str, content: bytes) -> Table:
 
 def _objects(path: str, items: list[tuple[str, Any]]) -> Table:
     columns: dict[str, None] = {}
-    for place, item in items:
+    for position, item in items:
         if not isinstance(item, dict):
-            raise DataError(f"'{path}', {place}: expected an object, {{...}}; got {type(item).__name__}.")
+            raise DataError(f"'{path}', {position}: expected an object, {{...}}; got {type(item).__name__}.")
         columns.update(dict.fromkeys(item))
     return list(columns), items
 
 
 def _read_parquet(path: str, content: bytes) -> Table:
+    # Importing pandas takes a second, and only this format needs it.
     import pandas as pd
 
     try:

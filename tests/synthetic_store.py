@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from finetune_bench.spec import parse_stack
+from finetune_bench.store.row import MethodEntry
 from finetune_bench.store.store import SCHEMA, Store
 
 CONTROL = "vanilla(dropout=hidden_off)"
@@ -45,8 +46,8 @@ EFFECTS = {"hype": 0.012, "rdrop": 0.02, "r3f": 0.004, "mixout": -0.01, "noisytu
 Change = Callable[[dict[str, Any]], Any]
 
 
-def methods_of(label: str) -> list[dict[str, Any]]:
-    """The row's `methods` for a label."""
+def methods_of(label: str) -> list[MethodEntry]:
+    """Return the row's `methods` for a label."""
     return [
         {
             "name": call.name,
@@ -58,7 +59,7 @@ def methods_of(label: str) -> list[dict[str, Any]]:
 
 
 def make_row(method: str, task: str, seed: int, *, noise: float = 0.008) -> dict[str, Any]:
-    """A done row; equal arguments, equal row."""
+    """Return a row that is done; equal arguments give equal rows."""
     kind, metric, splits, level, _ = TASKS[task]
     parts = methods_of(method)
     names = [part["name"] for part in parts]
@@ -124,7 +125,7 @@ def make_row(method: str, task: str, seed: int, *, noise: float = 0.008) -> dict
 
 
 def make_trace(row: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Losses that fall, and a sketch of the weights."""
+    """Return losses that fall, and a sketch of the weights."""
     rng = np.random.default_rng([row["seed"], *row["method"].encode(), *row["task"].encode(), 1])
     steps = np.arange(row["training"]["steps"])
     start = 0.69 * (1 + 0.25 * (row["cost"]["forwards_per_step"] - 1))
@@ -138,7 +139,7 @@ def make_trace(row: dict[str, Any]) -> dict[str, np.ndarray]:
 
 
 def put(store: Store, row: dict[str, Any], trace: dict[str, np.ndarray] | None = None) -> None:
-    """Write one row with its arrays, if it is done."""
+    """Write one row, with its arrays if it is done."""
     arrays = {}
     if row["status"] == "done":
         _, _, splits, _, examples = TASKS[row["task"]]
@@ -158,7 +159,7 @@ def make_store(
     change: Change | None = None,
     noise: float = 0.008,
 ) -> Store:
-    """A store of methods × tasks × seeds.
+    """Write a store of methods × tasks × seeds.
 
     Args:
         change: gets a copy of each row and alters it in place (fail it, collapse it, ...); a row for which it returns

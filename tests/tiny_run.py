@@ -28,30 +28,31 @@ def tiny_model(architecture: str = "bert", task: Task = CLASSIFICATION, dropout:
 
 
 def tiny_run(
+    *methods: Method,
     architecture: str = "bert",
-    *,
     task: Task = CLASSIFICATION,
     dropout: Dropout = Dropout.KEEP,
     examples: int = 16,
     seed: int = 1,
     **recipe: Any,
 ) -> TrainingRun:
-    """A run that keeps the pre-trained weights; by default two steps of eight examples without warm-up."""
+    """Make a run that keeps the pre-trained weights; by default two steps of eight examples without warm-up."""
     options: dict[str, Any] = {"batch_size": 8, "epochs": None if "steps" in recipe else 1, "warmup": 0.0, "lr": 1e-3}
     options |= recipe
+    stack = Stack(methods or [Vanilla()])
+    stack.reads_pretrained = True  # type: ignore[misc]  # tests hold trained weights against them
     return TrainingRun(
         tiny_model(architecture, task, dropout),
         task,
         toy_examples(task.kind, examples, left=architecture == "xlnet"),
         Recipe(**options),
+        stack,
         seed=seed,
         device=CPU,
-        keep_pretrained=True,
     )
 
 
-def first_step(run: TrainingRun, *methods: Method) -> TrainingStep:
-    """The first micro-batch of a run, the model in training mode; setup is the caller's."""
-    run.method = Stack(methods or [Vanilla()])
+def first_step(run: TrainingRun) -> TrainingStep:
+    """Return the first micro-batch of a run, the model in training mode; setup is the caller's."""
     run.model.train()
     return TrainingStep(run, next(run.batches("test")))

@@ -1,19 +1,23 @@
-"""The command line's parser: every sub-command with its arguments."""
+"""The command line's parser: one function per command adds it with its arguments."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from finetune_bench._version import __version__
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
-from finetune_bench.study.options import OPTIONS
+from finetune_bench.study.options import GROUPS
+from finetune_bench.study.sources import OPTIONS
 
-_GROUPS = {"study": "what to compare", "where": "where and how", "recipe": "the training recipe"}
+if TYPE_CHECKING:
+    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
 def make_parser() -> argparse.ArgumentParser:
+    """Make the parser of all commands; what it parses has the command's function as its `command`."""
     parser = argparse.ArgumentParser(
         prog="finetune-bench",
         description="Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, and "
@@ -21,7 +25,21 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finetune-bench {__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    # The help lists them in this order.
+    _add_run(commands)
+    _add_plan(commands)
+    _add_dose(commands)
+    _add_report(commands)
+    _add_compare(commands)
+    _add_merge(commands)
+    _add_power(commands)
+    _add_list(commands)
+    _add_show(commands)
+    _add_check(commands)
+    return parser
 
+
+def _add_run(commands: Commands) -> None:
     run = commands.add_parser(
         "run",
         help="train a grid of methods, tasks and seeds, and report",
@@ -33,6 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_options(run)
     run.set_defaults(command=run_command)
 
+
+def _add_plan(commands: Commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="what a run will take: time, memory, disk",
@@ -42,6 +62,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_options(plan, without=("budget",))
     plan.set_defaults(command=plan_command)
 
+
+def _add_dose(commands: Commands) -> None:
     dose = commands.add_parser(
         "dose",
         allow_abbrev=False,  # --eps is a parameter, whatever options begin alike
@@ -54,6 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget"))
     dose.set_defaults(command=dose_command)
 
+
+def _add_report(commands: Commands) -> None:
     report = commands.add_parser(
         "report", help="write a run's report", description="Write a run's report; trains nothing."
     )
@@ -71,6 +95,8 @@ def make_parser() -> argparse.ArgumentParser:
     report.add_argument("--plugin", metavar="LIST", help="Python files with more report formats")
     report.set_defaults(command=report_command)
 
+
+def _add_compare(commands: Commands) -> None:
     compare = commands.add_parser(
         "compare",
         help="hold two runs against each other, cell by cell",
@@ -79,6 +105,8 @@ def make_parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", metavar="RUN", nargs=2, help="the runs' folders")
     compare.set_defaults(command=compare_command)
 
+
+def _add_merge(commands: Commands) -> None:
     merge = commands.add_parser(
         "merge",
         help="one run from several, as from several machines",
@@ -88,6 +116,8 @@ def make_parser() -> argparse.ArgumentParser:
     merge.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders, left as they are")
     merge.set_defaults(command=merge_command)
 
+
+def _add_power(commands: Commands) -> None:
     power = commands.add_parser(
         "power",
         help="how many seeds for a difference",
@@ -98,29 +128,38 @@ def make_parser() -> argparse.ArgumentParser:
     power.add_argument("--power", metavar="SHARE", type=float, default=0.8, help="how surely (default 0.8)")
     power.set_defaults(command=power_command)
 
+
+def _add_list(commands: Commands) -> None:
     listing = commands.add_parser("list", help="list methods, tasks or reports")
     listing.add_argument("group", choices=("methods", "tasks", "reports"))
     listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     listing.set_defaults(command=list_command)
 
+
+def _add_show(commands: Commands) -> None:
     show = commands.add_parser("show", help="show a method's card, a task, or a cell of a run")
     show.add_argument("name", metavar="NAME|CELL", help="a method, a task, a cell's id (or its first digits) or folder")
     show.add_argument("--run", metavar="RUN", help="where the cell is looked for (default: every folder in runs/)")
     show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     show.set_defaults(command=show_command)
 
+
+def _add_check(commands: Commands) -> None:
     check = commands.add_parser("check", help="run the contract's tests on a method: a name, or a plugin's file")
     check.add_argument("target", metavar="METHOD|FILE")
     check.set_defaults(command=check_command)
-    return parser
 
 
 def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    groups = {name: parser.add_argument_group(title) for name, title in _GROUPS.items()}
+    """Add the options of a study, but for those that a command has no use for."""
+    groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
     for option in OPTIONS:
         if option.name in without:
             continue
-        if option.is_switch:
-            groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)
-        else:
+        if option.metavar:
             groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))
+            if option.former_name:
+                former = "--" + option.former_name.replace("_", "-")
+                groups[option.group].add_argument(former, dest=option.name, help=argparse.SUPPRESS)
+        else:
+            groups[option.group].add_argument(option.flag, action="store_true", default=None, help=option.help)

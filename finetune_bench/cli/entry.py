@@ -1,4 +1,6 @@
-"""The command line: thin. stdout is data, stderr is talk.
+"""The entry of the command line: it parses, calls the command, and turns errors into exit codes.
+
+What a command prints on stdout is data, and on stderr talk.
 
 Exit codes: 0 all done · 1 some cells or checks failed · 2 usage · 3 the machine lacks something · 130 interrupted.
 Nothing heavy is imported before it is needed: `--help` is instant.
@@ -18,7 +20,7 @@ from finetune_bench.errors import FinetuneBenchError, UsageError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code."""
+    """Run a command and return its exit code; without arguments those of the process are taken."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
     parsed, rest = parser.parse_known_args(typed)

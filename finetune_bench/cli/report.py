@@ -15,25 +15,26 @@ from finetune_bench.report import Options
 if TYPE_CHECKING:
     from finetune_bench.store.store import Store
 
-
 FORMATS = "markdown,html,csv"
 
 
 def summarise(store: Store, folder: Path, formats: list[str], options: Options) -> tuple[str, list[Path]]:
-    """Write and print a report; returns what was printed, and the files."""
+    """Write a report, print its summary, and return what was printed and the files."""
     from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
 
     folder.mkdir(parents=True, exist_ok=True)
-    gc.disable()  # every collection would walk all rows, and a report of ten thousand needs no memory back
+    # Every collection would walk all rows, and a report of ten thousand needs no memory back.
+    gc.disable()
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
-    places = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
-    answer = f"{summary_table(store, options)}\n\n{places}"
+    first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
+    answer = f"{summary_table(store, options)}\n\n{first_files}"
     print(answer)
     return answer, [path for paths in written.values() for path in paths]
 
 
 def report_command(parsed: argparse.Namespace) -> int:
+    """Write a run's report, or check the written one; return 1 where a checked file differs."""
     from finetune_bench import registry
     from finetune_bench.spec import split
     from finetune_bench.store.store import Store
@@ -56,7 +57,7 @@ def report_command(parsed: argparse.Namespace) -> int:
 
 
 def _check_report(store: Store, folder: Path, formats: list[str], options: Options) -> int:
-    """Whether a written report is what its store gives now; says which files aren't, and where they first differ."""
+    """Print which files of a written report aren't what the store gives now, and where; return 1 where some aren't."""
     from tempfile import TemporaryDirectory
 
     from finetune_bench import registry
@@ -65,21 +66,19 @@ def _check_report(store: Store, folder: Path, formats: list[str], options: Optio
         raise UsageError(f"--check: expected a written report in '{folder}', but there is no such folder.")
     differing = checked = 0
     with TemporaryDirectory(prefix="finetune-bench-") as name:
-        for path in [
-            path for one in formats for path in registry.report_class(one)().write(store, Path(name), options)
-        ]:
+        reports = [registry.report_class(format_name)() for format_name in formats]
+        for path in [path for report in reports for path in report.write(store, Path(name), options)]:
             checked += 1
-            inside = path.relative_to(name)
-            reason = _difference(path, folder / inside)
-            if reason:
+            written = folder / path.relative_to(name)
+            if reason := _difference(path, written):
                 differing += 1
-                print(f"{folder / inside}: {reason}")
+                print(f"{written}: {reason}")
     print(f"{checked} files recomputed, {differing} differ.")
     return 1 if differing else 0
 
 
 def _difference(fresh: Path, written: Path) -> str:
-    """Where a written file first differs from a fresh one; "" where it doesn't."""
+    """Say where a written file first differs from a fresh one; "" where it doesn't."""
     if not written.is_file():
         return "missing"
     new, old = fresh.read_bytes(), written.read_bytes()
@@ -87,18 +86,18 @@ def _difference(fresh: Path, written: Path) -> str:
         return ""
     if fresh.suffix in (".pdf", ".parquet"):
         return "differs"
-    pairs = enumerate(zip(new.decode().splitlines(), old.decode("utf-8", "replace").splitlines(), strict=False), 1)
-    for number, (own, other) in pairs:
-        if own != other:
-            at = next(
-                (i for i, (a, b) in enumerate(zip(own, other, strict=False)) if a != b), min(len(own), len(other))
-            )
+    lines = zip(new.decode().splitlines(), old.decode("utf-8", "replace").splitlines(), strict=False)
+    for number, (computed, kept) in enumerate(lines, 1):
+        if computed != kept:
+            pairs = enumerate(zip(computed, kept, strict=False))
+            at = next((index for index, (a, b) in pairs if a != b), min(len(computed), len(kept)))
             around = slice(max(0, at - 40), at + 40)
-            return f"line {number}: '{other[around]}' is written, '{own[around]}' is computed"
+            return f"line {number}: '{kept[around]}' is written, '{computed[around]}' is computed"
     return "differs in length"
 
 
 def compare_command(parsed: argparse.Namespace) -> int:
+    """Print how two runs differ, cell by cell; return 0."""
     from finetune_bench.reports.runs import as_text, compare
     from finetune_bench.store.store import Store
 
@@ -108,6 +107,7 @@ def compare_command(parsed: argparse.Namespace) -> int:
 
 
 def merge_command(parsed: argparse.Namespace) -> int:
+    """Copy the cells of several runs into one; return 1 where two of them disagree about a cell."""
     from finetune_bench.store.merge import merge
 
     merged = merge(Path(parsed.out), [Path(run) for run in parsed.runs])
@@ -118,6 +118,7 @@ def merge_command(parsed: argparse.Namespace) -> int:
 
 
 def power_command(parsed: argparse.Namespace) -> int:
+    """Print what numbers of seeds would find, and how many a difference takes; return 0."""
     from finetune_bench.reports.power import as_text, power_lines
     from finetune_bench.store.store import Store
 

@@ -11,9 +11,11 @@ from finetune_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune_bench.method.base import Method
+    from finetune_bench.task import Task
 
 
 def list_command(parsed: argparse.Namespace) -> int:
+    """Print a table of all methods, tasks or reports; return 0."""
     from tabulate import tabulate
 
     from finetune_bench import registry
@@ -26,8 +28,8 @@ def list_command(parsed: argparse.Namespace) -> int:
 
             method = registry.method_class(name)()
             passes = method.passes(Passes())
-            said = (type(method).__doc__ or "").strip().partition("\n")[0]
-            lines.append([name, said, f"{passes.forwards} + {passes.backwards}"])
+            summary = (type(method).__doc__ or "").strip().partition("\n")[0]
+            lines.append([name, summary, f"{passes.forwards} + {passes.backwards}"])
         elif parsed.group == "tasks":
             task = registry.task(name)
             lines.append([name, task.kind, ", ".join(task.metrics), len(task.labels) or ""])
@@ -43,44 +45,56 @@ def list_command(parsed: argparse.Namespace) -> int:
 
 
 def show_command(parsed: argparse.Namespace) -> int:
+    """Print a method's card, a task, or a cell of a run; return 0."""
+    from finetune_bench import registry
+
+    load_plugins(parsed.plugin)
+    if parsed.name in registry.names("methods"):
+        _show_method(registry.method_class(parsed.name))
+    elif parsed.name in registry.names("tasks"):
+        _show_task(registry.task(parsed.name))
+    else:
+        _show_cell(parsed.name, [Path(parsed.run)] if parsed.run else sorted(Path("runs").glob("*")))
+    return 0
+
+
+def _show_method(owner: type[Method]) -> None:
     import dataclasses
 
     from tabulate import tabulate
 
-    from finetune_bench import registry
-    from finetune_bench.errors import UnknownName
     from finetune_bench.parameters import as_text, expectation
 
-    load_plugins(parsed.plugin)
-    if parsed.name in registry.names("methods"):
-        owner = registry.method_class(parsed.name)
-        print((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
-        print(f"\n{_costs(owner())}\n\nParameters:\n")
-        lines = [
-            [field.name, as_text(field.default), expectation(owner, field), field.metadata.get("help", "")]
-            for field in dataclasses.fields(owner)
-        ]
-        print(tabulate(lines, headers=["parameter", "default", "must be", "what it is"], tablefmt="simple"))
-        return 0
-    if parsed.name in registry.names("tasks"):
-        task = registry.task(parsed.name)
-        print(f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)}")
-        if task.labels:
-            print(f"classes, from id 0: {', '.join(task.labels)}")
-        return 0
+    print((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
+    print(f"\n{_costs(owner())}\n\nParameters:\n")
+    lines = [
+        [field.name, as_text(field.default), expectation(owner, field), field.metadata.get("help", "")]
+        for field in dataclasses.fields(owner)
+    ]
+    print(tabulate(lines, headers=["parameter", "default", "must be", "what it is"], tablefmt="simple"))
+
+
+def _show_task(task: Task) -> None:
+    print(f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)}")
+    if task.labels:
+        print(f"classes, from id 0: {', '.join(task.labels)}")
+
+
+def _show_cell(name: str, runs: list[Path]) -> None:
+    from finetune_bench import registry
+    from finetune_bench.errors import UnknownName
     from finetune_bench.reports.card import card, find_cell
 
-    found = find_cell(parsed.name, [Path(parsed.run)] if parsed.run else sorted(Path("runs").glob("*")))
-    if found is not None:
-        print(card(*found))
-        return 0
-    known = [*registry.names("methods"), *registry.names("tasks")]
-    hint = "'finetune-bench list methods' shows the methods; a cell's run is given by --run."
-    raise UnknownName("method, task or cell", parsed.name, known, hint)
+    cell = find_cell(name, runs)
+    if cell is None:
+        known = [*registry.names("methods"), *registry.names("tasks")]
+        hint = "'finetune-bench list methods' shows the methods; a cell's run is given by --run."
+        raise UnknownName("method, task or cell", name, known, hint)
+    print(card(*cell))
 
 
 def _costs(method: Method) -> str:
-    """The cost model of a method at its defaults."""
+    """Return the cost model of a method at its defaults, as a text of several lines."""
     from finetune_bench.method.cost import SIZES, Memory, Passes
 
     passes, memory = method.passes(Passes()), method.memory(Memory())
@@ -97,6 +111,7 @@ def _costs(method: Method) -> str:
 
 
 def check_command(parsed: argparse.Namespace) -> int:
+    """Run the contract's tests on a method, or on all of a plugin's file; return 1 where one failed."""
     from finetune_bench import registry
     from finetune_bench.testing.checks import check_method
 
@@ -115,8 +130,9 @@ def check_command(parsed: argparse.Namespace) -> int:
 
 
 def load_plugins(text: str | None) -> None:
+    """Load the files that --plugin names; None for none."""
     from finetune_bench import registry
-    from finetune_bench.study.options import read_options
+    from finetune_bench.study.sources import read_options
 
     for plugin in read_options({"plugin": text}).get("plugin", ()):
         registry.load_plugin(plugin)

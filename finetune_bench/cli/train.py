@@ -10,43 +10,46 @@ from finetune_bench.cli.report import FORMATS, summarise
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
 from finetune_bench.report import DEFAULT
-from finetune_bench.study.options import DEFAULT_EXECUTOR, OPTIONS
+from finetune_bench.study.sources import OPTIONS
+from finetune_bench.study.study import DEFAULT_EXECUTOR
 
 if TYPE_CHECKING:
     from finetune_bench.runner.plan import Plan
-    from finetune_bench.runner.progress import Tally
+    from finetune_bench.runner.progress import Counts
     from finetune_bench.study.study import Study
 
 
 def run_command(parsed: argparse.Namespace) -> int:
+    """Train what is missing of a study, and report; return 1 where cells failed."""
     from finetune_bench import registry
-    from finetune_bench.cli import receipt
-    from finetune_bench.study.study import make_study
+    from finetune_bench.cli import result_cache
+    from finetune_bench.study.sources import make_study
 
-    study = make_study({option.name: getattr(parsed, option.name) for option in OPTIONS}, registry.default_options)
-    if (said := receipt.give(study)) is not None:
-        say(said[0])
-        print(said[1])
+    study = make_study(_flags(parsed), registry.default_options)
+    if (cached := result_cache.look_up(study)) is not None:
+        talk, answer = cached
+        say(talk)
+        print(answer)
         return 0
     plan, tally = _train(study)
     answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), DEFAULT)
     count = len(plan.cells)
     if tally.done + tally.cached == count and not plan.study.save_model:
         talk = f"{count} cells in '{plan.store.root}', {count} cached: nothing to do."
-        receipt.keep(study, "\n".join([*plan.notes, talk]), answer, paths)
+        result_cache.keep(study, "\n".join([*plan.notes, talk]), answer, paths)
     return 1 if tally.failed or tally.failed_before else 0
 
 
 def plan_command(parsed: argparse.Namespace) -> int:
+    """Check a study, calibrate, and print what a run of it will take; return 0."""
     from tabulate import tabulate
 
     from finetune_bench import registry
     from finetune_bench.runner.forecast import forecast
     from finetune_bench.runner.plan import make_plan
-    from finetune_bench.study.study import make_study
+    from finetune_bench.study.sources import make_study
 
-    flags: dict[str, Any] = {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
-    study = make_study(flags, registry.default_options)
+    study = make_study(_flags(parsed), registry.default_options)
     if study.executor != DEFAULT_EXECUTOR:
         raise UsageError("plan: it calibrates on this machine; leave --executor out, and run it on a node.")
     plan = make_plan(study)
@@ -56,26 +59,28 @@ def plan_command(parsed: argparse.Namespace) -> int:
     if not plan.todo:
         return 0
     say("Calibrating: a few steps of every method ...")
-    found = forecast(plan)
-    rows: dict[str, list[float]] = {}
+    expected = forecast(plan)
+    seconds: dict[str, list[float]] = {}
     for cell in plan.todo:
-        rows.setdefault(cell.label, []).append(found.seconds[cell.id])
-    table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}"] for label, s in rows.items()]
+        seconds.setdefault(cell.label, []).append(expected.seconds[cell.id])
+    table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}"] for label, s in seconds.items()]
     print(tabulate(table, ["method", "cells", "CPU seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
-    memory = "not measured here" if found.memory_bytes is None else f"{found.memory_bytes / 2**20:.0f} MiB a worker"
-    print(f"\ncells      {len(plan.todo)}, with {found.workers} workers on {plan.devices[0]}")
-    print(f"CPU time   {found.cpu_seconds:.0f} s in all, {found.start_seconds:.0f} s of it to start each worker")
-    print(f"wall time  {found.wall_seconds:.0f} s, if nothing else runs")
+    bytes_each = expected.memory_bytes
+    memory = "not measured here" if bytes_each is None else f"{bytes_each / 2**20:.0f} MiB a worker"
+    print(f"\ncells      {len(plan.todo)}, with {expected.workers} workers on {plan.devices[0]}")
+    print(f"CPU time   {expected.cpu_seconds:.0f} s in all, {expected.start_seconds:.0f} s of it to start each worker")
+    print(f"wall time  {expected.wall_seconds:.0f} s, if nothing else runs")
     print(f"memory     {memory}")
-    print(f"disk       {found.disk_bytes / 2**20:.1f} MiB")
+    print(f"disk       {expected.disk_bytes / 2**20:.1f} MiB")
     return 0
 
 
 def dose_command(parsed: argparse.Namespace) -> int:
+    """Train a method at several strengths and measure what each does to a batch; return 1 where cells failed."""
     import re
 
-    words = [part for word in parsed.rest for part in word.split("=", 1)]
-    if len(words) != 2 or not re.fullmatch(r"--[a-z0-9_.-]+", words[0]):
+    rest = [part for argument in parsed.rest for part in argument.split("=", 1)]
+    if len(rest) != 2 or not re.fullmatch(r"--[a-z0-9_.-]+", rest[0]):
         got = " ".join(parsed.rest) or "nothing"
         raise UsageError(
             f"dose: expected one parameter of '{parsed.method}' and its values, as --eps 1e-5,1e-3; got {got}."
@@ -85,15 +90,16 @@ def dose_command(parsed: argparse.Namespace) -> int:
     import torch
 
     from finetune_bench import registry
-    from finetune_bench.reports.dose import write_dose
+    from finetune_bench.reports.dose_files import write_dose
     from finetune_bench.reports.topics.dose import DoseStudy
     from finetune_bench.runner.dose import default_dose, measure_doses, read_doses
     from finetune_bench.study.attribution import label_of
-    from finetune_bench.study.study import make_study
+    from finetune_bench.study.sources import make_study
 
-    option = words[0][2:].replace("-", "_")
-    doses = read_doses(parsed.method, option, words[1])
-    flags = {one.name: getattr(parsed, one.name, None) for one in OPTIONS} | {"methods": list(doses.values())}
+    flag, values = rest
+    parameter = flag.removeprefix("--").replace("-", "_")
+    doses = read_doses(parsed.method, parameter, values)
+    flags = _flags(parsed) | {"methods": list(doses.values())}
     plan, tally = _train(make_study(flags, registry.default_options))
     say("Measuring what each dose does to a batch ...")
     cell = plan.cells[0]
@@ -102,15 +108,15 @@ def dose_command(parsed: argparse.Namespace) -> int:
     measured, dropout = measure_doses(cell, doses, root.resolve() if root else None, torch.device(plan.devices[0]))
     study = DoseStudy(
         method=parsed.method,
-        parameter=option,
+        parameter=parameter,
         labels={dose: label_of(full) for dose, full in doses.items()},
-        default=default_dose(parsed.method, option),
+        default=default_dose(parsed.method, parameter),
         task=cell.task,
-        logits={dose: one.logits for dose, one in measured.items()},
-        gradients={dose: one.gradients for dose, one in measured.items()},
+        logits={dose: disturbance.logits for dose, disturbance in measured.items()},
+        gradients={dose: disturbance.gradients for dose, disturbance in measured.items()},
         dropout=(dropout.logits, dropout.gradients),
     )
-    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{parsed.method}-{option}").strip("-")
+    name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{parsed.method}-{parameter}").strip("-")
     text, paths = write_dose(plan.store, study, plan.store.root / "dose" / name)
     print(f"{text}\n")
     for path in paths:
@@ -118,27 +124,32 @@ def dose_command(parsed: argparse.Namespace) -> int:
     return 1 if tally.failed or tally.failed_before else 0
 
 
-def _train(study: Study) -> tuple[Plan, Tally]:
-    """Check a study and run what is missing of it."""
+def _flags(parsed: argparse.Namespace) -> dict[str, Any]:
+    """Return the options of a study by name; None for those that were not typed, or that the command doesn't have."""
+    return {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
+
+
+def _train(study: Study) -> tuple[Plan, Counts]:
+    """Check a study and run what is missing of it; return the plan, and what became of its cells."""
     from rich.console import Console
 
     from finetune_bench.runner.execution import execute
     from finetune_bench.runner.plan import make_plan
-    from finetune_bench.runner.progress import Reporter, Tally
+    from finetune_bench.runner.progress import Counts, Reporter
 
     say("Checking the study: methods, data, checkpoints ...")
     plan = make_plan(study)
     for note in plan.notes:
         say(note)
-    tally = Tally(len(plan.cells))
+    tally = Counts(len(plan.cells))
     reporter = Reporter(tally, Console(stderr=True))
     say(_intention(plan))
     if plan.todo and plan.study.budget is not None:
         from finetune_bench.runner.forecast import forecast, within_budget
 
         say("Calibrating: a few steps of every method ...")
-        found = forecast(plan)
-        say(within_budget(plan, found.workers * (plan.study.budget - found.start_seconds), found.seconds))
+        expected = forecast(plan)
+        say(within_budget(plan, expected.workers * (plan.study.budget - expected.start_seconds), expected.seconds))
     if plan.todo:
         with reporter.live():
             execute(plan, reporter)
@@ -149,6 +160,7 @@ def _train(study: Study) -> tuple[Plan, Tally]:
 
 
 def _intention(plan: Plan) -> str:
+    """Say how many cells there are, how many of them are left, and where they will run."""
     parts = [f"{len(plan.cells)} cells in '{plan.store.root}'"]
     counts = {"cached": len(plan.cached), "skipped": len(plan.skipped), "failed before": len(plan.failed)}
     parts += [f"{count} {name}" for name, count in counts.items() if count]

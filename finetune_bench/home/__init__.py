@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from finetune_bench.home.attached import Attached, HomeRun, HomeTask, Inputs, Passes, Rates, attach, make_stack
+from finetune_bench.home.attached import Attached, HomeTask, Inputs, MakePass, Rates, attach, make_stack, to_batch
 
 __all__ = [
     "Attached",
-    "HomeRun",
     "HomeTask",
     "Inputs",
-    "Passes",
+    "MakePass",
     "Rates",
     "attach",
     "make_stack",
+    "to_batch",
 ]

@@ -1,4 +1,4 @@
-"""Take it home: the methods of the benchmark in a training loop of one's own.
+"""Take it home: `attach` puts the methods of the benchmark into a training loop of one's own.
 
     tuned = home.attach("hype(eps=1e-4)+rdrop", model, total_steps=len(loader) * epochs)
     optimizer = tuned.optimizer(AdamW(tuned.parameters(), lr=2e-5))
@@ -13,8 +13,8 @@
     with tuned.evaluating(): ...
     tuned.finish()
 
-The same `TrainingRun`, `TrainingStep` and hooks as the benchmark's loop, so that equal batches give equal weights.
-`docs/take-it-home.md` has complete examples; `home_trainer.py` does the same inside transformers.Trainer.
+It is the same `TrainingRun`, `TrainingStep` and hooks as in the benchmark's loop, so that equal batches give equal
+weights. `docs/take-it-home.md` has complete examples; `trainer.py` does the same inside transformers.Trainer.
 """
 
 from __future__ import annotations
@@ -44,12 +44,14 @@ from finetune_bench.task import Batch, Task, TaskData
 from finetune_bench.training.examples import Encoded
 from finetune_bench.training.run import TrainingRun, TrainingStep
 
-Inputs = Mapping[str, Tensor]  # what a data loader yields: the model's arguments, and `labels`
-Passes = Callable[[str], Iterable[Inputs]]  # one pass over the training data, shuffled by the stream of that name
+# What a data loader yields: the model's arguments, and `labels`.
+Inputs = Mapping[str, Tensor]
+# Makes one pass over the training data, shuffled by the stream of the name it is given.
+MakePass = Callable[[str], Iterable[Inputs]]
 
 
 def make_stack(method: str | Method | Iterable[Method]) -> Stack:
-    """The stack that a text, a method or several methods describe."""
+    """Make the stack that a text, a method or several methods describe."""
     if isinstance(method, str):
         return registry.make_stack(method)
     if isinstance(method, Stack):
@@ -62,7 +64,7 @@ def attach(
     model: nn.Module,
     *,
     total_steps: int,
-    batches: Iterable[Inputs] | Passes | None = None,
+    batches: Iterable[Inputs] | MakePass | None = None,
     batch_size: int = 16,
     accumulation: int = 1,
     precision: str = "fp32",
@@ -79,10 +81,10 @@ def attach(
         batches: the training data, for methods that pass over it before training; a data loader will do.
         batch_size: examples per optimiser step.
         accumulation: micro-batches per step.
-        precision: of the arithmetic: fp32, or bf16 or fp16 under autocast, which `backward` enters by itself.
+        precision: the arithmetic: fp32, or bf16 or fp16 under autocast, which `backward` enters by itself.
         kind: classification or regression; by default what `model.config.num_labels` says.
         clip: the norm to which you clip gradients; a few methods clip in their setup likewise.
-        seed: of the methods' own random streams. The global one, and with it dropout, stays yours.
+        seed: the seed of the methods' own random streams. The global one, and with it dropout, stays yours.
 
     Raises:
         UsageError: the method's text, the model or an argument is wrong.
@@ -101,6 +103,7 @@ def attach(
 
 
 def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
+    """Make the task that a model is for, and check that the model can be trained here."""
     config: Any = getattr(model, "config", None)
     if not hasattr(config, "num_labels"):
         raise UsageError(f"expected a text classifier of transformers; {type(model).__name__} has no config.num_labels")
@@ -112,26 +115,28 @@ def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
             f"expected fp32 weights, but '{other[0]}' is of {model.get_parameter(other[0]).dtype}: small noise and "
             "small updates vanish there. Load the model with dtype=torch.float32 and give precision= in its place."
         )
-    found: Kind = kind or ("regression" if config.num_labels == 1 else "classification")
-    return HomeTask(kind=found, labels=tuple(map(str, range(config.num_labels))) if found == "classification" else ())
+    task_kind: Kind = kind or ("regression" if config.num_labels == 1 else "classification")
+    labels = tuple(map(str, range(config.num_labels))) if task_kind == "classification" else ()
+    return HomeTask(kind=task_kind, labels=labels)
 
 
 @dataclass(frozen=True)
 class HomeTask(Task):
-    """The loss and the divergence of a task whose examples are the user's."""
+    """A HomeTask has the loss and the divergence of a task whose examples are the user's."""
 
     name: str = "home"
 
     def load(self, data_root: Path | None) -> TaskData:
-        """Never: the examples are the user's."""
+        """Raise: the examples are the user's, and never loaded."""
         raise NotImplementedError
 
 
+# Dropout rates by module and attribute.
 Rates = dict[nn.Module, dict[str, float]]
 
 
 def _skeleton(model: nn.Module, policy: Dropout) -> nn.Module:
-    """The model under a dropout policy, without weights: which dropout a policy means shows when a model is built."""
+    """Build the model under a dropout policy, without weights: which dropout a policy means shows in a built model."""
     with torch.device("meta"):
         skeleton: nn.Module = type(model)(with_dropout(model.config, policy))
     switch_off(skeleton, policy)
@@ -139,11 +144,12 @@ def _skeleton(model: nn.Module, policy: Dropout) -> nn.Module:
 
 
 def _switch_off(model: nn.Module, skeleton: nn.Module) -> Rates:
-    """Switch the dropout off that the skeleton doesn't have; returns what the rates were."""
+    """Switch the dropout off that the skeleton doesn't have; return what the rates were."""
     before: Rates = {}
     built = dict(skeleton.named_modules())
     for name, module in model.named_modules():
-        wanted = dropout_rates(built[name])  # a rate of 0 may have made no dropout module at all
+        # Where the skeleton's rate is 0, it may have no dropout module at all.
+        wanted = dropout_rates(built[name])
         off = {key: rate for key, rate in dropout_rates(module).items() if rate > 0 and not wanted.get(key, 0.0)}
         for key in off:
             setattr(module, key, 0.0)
@@ -153,41 +159,23 @@ def _switch_off(model: nn.Module, skeleton: nn.Module) -> Rates:
 
 
 def _restore(rates: Rates) -> None:
-    for module, own in rates.items():
-        for key, rate in own.items():
+    """Give every module its dropout rates back."""
+    for module, module_rates in rates.items():
+        for key, rate in module_rates.items():
             setattr(module, key, rate)
 
 
-class HomeRun(TrainingRun):
-    """A training run whose batches are the user's."""
-
-    def __init__(self, model: nn.Module, task: Task, recipe: Recipe, seed: int, *, keep_pretrained: bool) -> None:
-        nothing = Encoded({}, {}, False, torch.zeros(0))
-        device = next(model.parameters()).device
-        super().__init__(model, task, nothing, recipe, seed=seed, device=device, keep_pretrained=keep_pretrained)
-        self.passes: Iterable[Inputs] | Passes | None = None
-
-    def batches(self, order: str) -> Iterator[Batch]:
-        """One pass over the training data."""
-        if self.passes is None:
-            raise UsageError(
-                "this method passes over the training data before training, and has none; "
-                "give it: attach(…, batches=loader)."
-            )
-        for inputs in self.passes(order) if callable(self.passes) else self.passes:
-            yield self.batch(inputs)
-
-    def batch(self, inputs: Inputs) -> Batch:
-        """What a data loader yielded, on the device."""
-        if "labels" not in inputs:
-            raise UsageError(f"expected a batch with 'labels'; got {', '.join(inputs) or 'an empty one'}.")
-        tensors = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        labels = tensors.pop("labels")
-        return Batch(tensors, labels.float() if self.task.kind == "regression" else labels)
+def to_batch(inputs: Inputs, kind: Kind, device: torch.device) -> Batch:
+    """Put what a data loader yielded on the device, the labels apart from the model's arguments."""
+    if "labels" not in inputs:
+        raise UsageError(f"expected a batch with 'labels'; got {', '.join(inputs) or 'an empty one'}.")
+    tensors = {name: tensor.to(device) for name, tensor in inputs.items()}
+    labels = tensors.pop("labels")
+    return Batch(tensors, labels.float() if kind == "regression" else labels)
 
 
 class Attached:
-    """A model in training with a method; made by `attach`."""
+    """An Attached is a model in training with a method; `attach` makes it."""
 
     def __init__(
         self,
@@ -196,10 +184,11 @@ class Attached:
         task: Task,
         recipe: Recipe,
         *,
-        batches: Iterable[Inputs] | Passes | None,
+        batches: Iterable[Inputs] | MakePass | None,
         seed: int,
     ) -> None:
         skeleton = _skeleton(model, stack.dropout)
+        self._batches = batches
         self._optimizer: Optimizer | None = None
         self._open = True
         # Without a request the model's dropout stays what the user made it, whatever its configuration says.
@@ -209,10 +198,13 @@ class Attached:
             if reason := stack.lost_noise(facts) or stack.unsupported(facts):
                 raise Unsupported(reason)
             self.warnings = stack.warnings(facts)
-            self.weights = model.state_dict(keep_vars=True)  # the objects stay, whatever is wrapped around them
-            self.run = HomeRun(model, task, recipe, seed, keep_pretrained=stack.reads_pretrained)
-            self.run.passes = batches
-            self.run.method = stack
+            # The objects stay, whatever is wrapped around them.
+            self.weights = model.state_dict(keep_vars=True)
+            no_examples = Encoded({}, {}, False, torch.zeros(0))
+            device = next(model.parameters()).device
+            self.run = TrainingRun(
+                model, task, no_examples, recipe, stack, seed=seed, device=device, batches=self._one_pass
+            )
         except BaseException:
             _restore(self._rates)
             raise
@@ -222,12 +214,22 @@ class Attached:
             self.close()
             raise
 
+    def _one_pass(self, order: str) -> Iterator[Batch]:
+        """Yield one pass over the user's training data."""
+        if self._batches is None:
+            raise UsageError(
+                "this method passes over the training data before training, and has none; "
+                "give it: attach(…, batches=loader)."
+            )
+        for inputs in self._batches(order) if callable(self._batches) else self._batches:
+            yield to_batch(inputs, self.run.task.kind, self.run.device)
+
     def parameters(self) -> list[Parameter]:
-        """What trains: for the optimiser, and for clipping."""
+        """Return what trains: for the optimiser, and for clipping."""
         return [weight for weight in self.run.params.values() if weight.requires_grad]
 
     def optimizer(self, optimizer: Optimizer) -> Optimizer:
-        """The optimiser to use from here on; some methods change it. Make the scheduler after it."""
+        """Return the optimiser to use from here on; some methods change it. Make the scheduler after it."""
         if self._optimizer is not None:
             raise FinetuneBenchError("The methods have had their optimiser; attach anew for another one.")
         self._optimizer = self.run.method.optimizer(optimizer, self.run)
@@ -238,8 +240,8 @@ class Attached:
 
         Args:
             batch: the model's arguments, and `labels`.
-            share: of the step's examples that are in the micro-batch.
-            scaler: yours, in fp16; unscale before clipping.
+            share: how many of the step's examples are in the micro-batch, above 0 and up to 1.
+            scaler: your loss scaler in fp16; unscale before clipping.
 
         Returns:
             The objective (0-dim), detached; multiply it by the share to sum it over a step.
@@ -247,23 +249,23 @@ class Attached:
         if self._optimizer is None:
             raise FinetuneBenchError("The methods have not seen the optimiser: optimizer = tuned.optimizer(AdamW(…)).")
         self.run.model.train()
-        step = TrainingStep(self.run, self.run.batch(batch), share, scaler)
+        step = TrainingStep(self.run, to_batch(batch, self.run.task.kind, self.run.device), share, scaler)
         return step.backward(step.objective().loss, View())
 
     def before_step(self) -> None:
-        """After clipping, before the optimiser's step: methods may change gradients."""
+        """Let the methods change gradients: call it after clipping, before the optimiser's step."""
         self.run.method.gradients(self.run)
 
     def after_step(self) -> None:
-        """After the optimiser's and the scheduler's step."""
+        """Tell the methods of the step: call it after the optimiser's and the scheduler's."""
         self.run.method.after_step(self.run)
 
     def evaluating(self) -> AbstractContextManager[None]:
-        """Around every evaluation: averaged or merged weights stand in the model. Put it in `eval()` yourself."""
+        """Put averaged or merged weights into the model around every evaluation. Put it in `eval()` yourself."""
         return self.run.method.evaluating(self.run)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The plain model's tensors as they stand; inside `evaluating`, those that are evaluated."""
+        """Return the plain model's tensors as they stand; inside `evaluating`, those that are evaluated."""
         return {name: tensor.detach() for name, tensor in self.weights.items()}
 
     def finish(self) -> None:

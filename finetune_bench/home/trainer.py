@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-import torch
 from torch import Generator, Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader
@@ -20,6 +19,7 @@ from finetune_bench.errors import MachineError, UsageError
 from finetune_bench.home.attached import Attached, Inputs, attach, make_stack
 from finetune_bench.method.base import Method
 from finetune_bench.seeds import derive
+from finetune_bench.training.examples import one_pass
 
 if importlib.util.find_spec("accelerate") is None:
     raise MachineError(
@@ -30,14 +30,14 @@ from transformers import Trainer, TrainerCallback
 
 
 class RegularisedTrainer(Trainer):
-    """transformers.Trainer that trains with a method.
-
-    Args:
-        method: as on the command line, "hype(eps=1e-4)+rdrop"; or a method, or several, the outermost first.
-        **arguments: Trainer's.
+    """A RegularisedTrainer is a transformers.Trainer that trains with a method.
 
     Evaluations, predictions and checkpoints during training use the weights that the method evaluates; afterwards
     `model` is a plain model that holds them.
+
+    Args:
+        method: as on the command line, "hype(eps=1e-4)+rdrop"; or a method, or several, the outermost first.
+        **arguments: Trainer's own arguments.
 
     Raises:
         UsageError: the method's text is wrong, or Trainer is asked for what is not supported here.
@@ -64,8 +64,8 @@ class RegularisedTrainer(Trainer):
             "compute_loss_func": self.compute_loss_func is not None,
             "label_smoothing_factor": args.label_smoothing_factor > 0,
         }
-        if found := [what for what, asked in untested.items() if asked]:
-            raise UsageError(f"RegularisedTrainer does not support {', '.join(found)}.")
+        if refused := [what for what, asked in untested.items() if asked]:
+            raise UsageError(f"RegularisedTrainer does not support {', '.join(refused)}.")
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train, and leave a plain model.
@@ -92,7 +92,8 @@ class RegularisedTrainer(Trainer):
             self.tuned = None
 
     def _load_best_model(self) -> None:
-        self._finish()  # what a checkpoint holds is a plain model
+        # What a checkpoint holds is a plain model.
+        self._finish()
         super()._load_best_model()
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
@@ -102,7 +103,7 @@ class RegularisedTrainer(Trainer):
             self.method,
             self.accelerator.unwrap_model(self.model),
             total_steps=self.state.max_steps,
-            batches=self._passes,
+            batches=self._one_pass,
             batch_size=args.per_device_train_batch_size * args.gradient_accumulation_steps,
             accumulation=args.gradient_accumulation_steps,
             precision="bf16" if args.bf16 else "fp32",
@@ -112,26 +113,26 @@ class RegularisedTrainer(Trainer):
         self.optimizer = self.tuned.optimizer(super().create_optimizer(model))
         return self.optimizer
 
-    def _passes(self, order: str) -> Iterator[Inputs]:
-        """One pass over the training data in batches of a whole step."""
+    def _one_pass(self, order: str) -> Iterator[Inputs]:
+        """Yield one pass over the training data in batches of a whole step."""
         loader = self.get_train_dataloader()
         stream = Generator().manual_seed(derive(self.args.seed, "method", order, "order"))
         count = len(loader.dataset)  # type: ignore[arg-type]
-        examples = torch.randperm(count, generator=stream).tolist()
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        steps = [examples[start : start + size] for start in range(0, len(examples), size)]
+        steps = one_pass(count, size, stream)
         yield from DataLoader(loader.dataset, batch_sampler=steps, collate_fn=loader.collate_fn)
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
-        """The micro-batches of a step."""
+        """Return the micro-batches of a step, and count their examples."""
         batches, items = super().get_batch_samples(*args, **kwargs)
         self._examples = sum(len(batch["labels"]) for batch in batches)
         return batches, items
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        """One micro-batch, weighted by its examples."""
+        """Train on one micro-batch, weighted by its examples."""
         tuned = self.tuned
-        assert tuned is not None  # made with the optimiser
+        # It was made with the optimiser.
+        assert tuned is not None
         inputs = self._prepare_inputs(inputs)
         share = len(inputs["labels"]) / self._examples
         return tuned.backward(inputs, share) * share
@@ -154,7 +155,7 @@ class RegularisedTrainer(Trainer):
 
 
 class _Hooks(TrainerCallback):
-    """The methods' hooks around the optimiser's step."""
+    """These callbacks run the methods' hooks around the optimiser's step."""
 
     def __init__(self, trainer: RegularisedTrainer) -> None:
         self.trainer = trainer
@@ -166,5 +167,6 @@ class _Hooks(TrainerCallback):
     def on_step_end(self, *args: Any, **kwargs: Any) -> None:
         if self.trainer.tuned is not None:
             self.trainer.tuned.after_step()
-            for weight in self.trainer.tuned.parameters():  # also those that a method brought
+            # Also those that a method brought, which Trainer does not know.
+            for weight in self.trainer.tuned.parameters():
                 weight.grad = None

@@ -1,4 +1,4 @@
-"""The Method contract: what a fine-tuning regulariser may do, and when. `docs/first-method.md` shows how."""
+"""The Method contract says what a fine-tuning regulariser may do, and when. `docs/first-method.md` shows how."""
 
 from __future__ import annotations
 

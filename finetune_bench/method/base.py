@@ -1,7 +1,7 @@
-"""The Method contract: what a fine-tuning regulariser may do, and when.
+"""The Method contract says what a fine-tuning regulariser may do, and when.
 
 The base class *is* vanilla fine-tuning: a method overrides only the hooks it needs. `Stack` makes several methods one.
-`training.py` draws where each hook runs; `docs/first-method.md` walks through writing one.
+`training/loop.py` draws where each hook runs; `docs/first-method.md` walks through writing one.
 
     class MyMethod(Method):
         \"\"\"The card: what it does, the formula, the deviations from the paper.\"\"\"
@@ -27,29 +27,38 @@ from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, parameter, validate
-from finetune_bench.recipe import ARRANGEMENTS, Recipe
+from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
 from finetune_bench.task import Task
 
 
 class Phase(IntEnum):
-    """When a method's `setup` runs; every setup of a phase ends before the next phase begins."""
+    """The phase says when a method's `setup` runs; every setup of a phase ends before the next phase begins.
 
-    SURGERY = 0  # change weights
-    SELECT = 1  # choose what trains
-    WRAP = 2  # hooks, parametrisations
-    MEASURE = 3  # passes over the data, and all else
+    Attributes:
+        SURGERY: for setups that change weights.
+        SELECT: for setups that choose what trains.
+        WRAP: for hooks and parametrisations.
+        MEASURE: for passes over the data, and all else.
+    """
+
+    SURGERY = 0
+    SELECT = 1
+    WRAP = 2
+    MEASURE = 3
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of a cell before any weight is loaded, for `Method.unsupported`.
+    """Facts are all that is known of a cell before any weight is loaded, for `Method.unsupported`.
 
     Attributes:
         skeleton: the model without weights (on the meta device); its structure and configuration may be read.
         active_dropout: names of the modules whose dropout stays above zero under the stack's policy.
-        dtype: of the arithmetic (float32, or autocast's).
+        task: the cell's task.
+        recipe: the cell's recipe.
+        dtype: the dtype of the arithmetic: float32, or autocast's.
         partners: the other methods of the stack.
-        outer: those to the left, whose objectives are around this method's.
+        outer: the methods to the left, whose objectives are around this method's.
     """
 
     skeleton: nn.Module
@@ -64,7 +73,7 @@ class Facts:
 @dataclass_transform(kw_only_default=True)
 @dataclass(kw_only=True, eq=False)
 class Method:
-    """Vanilla fine-tuning; the base class of every method.
+    """A Method is a fine-tuning regulariser; the base class is vanilla fine-tuning, and each hook does nothing.
 
     Subclasses become keyword-only dataclasses by themselves. Their fields are hyper-parameters: public, validated when
     made, never changed after. What a method learns while it runs lives in attributes that end in `_`.
@@ -74,12 +83,13 @@ class Method:
         version: raised when the method's numbers change, so that stale rows never mix with new ones.
         phase: when `setup` runs.
         stochastic: whether two training forwards of the same batch differ because of this method.
-        arrangement: the furthest arrangement in which it works: "padded"; "packed" if whatever it does to hidden states
-            between the layers may have them without padding, (1, tokens, dim); "trimmed" if besides, from `optimizer`
-            on, the token embeddings may have only the rows of tokens that occur, and it holds none of them from before.
+        batch_layout: the furthest layout in which it works: "padded"; "unpadded" if whatever it does to hidden states
+            between the layers may have them without padding, (1, tokens, dim); "unpadded_trimmed" if besides, from
+            `optimizer` on, the token embeddings may have only the rows of tokens that occur, and it holds none of them
+            from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
         early_backward: whether it calls `step.backward`, so that the loss it returns is partly detached.
-        noises: the place where it puts noise, as "token embeddings"; stacking two of one place is said before a run.
+        noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
         search_space: by parameter, the range or the choices that a search may try; the default need not be inside.
         neutral: parameters under which the method equals vanilla (with the same dropout) to the last bit; None where
             there is no such setting, and the card says why.
@@ -89,7 +99,7 @@ class Method:
     version: ClassVar[int] = 1
     phase: ClassVar[Phase] = Phase.MEASURE
     stochastic: ClassVar[bool] = False
-    arrangement: ClassVar[str] = ARRANGEMENTS[0]
+    batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
     early_backward: ClassVar[bool] = False
     noises: ClassVar[str] = ""
@@ -100,77 +110,76 @@ class Method:
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        if cls.__doc__ is None:  # the file's card, where the class has no words of its own
+        # A class without a docstring has the file's card.
+        if cls.__doc__ is None:
             cls.__doc__ = sys.modules[cls.__module__].__doc__
+        # Version 0.1 called the batch layout `arrangement`; a plugin may do so for one more version.
+        if (former := vars(cls).get("arrangement")) is not None:
+            cls.batch_layout = FORMER_LAYOUTS.get(former, former)
         dataclass(kw_only=True, eq=False)(cls)
 
     def __post_init__(self) -> None:
         validate(self)
 
-    @property
-    def parts(self) -> tuple[Method, ...]:
-        """The methods that this one is made of: itself."""
-        return (self,)
-
     def unsupported(self, facts: Facts) -> str | None:
-        """Why this method can't run in a cell with these facts, as the end of "NAME is skipped: …"; else None."""
+        """Return why this method can't run in such a cell, as the end of "NAME is skipped: …"; else None."""
         return None
 
     def warning(self, facts: Facts) -> str | None:
-        """What the user should know of a cell that can run: above all that this method has no effect in it."""
+        """Say what the user should know of a cell that can run: above all that this method has no effect in it."""
         return None
 
     def effects(self) -> Mapping[str, Method]:
-        """What this method does, split: each twin turns one more effect on, the last is the method itself.
+        """Split what this method does: each twin turns one more effect on, and the last is the method itself.
 
-        The first is compared with vanilla at this method's dropout; what that dropout does is split off before.
+        The first twin is compared with vanilla at this method's dropout; what that dropout does is split off before.
         """
         return {self.name: self}
 
     def noise_scale(self) -> float | None:
-        """Standard deviation of the noise this method adds to activations; refused where the dtype can't carry it."""
+        """Return the standard deviation of the noise on activations; refused where the dtype can't carry it."""
         return None
 
     def passes(self, inner: Passes) -> Passes:
-        """Passes of one step, given those of one call of `inner`. Checked against what is counted."""
+        """Return the passes of one step, given those of one call of `inner`; checked against what is counted."""
         return inner
 
     def memory(self, inner: Memory) -> Memory:
-        """What training keeps, given what it keeps with `inner` alone. Checked against what is measured."""
+        """Return what training keeps, given what it keeps with `inner` alone; checked against what is measured."""
         return inner
 
     def setup(self, run: Run) -> None:
-        """Once, after the model is loaded and before the optimiser exists."""
+        """Prepare the run: called once, after the model is loaded and before the optimiser exists."""
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
-        """Replace or wrap the optimiser, or change its groups; once, after every setup."""
+        """Replace or wrap the optimiser, or change its groups: called once, after every setup."""
         return optimizer
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
-        """Around every training forward: perturb activations or weights inside, leave no trace after."""
+        """Perturb activations or weights around every training forward pass, and leave no trace after it."""
         yield
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
-        """The loss of one micro-batch. `inner(view)` is that of the methods to the right, at last the task's loss."""
+        """Return the loss of one micro-batch; `inner(view)` is that of the methods to the right, at last the task's."""
         return inner(view)
 
     def gradients(self, run: Run) -> None:
-        """Change the gradients of `run.params` in place: after clipping, before the optimiser's step."""
+        """Change the gradients of `run.params` in place: called after clipping, before the optimiser's step."""
 
     def after_step(self, run: Run) -> None:
-        """After the optimiser's and the scheduler's step."""
+        """Follow a step: called after the optimiser's and the scheduler's."""
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
-        """Around every evaluation; weights are swapped by copying into the same storage, and back."""
+        """Swap weights around every evaluation, by copying into the same storage, and back."""
         yield
 
     def state(self) -> State:
-        """What changes from step to step and is needed to go on: for a checkpoint in the middle of a run.
+        """Return what changes from step to step and is needed to go on: for a checkpoint in the middle of a run.
 
-        Not what `setup` and `optimizer` make, for they are replayed, nor weights of the model, the optimiser's state or
-        random streams, which are kept by themselves.
+        It is not what `setup` and `optimizer` make, for they are replayed, nor weights of the model, the optimiser's
+        state or random streams, which are kept without it.
         """
         return {}
 
@@ -178,4 +187,4 @@ class Method:
         """Take back what `state` gave, after `setup` and `optimizer`; tensors come on the run's device."""
 
     def teardown(self, run: Run) -> None:
-        """Leave a plain model, whatever happened; runs also after an error, and after a `setup` that never ran."""
+        """Leave a plain model, whatever happened: called also after an error, and after a `setup` that never ran."""

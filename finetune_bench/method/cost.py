@@ -1,4 +1,4 @@
-"""What a method costs: its passes per step, and its memory as sums of named sizes."""
+"""A method's cost is declared here: its passes per step, and its memory as sums of named sizes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,12 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Passes:
-    """Forward and backward passes of one training step; a backward through two graphs at once counts as one."""
+    """Passes counts forward and backward passes of one step; a backward through two graphs at once is one.
+
+    Attributes:
+        forwards: forward passes per micro-batch.
+        backwards: backward passes per micro-batch.
+    """
 
     forwards: int = 1
     backwards: int = 1
@@ -37,7 +42,7 @@ SIZES = {
 
 @dataclass(frozen=True)
 class Memory:
-    """What training needs beyond weights, gradients and the optimiser's two moments, as sums of `SIZES`.
+    """Memory is needed by training beyond weights, gradients and two moments of each: sums of `SIZES`.
 
     Attributes:
         saved: how many of each size autograd keeps for the backward pass when it keeps most.
@@ -52,21 +57,21 @@ class Memory:
             raise ValueError(f"a memory formula is made of {', '.join(SIZES)}; got '{unknown[0]}'")
 
     def plus(self, saved: Mapping[str, float] | None = None, kept: Mapping[str, float] | None = None) -> Memory:
-        """This and more."""
+        """Add counts of `SIZES` to both sums."""
         return Memory(_sum(self.saved, saved or {}), _sum(self.kept, kept or {}))
 
     def times(self, factor: float) -> Memory:
-        """With so many graphs alive at once; the batch is saved once, and what is kept all along stays."""
+        """Multiply what graphs save, all but the batch, for so many graphs at once; what is kept all along stays."""
         return Memory({name: count if name == "I" else factor * count for name, count in self.saved.items()}, self.kept)
 
     @property
     def saved_formula(self) -> str:
-        """`saved` as text, as `I + 2 · F + L`."""
+        """Write `saved` as text, as `I + 2 · F + L`."""
         return _formula(self.saved)
 
     @property
     def kept_formula(self) -> str:
-        """`kept` as text; `0` for nothing."""
+        """Write `kept` as text; `0` for nothing."""
         return _formula(self.kept)
 
 

@@ -11,13 +11,13 @@ from torch.optim import Optimizer
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
-from finetune_bench.method.step import Inner, Objective, Run, Step, View
+from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
-from finetune_bench.recipe import ARRANGEMENTS
+from finetune_bench.recipe import BATCH_LAYOUTS
 
 
 class Stack(Method):
-    """Several methods as one: setup by phase, then left to right; contexts nested; the leftmost objective outermost."""
+    """A Stack is several methods as one: setup by phase, then left to right; the leftmost objective outermost."""
 
     name = "stack"
 
@@ -25,21 +25,18 @@ class Stack(Method):
         self.methods = tuple(methods)
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
         self.stochastic = any(method.stochastic for method in self.methods)  # type: ignore[misc]
-        self.arrangement = min((m.arrangement for m in self.methods), key=ARRANGEMENTS.index)  # type: ignore[misc]
+        self.batch_layout = min((m.batch_layout for m in self.methods), key=BATCH_LAYOUTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
-    @property
-    def parts(self) -> tuple[Method, ...]:
-        return self.methods
-
     def unsupported(self, facts: Facts) -> str | None:
-        for method, own in self._facts(facts):
-            if reason := method.unsupported(own):
+        """Return the first method's reason against the cell, with its name; None where all of them can run."""
+        for method, method_facts in self._facts(facts):
+            if reason := method.unsupported(method_facts):
                 return f"{method.name}: {reason}"
         return None
 
     def lost_noise(self, facts: Facts) -> str | None:
-        """Which method's noise is below what the arithmetic resolves, as the end of "it is skipped: …"; else None."""
+        """Name the method whose noise the arithmetic can't resolve, as the end of "it is skipped: …"; else None."""
         finest = torch.finfo(facts.dtype).eps / 2
         for method in self.methods:
             scale = method.noise_scale()
@@ -51,69 +48,94 @@ class Stack(Method):
         return None
 
     def _facts(self, facts: Facts) -> Iterator[tuple[Method, Facts]]:
+        """Yield every method with the facts of its cell, its partners among them."""
         for index, method in enumerate(self.methods):
             outer, right = self.methods[:index], self.methods[index + 1 :]
             yield method, dataclasses.replace(facts, partners=outer + right, outer=outer)
 
     def warnings(self, facts: Facts) -> list[str]:
-        """What the user should know before a run, one sentence each."""
-        said = [f"{method.name}: {text}" for method, own in self._facts(facts) if (text := method.warning(own))]
-        for place in dict.fromkeys(method.noises for method in self.methods if method.noises):
-            names = [method.name for method in self.methods if method.noises == place]
+        """Say what the user should know before a run, one sentence each."""
+        warnings = []
+        for method, method_facts in self._facts(facts):
+            if text := method.warning(method_facts):
+                warnings.append(f"{method.name}: {text}")
+        for noised in dict.fromkeys(method.noises for method in self.methods if method.noises):
+            names = [method.name for method in self.methods if method.noises == noised]
             if len(names) > 1:
-                said.append(f"{' and '.join(names)} all put noise on the {place}; their noises add up")
-        return said
+                warnings.append(f"{' and '.join(names)} all put noise on the {noised}; their noises add up")
+        return warnings
 
     def passes(self, inner: Passes) -> Passes:
+        """Return the passes of one step: each method's around those to the right of it."""
         for method in reversed(self.methods):
             inner = method.passes(inner)
         return inner
 
     def memory(self, inner: Memory) -> Memory:
+        """Return what training keeps: each method's around that of those to the right of it."""
         for method in reversed(self.methods):
             inner = method.memory(inner)
         return inner
 
     def setup(self, run: Run) -> None:
+        """Set the methods up by phase, then left to right."""
         for method in sorted(self.methods, key=lambda method: method.phase):
             method.setup(run)
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
+        """Pass the optimiser through the methods, left to right."""
         for method in self.methods:
             optimizer = method.optimizer(optimizer, run)
         return optimizer
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
+        """Enter every method's `perturbing`, the leftmost first."""
         with ExitStack() as contexts:
             for method in self.methods:
                 contexts.enter_context(method.perturbing(run))
             yield
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Put the methods' objectives into each other, the leftmost outermost."""
         for method in reversed(self.methods):
             inner = _nest(method, step, inner)
         return inner(view)
 
     def gradients(self, run: Run) -> None:
+        """Let the methods change the gradients, left to right."""
         for method in self.methods:
             method.gradients(run)
 
     def after_step(self, run: Run) -> None:
+        """Let the methods follow the step, left to right."""
         for method in self.methods:
             method.after_step(run)
 
     @contextmanager
     def evaluating(self, run: Run) -> Iterator[None]:
+        """Enter every method's `evaluating`, the leftmost first."""
         with ExitStack() as contexts:
             for method in self.methods:
                 contexts.enter_context(method.evaluating(run))
             yield
 
+    def state_dict(self) -> list[State]:
+        """Return what every method keeps for a checkpoint, in the order of the stack."""
+        return [method.state() for method in self.methods]
+
+    def load_state_dict(self, states: Sequence[State]) -> None:
+        """Give every method back what `state_dict` gave; those that kept nothing are not asked."""
+        for method, state in zip(self.methods, states, strict=True):
+            if state:
+                method.load_state(state)
+
     def teardown(self, run: Run) -> None:
-        with ExitStack() as last:  # every teardown runs, also when another one raises
+        """Run every method's teardown in reversed order."""
+        # Every teardown runs, also when another one raises.
+        with ExitStack() as callbacks:
             for method in self.methods:
-                last.callback(method.teardown, run)
+                callbacks.callback(method.teardown, run)
 
 
 def _nest(method: Method, step: Step, inner: Inner) -> Inner:

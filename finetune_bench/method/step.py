@@ -1,4 +1,4 @@
-"""What a method is given: the training run, one step of it, and how a forward pass is to be made."""
+"""A method is given the training run, one step of it, and a view: how a forward pass is to be made."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from finetune_bench.task import Batch, Output, Task
 
 @dataclass(frozen=True)
 class View:
-    """How one forward pass is to be made.
+    """A View says how one forward pass is to be made.
 
     Attributes:
-        embeds: (batch, seq, dim), replaces the raw token embeddings (before position embeddings, norm and dropout).
-        weights: by canonical name, take the place of the parameters in this pass; gradients flow to them.
+        embeds: (batch, seq, dim); they replace the raw token embeddings, before position embeddings, norm and dropout.
+        weights: tensors by canonical name; they replace the parameters in this pass, and gradients flow to them.
         perturb: False turns every method's `perturbing` off for this pass.
         hidden: also return the states between the layers, as `Output.hidden`.
         weight: the factor by which outer methods will multiply the loss of this pass. A method that multiplies
@@ -37,11 +37,11 @@ class View:
 
 @dataclass(frozen=True)
 class Objective:
-    """What one evaluation of the training loss yields.
+    """An Objective is what one evaluation of the training loss yields.
 
     Attributes:
-        loss: 0-dim, of the micro-batch; its graph reaches the weights.
-        output: that of a forward pass of which the graph is alive: the first, unless the method says otherwise.
+        loss: the micro-batch's loss, 0-dim; its graph reaches the weights.
+        output: the output of a forward pass whose graph was not freed: the first, unless the method says otherwise.
         logs: named 0-dim tensors or numbers, kept per step in the training trace.
     """
 
@@ -50,32 +50,36 @@ class Objective:
     logs: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
+# The objective of the methods to the right, at last the task's loss.
 Inner = Callable[[View], Objective]
 
 
 class Step(Protocol):
-    """One micro-batch: the only door from a method to the training step."""
+    """A Step is one micro-batch: the only door from a method to the training step."""
 
     @property
-    def batch(self) -> Batch: ...
+    def batch(self) -> Batch:
+        """Return the examples."""
+        ...
+
     def forward(self, view: View = ...) -> Output:
-        """One training forward pass inside the stack's `perturbing` (unless the view says no); it is counted."""
+        """Make one training forward pass inside the stack's `perturbing` (unless the view says no); it is counted."""
         ...
 
     def embeds(self, view: View = ...) -> Tensor:
-        """The view's raw token embeddings (batch, seq, dim), before position embeddings, norm and dropout."""
+        """Return the view's raw token embeddings (batch, seq, dim), before position embeddings, norm and dropout."""
         ...
 
     def divergence(self, p: Output, q: Output) -> Tensor:
-        """The task's distance between two predictions, batch mean: symmetric KL, or the MSE for regression."""
+        """Return the task's distance between two predictions, batch mean: symmetric KL, or MSE for regression."""
         ...
 
     def mark(self) -> Streams:
-        """Where all random streams stand: dropout's, and every method's."""
+        """Return where all random streams stand: dropout's, and every method's."""
         ...
 
     def replay(self, mark: Streams) -> AbstractContextManager[None]:
-        """Inside, passes draw what they drew from the mark on: the same masks, the same noise, for equal shapes.
+        """Let passes inside draw what they drew from the mark on: the same masks and noise, for equal shapes.
 
         After it the streams stand where they stood before. What a method draws for itself it therefore draws outside:
         inside it would draw the same at every step.
@@ -87,7 +91,7 @@ class Step(Protocol):
 
         Args:
             part: a summand of the loss that this method will return.
-            view: the one that this method was given: its `weight` is applied here, as is all other scaling of losses.
+            view: the view that this method was given: its `weight` is applied here, as is all other scaling of losses.
 
         Returns:
             The part, detached, to be added to the loss that is returned. Declare `early_backward`.
@@ -95,56 +99,69 @@ class Step(Protocol):
         ...
 
 
-Streams = Mapping[str, Tensor]  # states of random streams, by name
+# States of random streams, by name.
+Streams = Mapping[str, Tensor]
 
-
-State = Mapping[str, Any]  # what a method has to keep, by name: tensors, and what JSON can hold
+# What a method has to keep, by name: tensors, and what JSON can hold.
+State = Mapping[str, Any]
 
 
 class Run(Protocol):
-    """What `setup` and the other hooks may use of the training run."""
+    """A Run is what `setup` and the other hooks may use of the training run.
+
+    Attributes:
+        model: the classifier, on `device`.
+        params: the parameters by canonical name, fixed at build; the objects stay the same under wrapping. A method
+            that brings parameters puts them here in `setup` and takes them out in `teardown`.
+        undecayed: names of the parameters that the recipe's weight decay leaves out: biases and norms.
+        weights: while a pass runs, what it uses in the place of the parameters of these names.
+        trained: masks of the entries that train, for parameters of which a method fixed the others.
+        task: the task, with its loss and divergence.
+        recipe: how the run is trained.
+        total_steps: how many optimiser steps the run has.
+        device: the device that the model is on.
+        dtype: the dtype of the arithmetic: float32, or autocast's.
+    """
 
     model: nn.Module
-    # Canonical names, fixed at build; the objects stay the same under wrapping. A method that brings parameters of its
-    # own puts them here in `setup` and takes them out in `teardown`.
     params: dict[str, Parameter]
-    undecayed: set[str]  # names of the parameters that the recipe's weight decay leaves out: biases and norms
-    weights: Mapping[str, Tensor]  # while a pass runs: what it uses in the place of the parameters of these names
-    trained: dict[str, Tensor]  # masks of the entries that train, for parameters of which a method fixed the others
+    undecayed: set[str]
+    weights: Mapping[str, Tensor]
+    trained: dict[str, Tensor]
     task: Task
     recipe: Recipe
     total_steps: int
     device: torch.device
-    dtype: torch.dtype  # of the arithmetic: float32, or autocast's
+    dtype: torch.dtype
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
-        """The weights as loaded, by canonical name, before any method touched them. Needs `reads_pretrained`."""
+        """Return the weights as loaded, by canonical name, before any method touched them; needs `reads_pretrained`."""
         ...
 
     def reanchor(self, names: Iterable[str]) -> None:
-        """From here on `pretrained` holds these parameters' present values. For surgery that discards the old ones."""
+        """Let `pretrained` hold these parameters' present values from here on: for surgery that discards the old."""
         ...
 
     def generator(self, name: str) -> Generator:
-        """The method's own random stream of that name, on `device`; the same object at each call."""
+        """Return the method's own random stream of that name, on `device`; the same object at each call."""
         ...
 
     def batches(self, order: str) -> Iterator[Batch]:
-        """One pass over the training data in batches of the recipe's size, shuffled by the stream `order`."""
+        """Yield one pass over the training data in batches of the recipe's size, shuffled by the stream `order`."""
         ...
 
     def loss(self, batch: Batch, view: View = ...) -> Tensor:
-        """The plain task loss of a batch (0-dim, batch mean), the model in the mode it is in."""
+        """Return the plain task loss of a batch (0-dim, batch mean), the model in the mode it is in."""
         ...
 
     def grad(self, loss: Tensor, weights: Sequence[Tensor], view: View = ...) -> list[Tensor]:
-        """Gradients of a loss, zero for weights that it doesn't depend on; counted, and `.grad` is left alone.
+        """Return gradients of a loss, zero for weights it doesn't depend on; counted, and `.grad` is left alone.
 
         The loss's graph is freed; with the view that its passes were made from, what lies below its embeddings is not.
         """
         ...
 
     def own_randomness(self, name: str) -> AbstractContextManager[None]:
-        """Inside, the global random streams (dropout) are the method's own; after it they are as they were."""
+        """Give the global random streams (dropout) to the method inside; after it they are as they were."""
         ...

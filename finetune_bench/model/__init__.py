@@ -1,4 +1,4 @@
-"""Pre-trained models: loading them, finding one's way in them, their dropout, and passes without padding."""
+"""This room loads pre-trained models and finds layers, head and dropout in them; it also computes without padding."""
 
 from __future__ import annotations
 
@@ -33,12 +33,15 @@ from finetune_bench.model.structure import (
     layer_inputs_changed,
     layers,
     output_layer,
-    places,
+    parameter_depths,
     positions,
     undecayed,
     weights_replaced,
 )
 from finetune_bench.model.weights import identity, load, taken
+
+# The former name, which plugins may use.
+places = parameter_depths
 
 __all__ = [
     "CONTENT",
@@ -64,6 +67,7 @@ __all__ = [
     "load",
     "looks_like_folder",
     "output_layer",
+    "parameter_depths",
     "places",
     "positions",
     "save",

@@ -1,4 +1,4 @@
-"""A model's dropout: what a method asks of it, which of it acts on hidden states, and how the request is realised."""
+"""This file realises what a method asks of a model's dropout, and finds which of it acts on hidden states."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from torch.overrides import TorchFunctionMode
 
 
 class Dropout(StrEnum):
-    """What a method asks of the model's dropout. In a stack the strongest *off* wins."""
+    """A method asks one of these of the model's dropout. In a stack the strongest *off* wins."""
 
     KEEP = "keep"
-    HIDDEN_OFF = "hidden_off"  # all but what acts on attention probabilities alone, the head's included
+    # All but what acts on attention probabilities alone, the head's included; see HyPe's card.
+    HIDDEN_OFF = "hidden_off"
     ALL_OFF = "all_off"
 
 
@@ -28,7 +29,7 @@ HIDDEN_DROPOUT_FIELDS = ("hidden_dropout_prob", "dropout")
 
 
 def with_dropout(config: Any, policy: Dropout) -> Any:
-    """A copy of a configuration under a dropout policy. Set before the modules exist: later edits change nothing.
+    """Copy a configuration under a dropout policy, before the modules exist: later edits change nothing.
 
     Configurations have many names for the rest of a model's dropout: `switch_off` finds it in the modules.
     """
@@ -65,7 +66,7 @@ def switch_off(model: nn.Module, policy: Dropout) -> list[str]:
 
 
 def active_dropout(model: nn.Module) -> dict[str, float]:
-    """Dropout that is above zero, by module; layer numbers are written as `*`. Heads that never run are left out."""
+    """Return the dropout rates above zero, by module and attribute; layer numbers are written as `*`."""
     active: dict[str, float] = {}
     for name, module in model.named_modules():
         for key, rate in dropout_rates(module).items():
@@ -80,10 +81,10 @@ def shown(name: str, key: str) -> str:
 
 
 def dropout_rates(module: nn.Module) -> dict[str, float]:
-    """A module's own dropout rates, by attribute."""
+    """Return a module's dropout rates, by attribute, without those of the modules in it."""
     is_dropout = "dropout" in type(module).__name__.lower()
-    own = {key: rate for key, rate in vars(module).items() if "drop" in key or (is_dropout and key == "p")}
-    return {key: rate for key, rate in own.items() if isinstance(rate, float | int) and not isinstance(rate, bool)}
+    rates = {key: rate for key, rate in vars(module).items() if "drop" in key or (is_dropout and key == "p")}
+    return {key: rate for key, rate in rates.items() if isinstance(rate, float | int) and not isinstance(rate, bool)}
 
 
 def attention_dropout(model: nn.Module) -> frozenset[tuple[str, str]]:
@@ -121,14 +122,14 @@ class _Key:
         return hash(self.text)
 
 
-Places = set[tuple[str, str]]  # module and attribute
+Rates = set[tuple[str, str]]  # module and attribute
 
 
 @lru_cache(maxsize=64)
-def _traced(key: _Key) -> tuple[Places, Places]:
+def _traced(key: _Key) -> tuple[Rates, Rates]:
     """Return which rates act on attention probabilities, and which on something else, in a pass without weights.
 
-    Every rate is replaced by a number of its own, by which it is known again where dropout happens.
+    Every rate is replaced by another number, by which it is known again where dropout happens.
     """
     with torch.device("meta"):
         model = key.make(copy.deepcopy(key.config)).train()
@@ -178,9 +179,8 @@ class _Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         operand = next(_tensors(args, kwargs), None)
-        if (
-            name in _READS
-        ):  # models look whether there is padding, or a sentence is too long: there is none, and it isn't
+        # Models look whether there is padding, or a sentence is too long: there is none, and it isn't.
+        if name in _READS:
             return name != "__contains__" if name in ("__bool__", "__contains__") else 1
         if "dropout" in name:
             rate = kwargs["p"] if "p" in kwargs else args[1] if len(args) > 1 else 0.5

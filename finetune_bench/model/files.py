@@ -1,4 +1,4 @@
-"""A checkpoint's files, before anything is loaded: are they there, whole, and without NaN?"""
+"""This file checks a checkpoint's files before anything is loaded: are they there, whole, and without NaN?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading pre-trained checkpoints from the hub or a folder: configuration, tokenizer, weights."""
+"""This file loads pre-trained checkpoints from the hub or a folder: configuration, tokenizer, weights."""
 
 from __future__ import annotations
 
@@ -16,12 +16,13 @@ from finetune_bench.errors import ModelError
 from finetune_bench.model.files import check_folder
 from finetune_bench.model.structure import positions, vocabulary
 
-CONTENT = (".json", ".model", ".safetensors", ".txt")  # files of a checkpoint that can change what is computed
+# Endings of a checkpoint's files that can change what is computed.
+CONTENT = (".json", ".model", ".safetensors", ".txt")
 
 
 @cache
 def library() -> ModuleType:
-    """Transformers, imported when first needed (it takes seconds), and told to keep its loading reports to itself."""
+    """Import transformers when it is first needed, for it takes seconds, and silence its reports of loading."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -30,7 +31,7 @@ def library() -> ModuleType:
 
 
 def fingerprint(name: str) -> str:
-    """What identifies a checkpoint's content: the hub's commit, or a hash of a folder's files.
+    """Return the hub's commit of a checkpoint, or a hash of a folder's files: either identifies its content.
 
     Raises:
         ModelError: no such folder, and no such checkpoint on the hub or in its cache.
@@ -39,11 +40,12 @@ def fingerprint(name: str) -> str:
         folder = Path(name).expanduser()
         check_folder(name, folder)
         return hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
-    return folder_of(name).name  # the hub's cache keeps a folder per commit
+    # The hub's cache keeps a folder per commit.
+    return folder_of(name).name
 
 
 def folder_of(name: str) -> Path:
-    """Return the folder of a checkpoint's files: its own, or that of the commit in the hub's cache.
+    """Return the folder of a checkpoint's files: a folder that was named, or that of the commit in the hub's cache.
 
     Raises:
         ModelError: there is no such checkpoint on the hub or in its cache.
@@ -61,18 +63,18 @@ def folder_of(name: str) -> Path:
 
 
 def looks_like_folder(name: str) -> bool:
-    """Whether a model's name is meant as a path: it exists, or it is written like one."""
+    """Return whether a model's name is meant as a path: it exists, or it is written like one."""
     return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def label(name: str) -> str:
-    """How reports call a checkpoint: its hub name, or the last two parts of its folder's path."""
+    """Name a checkpoint as reports do: by its hub name, or by the last two parts of its folder's path."""
     return "/".join(Path(name).expanduser().resolve().parts[-2:]) if looks_like_folder(name) else name
 
 
 @cache
 def hash_files(paths: tuple[Path, ...]) -> str:
-    """A hash of files' names and contents."""
+    """Hash the names and contents of files."""
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
@@ -83,7 +85,7 @@ def hash_files(paths: tuple[Path, ...]) -> str:
 
 @cache
 def raw_config(name: str) -> Any:
-    """Return the checkpoint's configuration as it stands.
+    """Read the checkpoint's configuration as it stands.
 
     Raises:
         ModelError: it can't be read.
@@ -92,64 +94,67 @@ def raw_config(name: str) -> Any:
 
 
 def padding_differs(name: str) -> bool:
-    """Say whether the configuration names another padding token than the tokenizer, whose batches hold."""
+    """Return whether the configuration names another padding token than the tokenizer, whose batches hold."""
     stale = getattr(raw_config(name).get_text_config(), "pad_token_id", None)
     return stale is not None and stale != tokenizer(name).pad_token_id
 
 
 def _read_config(name: str, **options: Any) -> Any:
     try:
-        return library().AutoConfig.from_pretrained(place(name), trust_remote_code=False, **options)
+        return library().AutoConfig.from_pretrained(source(name), trust_remote_code=False, **options)
     except Exception as error:  # a file of junk fails in any way
         raise ModelError(f"--model: the configuration of '{name}' can't be read: {_first_line(error)}") from None
 
 
 @cache
 def config(name: str, outputs: int) -> Any:
-    """The checkpoint's configuration, with a head of that width. Never run code from the hub.
+    """Read the checkpoint's configuration, with a head of that width; code from the hub is never run.
 
     Raises:
         ModelError: it can't be read.
     """
-    found = _read_config(name, num_labels=outputs)
-    text = found.get_text_config()
-    found.problem_type = None  # the task computes the loss; a stale value would not be ours
-    if method := (getattr(found, "quantization_config", None) or getattr(text, "quantization_config", None)):
+    loaded = _read_config(name, num_labels=outputs)
+    text = loaded.get_text_config()
+    # The task computes the loss; a value that was left there would not be ours.
+    loaded.problem_type = None
+    if method := (getattr(loaded, "quantization_config", None) or getattr(text, "quantization_config", None)):
         kind = method.get("quant_method", "") if isinstance(method, dict) else getattr(method, "quant_method", "")
         raise ModelError(
             f"--model: the weights of '{name}' are quantised ({kind}), and can't be fine-tuned as they are; give the "
             "checkpoint that they were made from."
         )
     # A decoder finds the last token of a text by it, and refuses batches without it.
-    for part in (found, text):
+    for part in (loaded, text):
         part.pad_token_id = tokenizer(name).pad_token_id
-    return found
+    return loaded
 
 
 @cache
 def tokenizer(name: str) -> Any:
-    """The checkpoint's tokenizer.
+    """Read the checkpoint's tokenizer.
 
     Raises:
         ModelError: it can't be read.
     """
     try:
-        found = library().AutoTokenizer.from_pretrained(place(name), trust_remote_code=False)
+        loaded = library().AutoTokenizer.from_pretrained(source(name), trust_remote_code=False)
     except Exception as error:  # a file of junk fails in any way
         raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {_first_line(error)}") from None
-    if len(found) <= len(found.all_special_ids):  # transformers makes up an empty one where its files are missing
+    # Where its files are missing, transformers makes up an empty one.
+    if len(loaded) <= len(loaded.all_special_ids):
         raise ModelError(
-            f"--model: '{name}' has no vocabulary, only {len(found)} special tokens: the tokenizer's files are missing."
-            " Save them beside the weights: tokenizer.save_pretrained(folder)."
+            f"--model: '{name}' has no vocabulary, only {len(loaded)} special tokens: the tokenizer's files are "
+            "missing. Save them beside the weights: tokenizer.save_pretrained(folder)."
         )
-    if found.pad_token_id is None and found.eos_token_id is not None:
-        found.pad_token = found.eos_token  # decoders are trained without padding; `notes` says so
-    if found.pad_token_id is None:
+    # Decoders are trained without padding; the plan's notes say so.
+    if loaded.pad_token_id is None and loaded.eos_token_id is not None:
+        loaded.pad_token = loaded.eos_token
+    if loaded.pad_token_id is None:
         raise ModelError(
             f"--model: the tokenizer of '{name}' has neither a padding token, which batches need, nor an end "
             "token to take in its place; name one: tokenizer.pad_token = … and save it."
         )
-    return found
+    return loaded
 
 
 def check_fit(name: str, max_length: int) -> None:
@@ -159,15 +164,15 @@ def check_fit(name: str, max_length: int) -> None:
         ModelError: more tokens in the vocabulary, or in an example, than the model has embeddings or positions for.
     """
     model = skeleton(config(name, 2))
-    words, places, table = len(tokenizer(name)), positions(model), vocabulary(model)
-    if table is not None and words > table:
+    tokens, longest, embeddings = len(tokenizer(name)), positions(model), vocabulary(model)
+    if embeddings is not None and tokens > embeddings:
         raise ModelError(
-            f"--model: the tokenizer of '{name}' knows {words} tokens, its model only {table}; they don't belong "
+            f"--model: the tokenizer of '{name}' knows {tokens} tokens, its model only {embeddings}; they don't belong "
             "together."
         )
-    if places is not None and max_length > places:
+    if longest is not None and max_length > longest:
         raise ModelError(
-            f"--max-length {max_length}: '{name}' has positions for {places} tokens; give {places} or less."
+            f"--max-length {max_length}: '{name}' has positions for {longest} tokens; give {longest} or less."
         )
 
 
@@ -175,12 +180,13 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def place(name: str) -> str:
+def source(name: str) -> str:
+    """Return where to load a model from: a folder's path, or the hub name as it is."""
     return str(Path(name).expanduser()) if looks_like_folder(name) else name
 
 
 def build(config: Any) -> nn.Module:
-    """A randomly initialised classifier, fp32, drawn from the global random stream.
+    """Build a randomly initialised classifier, fp32, drawn from the global random stream.
 
     Raises:
         ModelError: the architecture has no classification head.
@@ -195,7 +201,7 @@ def build(config: Any) -> nn.Module:
 
 
 def skeleton(config: Any) -> nn.Module:
-    """The model without weights, on the meta device: its structure can be read at once."""
+    """Build the model without weights, on the meta device: its structure can be read at once."""
     with torch.device("meta"):
         return build(config)
 
@@ -204,10 +210,10 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path, labels: tu
     """Write a plain Hugging Face folder, with the checkpoint's own dropout in its configuration.
 
     Args:
-        model: after teardown.
-        tokenizer: saved beside it.
+        model: the model after teardown.
+        tokenizer: its tokenizer, saved beside it.
         config: the configuration as loaded, before a dropout policy.
-        folder: where to.
+        folder: the folder to write.
         labels: names of the classes in the order of their ids, as the configuration shall name them; none for
             regression.
     """
@@ -221,9 +227,10 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path, labels: tu
 
 
 def named(config: Any, labels: tuple[str, ...]) -> Any:
-    """Return a copy of a configuration that says what its outputs are: the classes' names, or a number."""
+    """Copy a configuration, and say in the copy what its outputs are: the classes' names, or a number."""
     config = copy.deepcopy(config)
-    names = labels or ("LABEL_0",)  # the library's word for an output without a name; their count is the head's width
+    # The library's word for an output without a name; the count of names is the head's width.
+    names = labels or ("LABEL_0",)
     config.id2label = dict(enumerate(names))
     config.label2id = {label: number for number, label in config.id2label.items()}
     config.problem_type = "single_label_classification" if labels else "regression"
@@ -231,7 +238,7 @@ def named(config: Any, labels: tuple[str, ...]) -> Any:
 
 
 def digest(model: nn.Module) -> str:
-    """A hash of every weight's bytes, wherever the model is."""
+    """Hash every weight's bytes, wherever the model is."""
     sha = hashlib.sha256()
     for parameter in model.parameters():
         sha.update(parameter.detach().cpu().contiguous().numpy().tobytes())

@@ -1,4 +1,4 @@
-"""Checkpoints: loading them, and finding one's way in them: layers, head, dropout, norms.
+"""This file finds its way in a model: layers, head, norms, and where every parameter acts.
 
 Everything is found by structure, so that a new encoder needs no new line. Layer inputs arrive as the first positional
 argument or as `hidden_states`; they are (batch, seq, dim), XLNet's (seq, batch, dim). ALBERT calls one group of weights
@@ -18,16 +18,16 @@ from finetune_bench.errors import ModelError
 
 
 def positions(model: nn.Module) -> int | None:
-    """Tokens that the model has absolute positions for; None where no table of them is found."""
-    found = []
+    """Return how many tokens the model has absolute positions for; None where no table of them is found."""
+    counts = []
     for name, module in body(model).named_modules():
-        own = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
-        absolute = any(word in own for word in ("position", "wpe", "pos_emb")) and "rel" not in own
+        words = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+        absolute = any(word in words for word in ("position", "wpe", "pos_emb")) and "rel" not in words
         if absolute and isinstance(module, nn.Embedding):
             # RoBERTa counts from the padding token's id on, BART and OPT from a number of their own.
             padding = 0 if module.padding_idx is None else module.padding_idx + 1
-            found.append(module.num_embeddings - getattr(module, "offset", padding))
-    return min(found, default=None)
+            counts.append(module.num_embeddings - getattr(module, "offset", padding))
+    return min(counts, default=None)
 
 
 def vocabulary(model: nn.Module) -> int | None:
@@ -48,13 +48,13 @@ def checkpoint_activations(model: nn.Module) -> None:
 
 
 def body(model: nn.Module) -> nn.Module:
-    """The pre-trained part; what lies outside is the head."""
-    found: nn.Module = model.base_model  # type: ignore[assignment]
-    return found
+    """Return the pre-trained part; what lies outside is the head."""
+    pretrained: nn.Module = model.base_model  # type: ignore[assignment]
+    return pretrained
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The encoder's layers in the order in which they run; a shared one (ALBERT) stands once for every run.
+    """Return the encoder's layers in the order in which they run; a shared one (ALBERT) is there once for every run.
 
     Raises:
         ModelError: no list of layers was found, or there are two stacks of them.
@@ -80,22 +80,22 @@ def _lists_of_layers(stack: nn.Module) -> list[nn.ModuleList]:
     XLM keeps its attention blocks, feed-forward blocks and norms in lists of their own, and Funnel lists of layers in a
     list: no element of those is a layer.
     """
-    found = []
+    lists = []
     for module in stack.modules():
         children = [child for child in module.children() if isinstance(child, nn.ModuleList) and _is_filled(child)]
         for child in children:
             beside = [other for other in children if other is not child and len(other) == len(child)]
             if not beside and not isinstance(child[0], nn.ModuleList):
-                found.append(child)
-    return found
+                lists.append(child)
+    return lists
 
 
 def _is_filled(modules: nn.ModuleList) -> bool:
     return len(modules) > 0 and all(next(module.parameters(), None) is not None for module in modules)
 
 
-def places(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Where every parameter acts, from the bottom up.
+def parameter_depths(model: nn.Module) -> dict[nn.Parameter, int]:
+    """Return the depth at which every parameter acts, from the bottom up.
 
     Returns:
         −1 for embeddings and whatever the body has outside its layers (projections, tables of relative positions,
@@ -105,46 +105,48 @@ def places(model: nn.Module) -> dict[nn.Parameter, int]:
     Raises:
         ModelError: see `layers`.
     """
-    found, stack = layers(model), body(model)
-    last = set(found[-1].parameters())
-    place = dict.fromkeys(model.parameters(), len(found))
-    for child in stack.children():  # in the order in which they run; what follows the encoder is not below it
-        place |= dict.fromkeys(child.parameters(), -1)
+    stack, encoder = layers(model), body(model)
+    last = set(stack[-1].parameters())
+    depth = dict.fromkeys(model.parameters(), len(stack))
+    # Children come in the order in which they run; what follows the one with the layers is not below them.
+    for child in encoder.children():
+        depth |= dict.fromkeys(child.parameters(), -1)
         if last & set(child.parameters()):
             break
-    place |= dict.fromkeys(stack.parameters(recurse=False), -1)
-    for index, layer in enumerate(found):
-        place |= dict.fromkeys(layer.parameters(), index)
-    return place
+    depth |= dict.fromkeys(encoder.parameters(recurse=False), -1)
+    for index, layer in enumerate(stack):
+        depth |= dict.fromkeys(layer.parameters(), index)
+    return depth
 
 
 @contextmanager
 def weights_replaced(params: Mapping[str, nn.Parameter], values: Mapping[str, Tensor]) -> Iterator[None]:
-    """Inside, the named parameters hold other values, copied into the same storage; after it their own, to the bit."""
+    """Let the named parameters hold other values inside, in the same storage; after it their own, to the bit."""
     with torch.no_grad():
-        own = {name: params[name].detach().clone() for name in values}
+        before = {name: params[name].detach().clone() for name in values}
         for name, value in values.items():
             params[name].copy_(value)
     try:
         yield
     finally:
         with torch.no_grad():
-            for name, value in own.items():
+            for name, value in before.items():
                 params[name].copy_(value)
 
 
 def is_sequence_first(model: nn.Module) -> bool:
-    """Whether hidden states inside the encoder are (seq, batch, dim), as XLNet's are."""
-    return type(layers(model)[0]).__name__ == "XLNetLayer"  # told by its name: importing the class takes seconds
+    """Return whether hidden states inside the encoder are (seq, batch, dim), as XLNet's are."""
+    # Told by its name: importing the class takes seconds.
+    return type(layers(model)[0]).__name__ == "XLNetLayer"
 
 
 @contextmanager
 def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, `change(index, hidden)` replaces the hidden states that enter each layer of one forward pass.
+    """Replace the hidden states that enter each layer of one forward pass by `change(index, hidden)`.
 
     Args:
         model: the classifier.
-        change: gets the layer's index from 0 and its input, in the layer's own layout; returns what the layer gets.
+        change: gets the layer's index from 0 and its input in the layer's own layout, and returns what the layer gets.
     """
     runs = layers(model)
     index_of = {module: index for index, module in enumerate(runs)}
@@ -165,7 +167,7 @@ def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tenso
 
 @contextmanager
 def attention_outputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Inside, `change(index, hidden)` replaces what each layer's attention block hands to its feed-forward block.
+    """Replace what each layer's attention block hands to its feed-forward block by `change(index, hidden)`.
 
     Raises:
         ModelError: see `attention_blocks`.
@@ -188,31 +190,31 @@ def attention_outputs_changed(model: nn.Module, change: Callable[[int, Tensor], 
 
 
 def attention_blocks(model: nn.Module) -> list[nn.Module]:
-    """Per layer, the module whose output (its first, if several) is the feed-forward block's input and residual.
+    """Return, per layer, the module whose (first) output is the feed-forward block's input and residual.
 
     Raises:
         ModelError: no module's output is that (ModernBERT normalises first and adds the residual outside).
     """
-    found = []
+    blocks = []
     for layer in layers(model):
-        blocks = [
+        candidates = [
             module
             for name, module in layer.named_modules()
             if name.rpartition(".")[2] in ("attention", "rel_attn")
             and any(isinstance(part, nn.LayerNorm) or "LayerNorm" in type(part).__name__ for part in module.modules())
         ] or [module for name, module in layer.named_modules() if name == "sa_layer_norm"]
-        if not blocks:
+        if not candidates:
             raise ModelError(
                 f"no module's output in {type(model).__name__} is what the attention block hands to the feed-forward "
                 "block"
             )
-        found.append(blocks[0])
-    return found
+        blocks.append(candidates[0])
+    return blocks
 
 
 @contextmanager
 def hidden_states_captured(model: nn.Module) -> Iterator[list[Tensor]]:
-    """Inside, a forward pass appends to the list what enters the first layer and what leaves every layer.
+    """Append what enters the first layer and what leaves every layer to a list, in one forward pass inside.
 
     Each is (batch, seq, dim), with the noise that others put on it. The library's own `output_hidden_states` leaves
     hooks behind, and what it shows depends on the order of hooks.
@@ -236,21 +238,23 @@ def hidden_states_captured(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def output_layer(model: nn.Module) -> nn.Linear:
-    """The linear layer that yields the logits: the head's last.
+    """Return the linear layer that yields the logits: the head's last.
 
     Raises:
         ModelError: the head ends in no linear layer.
     """
     inside = set(body(model).modules())
     outputs: int = model.config.num_labels  # type: ignore[union-attr, assignment]
-    found = [m for m in model.modules() if isinstance(m, nn.Linear) and m not in inside and m.out_features == outputs]
-    if not found:
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in inside]
+    candidates = [module for module in linear if module.out_features == outputs]
+    if not candidates:
         raise ModelError(f"The head of {type(model).__name__} ends in no linear layer with {outputs} outputs.")
-    return found[-1]
+    return candidates[-1]
 
 
 @contextmanager
 def _hooked(handles: Iterator[Any]) -> Iterator[None]:
+    """Keep hooks inside; they are registered one by one, and all of them removed, also after an error."""
     registered: list[Any] = []
     try:
         registered.extend(handles)
@@ -261,7 +265,7 @@ def _hooked(handles: Iterator[Any]) -> Iterator[None]:
 
 
 def undecayed(model: nn.Module) -> set[str]:
-    """Names of the parameters without weight decay: biases, and all of a norm, told by the module's type."""
+    """Return the names of parameters without weight decay: biases, and all of a norm, told by the module's type."""
     names = set()
     for prefix, module in model.named_modules():
         is_norm = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()

@@ -1,4 +1,4 @@
-"""What a model takes of a checkpoint's weights: read from the file's header, before any weight is loaded.
+"""This file judges what a model takes of a checkpoint's weights, from the file's header, before any weight is loaded.
 
 transformers draws anew whatever it does not find, and goes on. That is right for a classification head and for a pooler
 that a checkpoint was saved without; for anything else the run would train random matrices under a pre-trained name.
@@ -20,7 +20,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.model import pretrained
 from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
 from finetune_bench.model.files import check_weights, weight_files
-from finetune_bench.model.structure import body, output_layer, places, undecayed
+from finetune_bench.model.structure import body, output_layer, parameter_depths, undecayed
 
 SAVED_WITH = {
     "module.": "as DistributedDataParallel saves them",
@@ -53,10 +53,10 @@ def taken(name: str) -> Taken:
     with torch.device("meta"):
         base = pretrained.library().AutoModel.from_config(config)
     model, info = _read(name, config, output_loading_info=True, device_map={"": "meta"})
-    found = judge(name, model, base, info)
+    parts = judge(name, model, base, info)
     folder = pretrained.folder_of(name)
     check_weights(name, tuple(weight_files(name, folder)), frozenset(info["unexpected_keys"]))
-    return found
+    return parts
 
 
 def identity(name: str) -> str:
@@ -88,7 +88,7 @@ def load(name: str, config: Any, init_seed: int, *, keep_head: bool = False) -> 
         name: hub name or folder.
         config: from `pretrained.config`, perhaps with another dropout.
         init_seed: of the head; the global random state is left as it was.
-        keep_head: take the checkpoint's own head; see `check_head`.
+        keep_head: take the checkpoint's head; see `check_head`.
 
     Raises:
         ModelError: the weights can't be read, or are not those of the configuration.
@@ -104,7 +104,7 @@ def load(name: str, config: Any, init_seed: int, *, keep_head: bool = False) -> 
 
 
 def check_head(name: str, labels: tuple[str, ...]) -> None:
-    """Check that a checkpoint's own head predicts a task's classes, so that training may go on from it.
+    """Check that a checkpoint's head predicts a task's classes, so that training may go on from it.
 
     Args:
         name: of the checkpoint.
@@ -127,7 +127,7 @@ def _read(name: str, config: Any, **options: Any) -> Any:
     """Return what transformers reads of a checkpoint's weights, what it lacks drawn from the global stream."""
     try:
         return pretrained.library().AutoModelForSequenceClassification.from_pretrained(
-            pretrained.place(name),
+            pretrained.source(name),
             config=config,
             dtype=torch.float32,
             trust_remote_code=False,
@@ -158,7 +158,7 @@ def judge(name: str, model: nn.Module, base: nn.Module, info: dict[str, Any]) ->
             prefix that explains it where one does.
     """
     missing: set[str] = set(info["missing_keys"])
-    mismatched = {key: (found, wanted) for key, found, wanted in info["mismatched_keys"]}
+    mismatched = {key: (stored, wanted) for key, stored, wanted in info["mismatched_keys"]}
     in_body = _names(body(model), model)
     head = {key for key, _ in model.named_parameters()} - in_body
     lost = (missing & in_body) - _pooler(model)
@@ -205,7 +205,7 @@ def _names(part: nn.Module, model: nn.Module) -> set[str]:
 def _pooler(model: nn.Module) -> set[str]:
     """Return the names of what the body computes after its layers and that is no norm: a pooler."""
     try:
-        depth = places(model)
+        depth = parameter_depths(model)
     except ModelError:
         return set()
     last = max(depth.values())
@@ -220,12 +220,12 @@ def _left_out(unexpected: Iterable[str], model: nn.Module, base: nn.Module) -> l
     prefix = f"{model.base_model_prefix}."
     known = {name for name, _ in base.named_parameters()} | {name for name, _ in body(model).named_buffers()}
     parts = {name for name, _ in body(model).named_children()}
-    found = []
+    left_out = []
     for key in unexpected:
         inner = key.removeprefix(prefix)
         if inner not in known and (key != inner or inner.partition(".")[0] in parts):
-            found.append(key)
-    return sorted(found)
+            left_out.append(key)
+    return sorted(left_out)
 
 
 def _refusal(name: str, lost: Collection[str], unexpected: Iterable[str], model: nn.Module) -> str:

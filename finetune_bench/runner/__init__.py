@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from finetune_bench.runner.checks import why_impossible
 from finetune_bench.runner.execution import cell_name, execute, run
 from finetune_bench.runner.forecast import within_budget
-from finetune_bench.runner.plan import Plan, make_plan, why_impossible
+from finetune_bench.runner.plan import Plan, make_plan
 
 __all__ = [
     "Plan",

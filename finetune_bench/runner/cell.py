@@ -1,43 +1,51 @@
-"""One cell → one row: load, train, evaluate, measure. Everything that a worker process does for a cell is here."""
+"""One cell → one row: load, train, score, measure. Everything that a worker process does for a cell is here."""
 
 from __future__ import annotations
 
 import dataclasses
 import time
 import traceback
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from finetune_bench import device as devices
 from finetune_bench.errors import DataError, Diverged
-from finetune_bench.model import dropout, pretrained, weights
+from finetune_bench.method.stack import Stack
+from finetune_bench.model import dropout, pretrained
+from finetune_bench.model import weights as checkpoint_weights
 from finetune_bench.runner.environment import environment
 from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
-from finetune_bench.runner.row import Row, collapse_reason, constant_prediction, cost_facts, row_of, training_facts
+from finetune_bench.runner.row import collapse_reason, constant_prediction, cost_of, row_of, training_facts
+from finetune_bench.store.row import Outcome, Retry, Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import CHECKPOINT_EVERY
+from finetune_bench.task import Task, TaskData
 from finetune_bench.training import evaluation, loop, measure, memory
 from finetune_bench.training.checkpoint import Checkpoints
+from finetune_bench.training.examples import Encoded
+from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
 
-_OUT_OF_MEMORY = "out of memory"
+OUT_OF_MEMORY = "out of memory"
+
+Arrays = dict[str, dict[str, np.ndarray]]  # of a cell, by file
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a cell runs, and what is kept of it.
+class WorkerContext:
+    """Where a worker runs its cells, and what it keeps of them.
 
     Attributes:
-        store: for its row.
-        device: where it trains.
-        data_root: of the data sets; None for the hub.
-        save_model: whether the trained model is kept.
+        store: the store that gets the rows.
+        device: the device that cells train on.
+        data_root: the folder that data sets are read from; None for the hub.
+        save_model: whether trained models are kept.
         checkpoint_every: steps from one checkpoint to the next.
     """
 
@@ -48,160 +56,255 @@ class Place:
     checkpoint_every: int = CHECKPOINT_EVERY
 
 
-def run_cell(cell: Cell, place: Place) -> Row:
-    """Run a cell and write its row, whatever comes of it; returns the row.
+@dataclass(frozen=True)
+class _Attempt:
+    """One attempt at a cell: what became of it, what came of it, and the text for its log."""
+
+    status: Status
+    reason: str | None
+    outcome: Outcome
+    arrays: Arrays = dataclasses.field(default_factory=dict)
+    log: str = ""
+
+
+def run_cell(cell: Cell, context: WorkerContext) -> Row:
+    """Run a cell and write its row, whatever comes of it; return the row.
 
     A cell whose process was killed goes on from its last checkpoint. A failure of the cell is a row with its reason,
     never an exception; an interruption passes through. A cell that runs out of memory is tried once more in
     micro-batches of half the size, which keeps the batch the same.
     """
-    started, clock, store, device = time.time(), time.monotonic(), place.store, place.device
-    cpu = time.process_time()
+    started, clock, cpu_clock = time.time(), time.monotonic(), time.process_time()
+    store, device = context.store, context.device
     devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
     with store.writing(cell.id) as folder:
-        model_folder = folder / "model" if place.save_model else None
-        found, arrays, log = _attempt(cell, place, model_folder)
-        if found.get("reason") == _OUT_OF_MEMORY and (halved := _in_halves(cell)) is not None:
-            found, arrays, more = _attempt(halved, place, model_folder)
-            log += more
-            parts = halved.recipe.accumulation
-            if found.get("reason") == _OUT_OF_MEMORY:
-                found["reason"] += f", also with accumulation {parts}"
-            else:
-                found["accumulated"] = parts
-        row = row_of(cell, **found)
-        row |= {
+        model_folder = folder / "model" if context.save_model else None
+        attempt = _attempt(cell, context, model_folder)
+        if attempt.reason == OUT_OF_MEMORY and (halved := _in_halves(cell)) is not None:
+            attempt = _second_attempt(attempt, halved, context, model_folder)
+        row: Row = {
+            **row_of(cell, attempt.status, attempt.reason),
+            **attempt.outcome,
             "environment": environment(device),
             "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "seconds": time.monotonic() - clock,
-            "cpu_seconds": time.process_time() - cpu,
+            "cpu_seconds": time.process_time() - cpu_clock,
         }
-        store.write(cell.to_dict(), row, arrays=arrays, log=log, into=folder)
-    for checkpoint in store.checkpoints.glob(f"*{cell.id}-*"):  # with what was half-written when somebody was killed
+        store.write(cell.to_dict(), row, arrays=attempt.arrays, log=attempt.log, into=folder)
+    # The pattern also meets what was half-written when a process was killed.
+    for checkpoint in store.checkpoints.glob(f"*{cell.id}-*"):
         checkpoint.unlink()
     return row
 
 
-def _attempt(cell: Cell, place: Place, model_folder: Path | None) -> tuple[Row, dict[str, dict[str, np.ndarray]], str]:
-    """Status and findings of a cell, its arrays, and what to log."""
+def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None) -> _Attempt:
     try:
-        found, arrays = _train_and_score(cell, place, model_folder)
+        outcome, arrays = _train_and_score(cell, context, model_folder)
     except Exception as error:
-        return {"status": "failed", **_failure(error)}, {}, traceback.format_exc()
-    return {"status": "done", **found}, arrays, ""
+        reason, outcome = _failure(error)
+        return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
+    return _Attempt(Status.DONE, None, outcome, arrays)
+
+
+def _second_attempt(first: _Attempt, halved: Cell, context: WorkerContext, model_folder: Path | None) -> _Attempt:
+    """Try a cell that ran out of memory again, in smaller micro-batches; the log is that of both attempts."""
+    second = _attempt(halved, context, model_folder)
+    reason, outcome = second.reason, second.outcome
+    if reason == OUT_OF_MEMORY:
+        reason += f", also with accumulation {halved.recipe.accumulation}"
+    else:
+        outcome["accumulated"] = halved.recipe.accumulation
+    return dataclasses.replace(second, reason=reason, outcome=outcome, log=first.log + second.log)
 
 
 def _in_halves(cell: Cell) -> Cell | None:
-    """The cell with twice the accumulation; None where the batch can't be halved, or a method can't do with it."""
+    """Return the cell with twice the accumulation; None where its batch can't be halved, or its methods refuse that."""
     recipe = cell.recipe
     if recipe.batch_size % (2 * recipe.accumulation):
         return None
     halved = dataclasses.replace(cell, recipe=dataclasses.replace(recipe, accumulation=2 * recipe.accumulation))
-    stack = halved.stack
+    stack = halved.make_stack()
     return None if stack.unsupported(facts_of(halved, stack)) else halved
 
 
-def _failure(error: Exception) -> Row:
+def _failure(error: Exception) -> tuple[str, Outcome]:
+    """Return why a cell failed, and when it is worth another run."""
     if devices.is_out_of_memory(error):
-        return {"reason": _OUT_OF_MEMORY, "retry": "always"}
+        return OUT_OF_MEMORY, {"retry": Retry.ALWAYS}
     if devices.is_broken(error):
-        return {"reason": f"the device failed: {_line(error)}", "retry": "always", "broken": True}
+        return f"the device failed: {_first_line(error)}", {"retry": Retry.ALWAYS, "broken": True}
     if isinstance(error, Diverged):
-        return {"reason": f"diverged at step {error.step}", "retry": "asked"}
-    return {"reason": _line(error), "retry": "asked"}
+        return f"diverged at step {error.step}", {"retry": Retry.ASKED}
+    return _first_line(error), {"retry": Retry.ASKED}
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
 
 
-def _train_and_score(cell: Cell, place: Place, save_to: Path | None) -> tuple[Row, dict[str, dict[str, np.ndarray]]]:
-    device, data_root = place.device, place.data_root
+@dataclass(frozen=True)
+class _Examples:
+    """The examples of a cell, as they are and tokenised."""
+
+    task: Task
+    data: TaskData
+    train: Encoded
+    splits: dict[str, Encoded]  # of evaluation, by name
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """What a trained model predicted.
+
+    Attributes:
+        predictions: by split, (examples, outputs).
+        sketch: of the weights that were scored, (64,).
+        seconds: that it took.
+    """
+
+    predictions: dict[str, np.ndarray]
+    sketch: np.ndarray
+    seconds: float
+
+
+def _train_and_score(cell: Cell, context: WorkerContext, model_folder: Path | None) -> tuple[Outcome, Arrays]:
+    """Train a cell's model, score it and measure; return what its row says of that, and its arrays."""
+    device = context.device
+    examples = _load_examples(cell, context.data_root)
+    stack = cell.make_stack()
+    peak_is_measured = devices.reset_peak(device)
+    classifier = initial_model(cell, stack, device)
+    initial_digest = pretrained.digest(classifier)
+    run = _make_run(cell, stack, classifier, examples, device)
+    try:
+        energy_before = devices.energy(device)
+        trace = loop.train(run, _checkpoints(cell, context))
+        energy_after = devices.energy(device)
+        allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
+        scored = _score(run, stack, examples.splits)
+        trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
+        saved_bytes = memory.saved_activation_bytes(run)
+        scored_weights = _scored_weights(run, stack) if model_folder else {}
+    finally:
+        stack.teardown(run)
+    if model_folder:
+        _save_model(cell, run, scored_weights, model_folder)
+
+    outcome = _scores(examples, scored.predictions)
+    outcome["training"] = training_facts(examples.task, trace, examples.train.labels)
+    outcome["cost"] = cost_of(
+        run,
+        trace,
+        saved_activation_bytes=saved_bytes,
+        peak_memory_bytes=allocated,
+        peak_reserved_bytes=reserved,
+        energy_joules=None if energy_before is None or energy_after is None else energy_after - energy_before,
+        trainable_parameters=trainable,
+        evaluation_seconds=scored.seconds,
+    )
+    outcome["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cell.data}
+    outcome["dropout"] = dropout.active_dropout(classifier)
+    outcome["fresh_weights"] = list(checkpoint_weights.taken(cell.model).fresh)
+    return outcome, _arrays(examples.splits, trace, scored)
+
+
+def _load_examples(cell: Cell, data_root: Path | None) -> _Examples:
+    """Return the examples of a cell.
+
+    Raises:
+        DataError: they are not those that the plan of the run found.
+    """
     task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
     if data.fingerprint() != cell.data:
         raise DataError(f"the data of '{cell.task}' changed after the run was planned; start it again")
-    recipe = cell.recipe
     train, splits = encoded(
-        cell.model, cell.task, cell.limit_train, data_root, recipe.max_length, held_out=cell.held_out
+        cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length, held_out=cell.held_out
     )
-    if cell.stretch != 1:
-        recipe = dataclasses.replace(recipe, epochs=None, steps=round(cell.stretch * recipe.total_steps(len(train))))
-    stack = cell.stack
+    return _Examples(task, data, train, splits)
 
-    measured = devices.reset_peak(device)
-    classifier = initial_model(cell, stack, device)
-    initial = pretrained.digest(classifier)
-    run = TrainingRun(
+
+def _make_run(
+    cell: Cell, stack: Stack, classifier: torch.nn.Module, examples: _Examples, device: torch.device
+) -> TrainingRun:
+    recipe = cell.recipe
+    if cell.step_factor != 1:
+        steps = round(cell.step_factor * recipe.total_steps(len(examples.train)))
+        recipe = dataclasses.replace(recipe, epochs=None, steps=steps)
+    return TrainingRun(
         classifier,
-        task,
-        train,
+        examples.task,
+        examples.train,
         recipe,
+        stack,
         seed=cell.seed,
         device=device,
-        keep_pretrained=stack.reads_pretrained,
     )
-    # Of a cell that is tried again in smaller micro-batches, the first try's checkpoint is none.
-    file = place.store.checkpoints / f"{cell.id}-{recipe.accumulation}.safetensors"
-    try:
-        before = devices.energy(device)
-        trace = loop.train(run, stack, Checkpoints(file, place.checkpoint_every))
-        after = devices.energy(device)
-        allocated, reserved = devices.peak(device) if measured else (None, None)
-        evaluating = time.perf_counter()
-        with stack.evaluating(run):
-            predictions = {name: evaluation.predict(run, split) for name, split in splits.items()}
-            scored = measure.sketch(run.params.values())
-        evaluation_seconds = time.perf_counter() - evaluating
-        if not all(np.isfinite(values).all() for values in predictions.values()):
-            raise Diverged(run.total_steps)  # the last update itself; no later loss could show it
-        trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
-        saved_bytes = memory.saved_activation_bytes(run)
-        # What is kept is what was scored: averaged weights, where a method swaps them in.
-        with stack.evaluating(run) if save_to else nullcontext():
-            kept = {k: v.detach().clone() for k, v in run.params.items()} if save_to else {}
-    finally:
-        stack.teardown(run)
-    if save_to:
-        with torch.no_grad():
-            for name, weight in run.params.items():  # without what methods had added
-                weight.copy_(kept[name])
-        config = pretrained.config(cell.model, task.outputs)
-        pretrained.save(classifier, pretrained.tokenizer(cell.model), config, save_to, task.labels)
 
-    labels = {name: split.labels.numpy() for name, split in splits.items()}
-    metrics = {name: task.score(predictions[name], labels[name]) for name in splits}
+
+def _checkpoints(cell: Cell, context: WorkerContext) -> Checkpoints:
+    """Return where a cell's checkpoints are; a second attempt, in smaller micro-batches, doesn't read the first's."""
+    path = context.store.checkpoints / f"{cell.id}-{cell.recipe.accumulation}.safetensors"
+    return Checkpoints(path, context.checkpoint_every)
+
+
+def _score(run: TrainingRun, stack: Stack, splits: dict[str, Encoded]) -> _Scored:
+    """Predict every evaluation split, with the weights that the methods want to be scored.
+
+    Raises:
+        Diverged: a prediction is not finite. The last update did it, and no later loss could show that.
+    """
+    start = time.perf_counter()
+    with stack.evaluating(run):
+        predictions = {name: evaluation.predict(run, split) for name, split in splits.items()}
+        sketch = measure.sketch(run.params.values())
+    seconds = time.perf_counter() - start
+    if not all(np.isfinite(values).all() for values in predictions.values()):
+        raise Diverged(run.total_steps)
+    return _Scored(predictions, sketch, seconds)
+
+
+def _scored_weights(run: TrainingRun, stack: Stack) -> dict[str, Tensor]:
+    """Return a copy of the weights that are scored: averages, where a method swaps them in."""
+    with stack.evaluating(run):
+        return {name: weight.detach().clone() for name, weight in run.params.items()}
+
+
+def _save_model(cell: Cell, run: TrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
+    """Save the model with these weights, after the methods have taken away what they had added to it."""
+    with torch.no_grad():
+        for name, weight in run.params.items():
+            weight.copy_(weights[name])
+    config = pretrained.config(cell.model, run.task.outputs)
+    pretrained.save(run.model, pretrained.tokenizer(cell.model), config, folder, run.task.labels)
+
+
+def _scores(examples: _Examples, predictions: dict[str, np.ndarray]) -> Outcome:
+    """Return the scores of predictions, beside those of the constant prediction of the majority."""
+    task, train = examples.task, examples.train
+    labels = _labels(examples.splits)
+    metrics = {name: task.score(values, labels[name]) for name, values in predictions.items()}
     majority = {
-        name: task.score(constant_prediction(train.labels, labels[name], task), labels[name]) for name in splits
+        name: task.score(constant_prediction(train.labels, values, task), values) for name, values in labels.items()
     }
-    found = {
+    all_splits = {"train": examples.data.train, **examples.data.evaluation}
+    return {
         "metrics": metrics,
         "majority": majority,
         "collapsed": collapse_reason(task, predictions, metrics, majority),
-        "subset": [name for name, split in {"train": data.train, **data.evaluation}.items() if split.is_subset],
-        "notes": list(data.notes),
-        "training": training_facts(task, trace, train.labels),
-        "cost": cost_facts(run, trace)
-        | {
-            "saved_activation_bytes": saved_bytes,
-            "peak_memory_bytes": allocated,
-            "peak_reserved_bytes": reserved,
-            "energy_joules": None if before is None or after is None else after - before,
-            "trainable_parameters": trainable,
-            "evaluation_seconds": evaluation_seconds,
-            "resumed_at": trace.resumed_at or None,
-        },
-        "hashes": {
-            "init": initial,
-            "order": run.order.hexdigest()[:16],
-            "data": cell.data,
-        },
-        "dropout": dropout.active_dropout(classifier),
-        "fresh_weights": list(weights.taken(cell.model).fresh),
+        "subset": [name for name, split in all_splits.items() if split.is_subset],
+        "notes": list(examples.data.notes),
     }
-    kept_predictions = {f"{name}.predictions": value for name, value in predictions.items()}
-    kept_predictions |= {f"{name}.labels": value for name, value in labels.items()}
+
+
+def _labels(splits: dict[str, Encoded]) -> dict[str, np.ndarray]:
+    return {name: split.labels.numpy() for name, split in splits.items()}
+
+
+def _arrays(splits: dict[str, Encoded], trace: TrainingResult, scored: _Scored) -> Arrays:
+    predictions = {f"{name}.predictions": values for name, values in scored.predictions.items()}
+    predictions |= {f"{name}.labels": values for name, values in _labels(splits).items()}
     sketches = {"sketch": np.array(trace.sketches), "sketch_steps": np.array(trace.sketch_steps)}
-    if not np.array_equal(scored, trace.sketches[-1]):  # other weights were scored than those of the last step
-        sketches["scored_sketch"] = scored
-    return found, {"predictions": kept_predictions, "trace": trace.steps | sketches}
+    if not np.array_equal(scored.sketch, trace.sketches[-1]):  # other weights were scored than those of the last step
+        sketches["scored_sketch"] = scored.sketch
+    return {"predictions": predictions, "trace": trace.steps | sketches}

@@ -24,11 +24,12 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import from_text, kind_of
-from finetune_bench.runner.inputs import encoded, initial_model, load_data
+from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
 from finetune_bench.seeds import derive
 from finetune_bench.spec import split
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Output
+from finetune_bench.training.examples import training_steps
 from finetune_bench.training.loop import make_optimizer
 from finetune_bench.training.run import TrainingRun, TrainingStep
 
@@ -49,7 +50,7 @@ class Disturbance:
 
 
 def read_doses(text: str, option: str, values: str) -> dict[float, str]:
-    """The stacks of a dose-response study.
+    """Read the stacks of a dose-response study.
 
     Args:
         text: the method or stack as typed.
@@ -57,7 +58,7 @@ def read_doses(text: str, option: str, values: str) -> dict[float, str]:
         values: numbers, separated by commas.
 
     Returns:
-        By dose, the stack with every parameter spelt out.
+        The stack with every parameter spelt out, by dose.
 
     Raises:
         UsageError: no such parameter, not a number, out of range, or given twice.
@@ -94,7 +95,7 @@ def read_doses(text: str, option: str, values: str) -> dict[float, str]:
 
 
 def default_dose(text: str, option: str) -> float:
-    """The parameter's default."""
+    """Return the default of a parameter of a method or stack; NaN where it is no number."""
     owner, _, name = option.rpartition(".")
     for method in registry.make_stack(text).methods:
         for field in dataclasses.fields(method):
@@ -106,13 +107,13 @@ def default_dose(text: str, option: str) -> float:
 def measure_doses(
     cell: Cell, doses: Mapping[float, str], data_root: Path | None, device: torch.device
 ) -> tuple[dict[float, Disturbance], Disturbance]:
-    """The disturbance at every dose, and that of ordinary dropout, on a cell's first batch at its first weights.
+    """Return the disturbance at every dose, and that of ordinary dropout.
 
     Args:
-        cell: says which checkpoint, task, examples and seed.
+        cell: the cell whose first batch and first weights are disturbed.
         doses: stacks by dose.
-        data_root: where data sets are read from.
-        device: where.
+        data_root: the folder that data sets are read from; None for the hub.
+        device: the device to compute on.
     """
 
     def passes(stack: Stack, draw: int) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -122,9 +123,12 @@ def measure_doses(
     (clean, *_), gradient = passes(Stack([vanilla(dropout=Dropout.ALL_OFF)]), 0)
 
     def disturbance(stack: Stack) -> Disturbance:
-        found = [passes(stack, draw) for draw in range(DRAWS)]
-        logits = [max(float((one - clean).norm() / clean.norm()) for one in outputs) for outputs, _ in found]
-        return Disturbance(sum(logits) / DRAWS, sum(_distance(own, gradient) for _, own in found) / DRAWS)
+        logits, gradients = [], []
+        for draw in range(DRAWS):
+            disturbed_logits, disturbed_gradient = passes(stack, draw)
+            logits.append(max(float((values - clean).norm() / clean.norm()) for values in disturbed_logits))
+            gradients.append(_distance(disturbed_gradient, gradient))
+        return Disturbance(sum(logits) / DRAWS, sum(gradients) / DRAWS)
 
     measured = {}
     for dose, full in doses.items():
@@ -138,8 +142,6 @@ def _without_dropout(method: Method) -> Method:
 
 
 def _can_run(cell: Cell, stack: Stack) -> bool:
-    from finetune_bench.runner.inputs import facts_of
-
     return stack.unsupported(facts_of(cell, stack)) is None
 
 
@@ -159,22 +161,20 @@ class _Recorder(TrainingStep):
 def _one_step(
     cell: Cell, stack: Stack, draw: int, data_root: Path | None, device: torch.device
 ) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Logits of every pass of the objective, and the gradients."""
+    """Return the logits of every pass of the objective, and the gradients by weight."""
     task, _ = load_data(cell.task, cell.limit_train, data_root)
     train, _ = encoded(cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length)
     classifier = initial_model(cell, stack, device)
-    order = TrainingRun(classifier, task, train, cell.recipe, seed=cell.seed, device=device)
-    indices = next(order.steps())[0]
+    indices = next(training_steps(len(train), cell.recipe, cell.seed, task.name))[0]
     run = TrainingRun(
         classifier,
         task,
         train,
         cell.recipe,
+        stack,
         seed=derive(cell.seed, "draw", str(draw)),
         device=device,
-        keep_pretrained=stack.reads_pretrained,
     )
-    run.method = stack
     try:
         stack.setup(run)
         stack.optimizer(make_optimizer(run), run)
@@ -188,8 +188,10 @@ def _one_step(
     return step.logits, gradients
 
 
-def _distance(own: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
-    """‖own − other‖ / ‖other‖ over the weights of `other`; a weight without a gradient has one of 0."""
-    apart = sum(float((own[name] - value if name in own else value).square().sum()) for name, value in other.items())
-    size = sum(float(value.square().sum()) for value in other.values())
-    return float((apart / size) ** 0.5)
+def _distance(disturbed: Mapping[str, Tensor], clean: Mapping[str, Tensor]) -> float:
+    """Return ‖disturbed − clean‖ / ‖clean‖ over the weights of `clean`; a weight without a gradient has one of 0."""
+    squared_distance = sum(
+        float((disturbed[name] - value if name in disturbed else value).square().sum()) for name, value in clean.items()
+    )
+    squared_norm = sum(float(value.square().sum()) for value in clean.values())
+    return float((squared_distance / squared_norm) ** 0.5)

@@ -1,4 +1,4 @@
-"""Where a row was made: versions, machine, and the state of the code."""
+"""The environment of a row: versions of libraries, the machine, and the state of the code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "numpy", "scikit
 
 @cache
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, platform, and, in a checkout, the commit and whether it had changes."""
+    """Return versions, device, platform, and, in a checkout, the commit and whether it had changes."""
     commit = _git("rev-parse", "HEAD")
     return {
         "finetune_bench": __version__,
@@ -33,7 +33,8 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
-    checkout = Path(__file__).resolve().parent.parent
+    """Return what git says of the checkout that holds this file; None where it is none, or git doesn't answer."""
+    checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     try:

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import pandas as pd
 
 from finetune_bench import registry
-from finetune_bench.runner import executors
+from finetune_bench.runner.executors import make_executor
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.messages import EventStatus, WorkerSettings
 from finetune_bench.runner.plan import Plan, make_plan
-from finetune_bench.runner.progress import Reporter, Tally
+from finetune_bench.runner.progress import Counts, Reporter
+from finetune_bench.runner.row import row_of
+from finetune_bench.store.row import Status
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.search import settings
 from finetune_bench.study.study import Study, as_dict
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def run(study: Study) -> pd.DataFrame:
@@ -39,80 +41,110 @@ def run(study: Study) -> pd.DataFrame:
     return rows[rows["id"].isin([cell.id for cell in plan.cells])].reset_index(drop=True)
 
 
-def execute(plan: Plan, reporter: Reporter | None = None) -> Tally:
+def execute(plan: Plan, reporter: Reporter | None = None) -> Counts:
     """Run what a plan has left, keeping each row the moment its cell ends.
+
+    Args:
+        plan: the plan.
+        reporter: shows what happens; None for silence.
+
+    Returns:
+        How many cells ended how; the reporter's counts, if there is one.
 
     Raises:
         KeyboardInterrupt: passed on, after the workers ended and the cells in flight were marked as interrupted.
     """
-    from finetune_bench.runner.row import row_of
-
-    store = plan.store
-    effects = store.study().get("effects", {}) | _effects(plan.cells)  # other commands may have left other methods here
-    searched = store.study().get("searched", {}) | _searched(plan.study)
-    found = {"cells": [cell.id for cell in plan.cells], "notes": plan.notes, "effects": effects, "searched": searched}
-    store.write_study(as_dict(plan.study) | found)
-    tally = reporter.tally if reporter else Tally(len(plan.cells))
-    tally.cached, tally.failed_before, tally.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
-    for cell, reason in plan.skipped:
-        if (store.row(cell.id) or {}).get("reason") != reason:
-            store.write(cell.to_dict(), row_of(cell, "skipped", reason=reason))
-    settings = {
-        "out": str(store.root.resolve()),
-        "data_root": str(plan.study.data_root.resolve()) if plan.study.data_root else None,
-        "save_model": plan.study.save_model,
-        "checkpoint_every": plan.study.checkpoint_every,
-        "retry_failed": plan.study.retry_failed,
-        "plugins": list(plan.study.plugins),
-    }
-    executor = executors.make(plan.study, plan.devices, settings, (store.root / "logs").resolve())
+    _write_study(plan)
+    _write_skipped(plan)
+    counts = reporter.counts if reporter else Counts(len(plan.cells))
+    counts.cached, counts.failed_before, counts.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
+    executor = make_executor(plan.study, plan.devices, _worker_settings(plan), (plan.store.root / "logs").resolve())
     try:
         for event in executor.run(plan.todo):
-            _take(event, plan, tally, reporter)
+            if event.status != EventStatus.STARTED:
+                _take(event, plan, counts, reporter)
     except (KeyboardInterrupt, GeneratorExit):
-        for cell in executor.running.values():
-            if (store.row(cell.id) or {}).get("status") != "done":
-                store.write(cell.to_dict(), row_of(cell, "interrupted", reason="the run was interrupted"))
+        _write_interrupted(plan, executor.running.values())
         raise
-    return tally
+    return counts
+
+
+def _write_study(plan: Plan) -> None:
+    """Keep what was asked for, for the report; what other commands left in the store about other methods stays."""
+    before = plan.store.study()
+    plan.store.write_study(
+        as_dict(plan.study)
+        | {
+            "cells": [cell.id for cell in plan.cells],
+            "notes": plan.notes,
+            "effects": before.get("effects", {}) | _effects(plan.cells),
+            "searched": before.get("searched", {}) | _searched(plan.study),
+        }
+    )
 
 
 def _effects(cells: Sequence[Cell]) -> dict[str, list[list[str]]]:
-    """By label, each method's effects and the labels of the runs that have them, for the report."""
-    found: dict[str, list[list[str]]] = {}
+    """Return, by label, each method's effects and the labels of the runs that have them."""
+    effects: dict[str, list[list[str]]] = {}
     for method in dict.fromkeys(cell.method for cell in cells):
         chain = effect_chain(registry.make_stack(method))
         if chain:
-            found[label_of(method)] = [[effect, label_of(run)] for effect, run in chain]
-    return found
+            effects[label_of(method)] = [[effect, label_of(stack)] for effect, stack in chain]
+    return effects
 
 
 def _searched(study: Study) -> dict[str, list[list[Any]]]:
-    """By the label of its default, the labels and learning rates that a search tries of each method."""
+    """Return, by the label of its default, the labels and learning rates that a search tries of each method."""
     if study.search is None:
         return {}
     tried = {method: settings(method, study.search, study.lrs[0]) for method in grid.stacks(study)[0]}
-    return {label_of(method): [[label_of(full), lr] for full, lr in found] for method, found in tried.items()}
+    return {label_of(method): [[label_of(stack), lr] for stack, lr in pairs] for method, pairs in tried.items()}
 
 
-def _take(event: Event, plan: Plan, tally: Tally, reporter: Reporter | None) -> None:
-    from finetune_bench.runner.row import row_of
+def _write_skipped(plan: Plan) -> None:
+    for cell, reason in plan.skipped:
+        row = plan.store.row(cell.id)
+        if row is None or row["reason"] != reason:
+            plan.store.write(cell.to_dict(), row_of(cell, Status.SKIPPED, reason))
 
-    if event.status == "started":
-        return
-    status, reason = event.status, event.reason
-    if status == "died":
-        status = "failed"
-        row = row_of(event.cell, "failed", reason=reason, retry=event.retry)
+
+def _write_interrupted(plan: Plan, cells: Iterable[Cell]) -> None:
+    for cell in cells:
+        row = plan.store.row(cell.id)
+        if row is None or row["status"] != Status.DONE:
+            plan.store.write(cell.to_dict(), row_of(cell, Status.INTERRUPTED, "the run was interrupted"))
+
+
+def _worker_settings(plan: Plan) -> WorkerSettings:
+    study = plan.study
+    return WorkerSettings(
+        out=str(plan.store.root.resolve()),
+        data_root=str(study.data_root.resolve()) if study.data_root else None,
+        save_model=study.save_model,
+        checkpoint_every=study.checkpoint_every,
+        retry_failed=study.retry_failed,
+        plugins=tuple(study.plugins),
+    )
+
+
+def _take(event: Event, plan: Plan, counts: Counts, reporter: Reporter | None) -> None:
+    """Count a cell that ended, and report it; one that died with its worker gets its row here."""
+    status = event.status
+    if status == EventStatus.DIED:
+        status = EventStatus.FAILED
+        row = row_of(event.cell, Status.FAILED, event.reason)
+        row["retry"] = event.retry
         plan.store.write(event.cell.to_dict(), row, log=event.log)
-    setattr(tally, status, getattr(tally, status) + 1)
+    counts.add(status)
     if reporter:
-        reporter.ended(status, cell_name(event.cell, plan.study), event.seconds, reason)
+        reporter.ended(status, cell_name(event.cell, plan.study), event.seconds, event.reason)
 
 
 def cell_name(cell: Cell, study: Study) -> str:
-    """A cell in a few words: its method, task and seed, and whatever else varies in the study."""
-    words = [cell.label, cell.task, f"seed {cell.seed}"]
-    words += [cell.model] if len(study.models) > 1 else []
-    words += [f"lr {cell.recipe.lr:g}"] if len(study.lrs) > 1 or study.search else []
-    return " · ".join(words)
+    """Return a cell's name for a person: its method, task and seed, and whatever else varies in the study."""
+    parts = [cell.label, cell.task, f"seed {cell.seed}"]
+    if len(study.models) > 1:
+        parts.append(cell.model)
+    if len(study.lrs) > 1 or study.search:
+        parts.append(f"lr {cell.recipe.lr:g}")
+    return " · ".join(parts)

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,20 +19,19 @@ import torch
 from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
+from finetune_bench.method.stack import Stack
 from finetune_bench.model import pretrained
 from finetune_bench.runner.inputs import encoded, initial_model, load_data
 from finetune_bench.runner.plan import Plan, comparison_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.training import evaluation, loop
-from finetune_bench.training.examples import Encoded
+from finetune_bench.training.examples import Encoded, training_steps
 from finetune_bench.training.run import TrainingRun
 
-if TYPE_CHECKING:
-    from finetune_bench.runner.plan import Plan
-
-_WARM, _TIMED = 1, 7  # steps of a calibration: not counted, and counted
-_SCORED = 64  # examples of every evaluation split that are timed
-_FILES_BYTES = 14_000  # of a cell: specification, row, and what its arrays take beside their numbers
+WARMUP_STEPS = 1  # of a calibration, which are not timed
+TIMED_STEPS = 7
+SCORED_EXAMPLES = 64  # of every evaluation split, which are timed
+FILE_BYTES = 14_000  # of a cell: specification, row, and what its arrays take beside their numbers
 
 
 @dataclass(frozen=True)
@@ -41,12 +39,12 @@ class Forecast:
     """What the cells of a plan that are to run will take.
 
     Attributes:
-        seconds: by cell id, CPU seconds.
-        start_seconds: of each worker before its first cell, CPU seconds.
-        memory_bytes: of a worker at its peak: resident on a CPU, allocated on an accelerator; None where it can't be
-            measured.
-        disk_bytes: of rows and arrays, and of models where they are kept.
-        workers: how many there will be.
+        seconds: CPU seconds of each cell, by its id.
+        start_seconds: CPU seconds of each worker before its first cell.
+        memory_bytes: bytes of a worker at its peak: resident on a CPU, allocated on an accelerator; None where that
+            can't be measured.
+        disk_bytes: bytes of rows and arrays, and of models where they are kept.
+        workers: how many workers there will be.
     """
 
     seconds: dict[str, float]
@@ -57,128 +55,148 @@ class Forecast:
 
     @property
     def cpu_seconds(self) -> float:
-        """Of all workers together."""
+        """The CPU seconds of all workers together."""
         return sum(self.seconds.values()) + self.workers * self.start_seconds
 
     @property
     def wall_seconds(self) -> float:
-        """From start to end, if every worker has a core or a device of its own."""
+        """The seconds from start to end, if every worker has a core or a device of its own."""
         return self.start_seconds + max([sum(self.seconds.values()) / self.workers, *self.seconds.values()])
 
 
-class _Sample(TrainingRun):
-    """A run that makes chosen steps only."""
-
-    chosen: Sequence[list[list[int]]] = ()
-
-    def steps(self) -> Iterator[list[list[int]]]:
-        return iter(self.chosen)
-
-
 @dataclass(frozen=True)
-class _Measured:
-    step_seconds: float  # of a step of average size
+class _Calibration:
+    """What a method took on a task, on the way to a forecast.
+
+    Attributes:
+        step_seconds: CPU seconds of a step of average size.
+        setup_seconds: CPU seconds of the method's setup.
+        other_seconds: CPU seconds to load the model and to evaluate.
+        peak_bytes: bytes at the peak of training; None where that can't be measured.
+        largest_batch: tokens of the largest batch.
+    """
+
+    step_seconds: float
     setup_seconds: float
-    around_seconds: float  # loading the model, evaluating
+    other_seconds: float
     peak_bytes: int | None
-    largest: int  # tokens of the largest batch
+    largest_batch: int
 
 
 def forecast(plan: Plan) -> Forecast:
-    """Calibrate on this machine and add up. Trains a few steps; writes nothing.
+    """Calibrate on this machine and add up; trains a few steps, and writes nothing.
 
     Args:
-        plan: with cells to run, on devices of this machine.
+        plan: a plan with cells to run, on devices of this machine.
     """
-    start = time.process_time()  # so far this process has imported what every worker imports
+    start_seconds = time.process_time()  # so far this process has imported what every worker imports
     root = plan.study.data_root.resolve() if plan.study.data_root else None
     device = torch.device(plan.devices[0])
     vanilla = registry.describe(registry.make_stack(registry.BASELINE), full=True)
-    known: dict[tuple[str, str, str], _Measured] = {}
+    calibrations: dict[tuple[str, str, str], _Calibration] = {}
 
-    def measured(cell: Cell, method: str, task: str) -> _Measured:
+    def calibration(cell: Cell, method: str, task: str) -> _Calibration:
         key = (cell.model, method, task)
-        if key not in known:
+        if key not in calibrations:
             data = next(other.data for other in plan.cells if other.task == task)
-            known[key] = _measure(dataclasses.replace(cell, method=method, task=task, data=data), root, device)
-        return known[key]
+            calibrations[key] = _calibrate(dataclasses.replace(cell, method=method, task=task, data=data), root, device)
+        return calibrations[key]
 
     seconds: dict[str, float] = {}
-    peaks, disk = [], 0
+    peaks, disk_bytes = [], 0
     for cell in plan.todo:
         task, data = load_data(cell.task, cell.limit_train, root, cell.held_out)
-        home = next(other.task for other in plan.todo if other.model == cell.model)
-        own, base, there = (
-            measured(cell, *key) for key in ((vanilla, cell.task), (vanilla, home), (cell.method, home))
-        )
-        steps = round(cell.stretch * cell.recipe.total_steps(len(data.train)))
-        ratio = there.step_seconds / base.step_seconds
-        setup = there.setup_seconds * own.step_seconds / base.step_seconds
-        seconds[cell.id] = (
-            own.around_seconds + setup + ratio * own.step_seconds * (steps + 1)
-        )  # 1: to count saved bytes
-        if own.peak_bytes and base.peak_bytes and there.peak_bytes:
-            more = (there.peak_bytes - base.peak_bytes) * max(1.0, own.largest / base.largest)
-            peaks.append(own.peak_bytes + int(more))
+        first_task = next(other.task for other in plan.todo if other.model == cell.model)
+        vanilla_here = calibration(cell, vanilla, cell.task)
+        vanilla_first = calibration(cell, vanilla, first_task)
+        method_first = calibration(cell, cell.method, first_task)
+        steps = round(cell.step_factor * cell.recipe.total_steps(len(data.train)))
+        step_ratio = method_first.step_seconds / vanilla_first.step_seconds
+        setup = method_first.setup_seconds * vanilla_here.step_seconds / vanilla_first.step_seconds
+        # One step more is taken to count saved bytes.
+        training = step_ratio * vanilla_here.step_seconds * (steps + 1)
+        seconds[cell.id] = vanilla_here.other_seconds + setup + training
+        if vanilla_here.peak_bytes and vanilla_first.peak_bytes and method_first.peak_bytes:
+            batch_ratio = max(1.0, vanilla_here.largest_batch / vanilla_first.largest_batch)
+            method_bytes = (method_first.peak_bytes - vanilla_first.peak_bytes) * batch_ratio
+            peaks.append(vanilla_here.peak_bytes + int(method_bytes))
         examples = sum(map(len, data.evaluation.values()))
-        disk += _FILES_BYTES + examples * (4 * task.outputs + 8) + 24 * steps
-        disk += _model_bytes(cell) if plan.study.save_model else 0
-    return Forecast(seconds, start, max(peaks, default=None), disk, min(len(plan.devices), len(plan.todo)))
+        disk_bytes += FILE_BYTES + examples * (4 * task.outputs + 8) + 24 * steps
+        disk_bytes += _model_bytes(cell) if plan.study.save_model else 0
+    workers = min(len(plan.devices), len(plan.todo))
+    return Forecast(seconds, start_seconds, max(peaks, default=None), disk_bytes, workers)
 
 
-def _measure(cell: Cell, root: Path | None, device: torch.device) -> _Measured:
+def _calibrate(cell: Cell, root: Path | None, device: torch.device) -> _Calibration:
     """Train a few steps of a cell, and score a few examples."""
     devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
     task, _ = load_data(cell.task, cell.limit_train, root, cell.held_out)
     train, splits = encoded(
         cell.model, cell.task, cell.limit_train, root, cell.recipe.max_length, held_out=cell.held_out
     )
-    stack = cell.stack
+    stack = cell.make_stack()
     initial_model(cell, stack, device)  # the first time reads files that the next ones find in memory
     devices.reset_peak(device)
-    begin = time.process_time()
+    start = time.process_time()
     classifier = initial_model(cell, stack, device)
     pretrained.digest(classifier)
-    around = time.process_time() - begin
-    run = _Sample(
-        classifier, task, train, cell.recipe, seed=cell.seed, device=device, keep_pretrained=stack.reads_pretrained
+    load_seconds = time.process_time() - start
+    steps = list(training_steps(len(train), cell.recipe, cell.seed, task.name))
+    sizes = np.array([_tokens(train, step, cell.recipe.batch_layout) for step in steps])
+    chosen = _choose_steps(sizes)
+    run = TrainingRun(
+        classifier,
+        task,
+        train,
+        cell.recipe,
+        stack,
+        seed=cell.seed,
+        device=device,
+        steps=[steps[index] for index in chosen],
     )
-    coming = list(TrainingRun.steps(run))
-    sizes = np.array([_tokens(train, step, cell.recipe.arrangement) for step in coming])
-    spread = np.argsort(sizes, kind="stable")[np.linspace(0, len(sizes) - 1, _TIMED + 2).round().astype(int)[1:-1]]
-    chosen = [int(sizes.argmax())] * _WARM + [int(index) for index in spread]
-    run.chosen = [coming[index] for index in chosen]
-    run.total_steps = len(chosen)
-    begin = time.process_time()
+    start = time.process_time()
     try:
-        trace = loop.train(run, stack)
-        setup = time.process_time() - begin - float(trace.cpu_seconds.sum())
+        trace = loop.train(run)
+        setup_seconds = time.process_time() - start - float(trace.cpu_seconds.sum())
         peak, _ = devices.peak(device)
-        begin = time.process_time()
-        scale = 1.0
-        with stack.evaluating(run):
-            for split in splits.values():
-                few = _few(split)
-                evaluation.predict(run, few)
-                scale = max(scale, float(split.lengths().sum() / few.lengths().sum()))
-        around += (time.process_time() - begin) * scale
+        scoring_seconds = _time_scoring(run, stack, splits)
     finally:
         stack.teardown(run)
-    per_token = float(np.median(trace.cpu_seconds[_WARM:] / sizes[chosen[_WARM:]]))
-    return _Measured(per_token * float(sizes.mean()), setup, around, peak, int(sizes.max()))
+    seconds_per_token = float(np.median(trace.cpu_seconds[WARMUP_STEPS:] / sizes[chosen[WARMUP_STEPS:]]))
+    step_seconds = seconds_per_token * float(sizes.mean())
+    return _Calibration(step_seconds, setup_seconds, load_seconds + scoring_seconds, peak, int(sizes.max()))
 
 
-def _tokens(examples: Encoded, step: list[list[int]], arrangement: str) -> int:
-    """What a step computes on: its tokens, and its padding where there is some."""
+def _choose_steps(sizes: np.ndarray) -> list[int]:
+    """Return the steps to calibrate on: the largest to warm up, then steps evenly spread over the sizes, (steps,)."""
+    ranks = np.linspace(0, len(sizes) - 1, TIMED_STEPS + 2).round().astype(int)[1:-1]
+    spread = np.argsort(sizes, kind="stable")[ranks]
+    return [int(sizes.argmax())] * WARMUP_STEPS + [int(index) for index in spread]
+
+
+def _time_scoring(run: TrainingRun, stack: Stack, splits: Mapping[str, Encoded]) -> float:
+    """Return the CPU seconds that it takes to predict all splits, from a sample of each."""
+    start = time.process_time()
+    scale = 1.0
+    with stack.evaluating(run):
+        for split in splits.values():
+            sample = _sample(split)
+            evaluation.predict(run, sample)
+            scale = max(scale, float(split.lengths().sum() / sample.lengths().sum()))
+    return (time.process_time() - start) * scale
+
+
+def _tokens(examples: Encoded, step: list[list[int]], batch_layout: str) -> int:
+    """Return the number of tokens that a step computes on, its padding among them where there is some."""
     lengths = [[len(examples.columns["input_ids"][index]) for index in part] for part in step]
-    return sum(sum(part) if arrangement != "padded" else len(part) * max(part) for part in lengths)
+    return sum(sum(part) if batch_layout != "padded" else len(part) * max(part) for part in lengths)
 
 
-def _few(split: Encoded) -> Encoded:
-    """Some examples of a split, evenly spread."""
-    places = np.unique(np.linspace(0, len(split) - 1, _SCORED).round().astype(int))
-    columns = {name: [column[place] for place in places] for name, column in split.columns.items()}
-    return dataclasses.replace(split, columns=columns, labels=split.labels[torch.from_numpy(places)])
+def _sample(split: Encoded) -> Encoded:
+    """Return some examples of a split, evenly spread."""
+    indices = np.unique(np.linspace(0, len(split) - 1, SCORED_EXAMPLES).round().astype(int))
+    columns = {name: [column[index] for index in indices] for name, column in split.columns.items()}
+    return dataclasses.replace(split, columns=columns, labels=split.labels[torch.from_numpy(indices)])
 
 
 def _model_bytes(cell: Cell) -> int:
@@ -193,12 +211,12 @@ def within_budget(plan: Plan, seconds: float, cost: Mapping[str, float]) -> str:
     is taken as a whole or not at all, and nothing after the first that is left out.
 
     Args:
-        plan: its `todo` is cut.
-        seconds: of all workers together.
-        cost: by cell id.
+        plan: the plan, whose `todo` is cut.
+        seconds: CPU seconds that all workers have together.
+        cost: CPU seconds of each cell, by its id.
 
     Returns:
-        What was left out, for the user.
+        A sentence for the user about what was left out.
 
     Raises:
         UsageError: there is not even time for one block.
@@ -206,7 +224,7 @@ def within_budget(plan: Plan, seconds: float, cost: Mapping[str, float]) -> str:
     blocks: dict[tuple[str, str, int], list[Cell]] = {}
     for cell in plan.todo:
         blocks.setdefault(comparison_of(cell), []).append(cell)
-    order = {seed: place for place, seed in enumerate(plan.study.seeds)}
+    order = {seed: index for index, seed in enumerate(plan.study.seeds)}
     taken: list[Cell] = []
     spent = 0.0
     kept = 0

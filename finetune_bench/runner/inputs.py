@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,21 +13,27 @@ from finetune_bench import registry
 from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import files, packing, pretrained, weights
+from finetune_bench.model import files, pretrained, unpadding, weights
 from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.runner import probe
 from finetune_bench.seeds import derive
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task, TaskData, hold_out, limit
-from finetune_bench.training.examples import encode
+from finetune_bench.training.examples import Encoded, encode
 
 
 @lru_cache(maxsize=4)
 def load_data(
     task_text: str, limit_train: int | None, data_root: Path | None, held_out: float = 0.0
 ) -> tuple[Task, TaskData]:
-    """A task and its examples, the training ones limited, then a share of them held out; kept for the next cell.
+    """Return a task and its examples, which are kept for the next cell.
+
+    Args:
+        task_text: the task as typed.
+        limit_train: number of training examples; None for all.
+        data_root: the folder that data sets are read from; None for the hub.
+        held_out: share of the (limited) training examples that becomes an evaluation split; 0 for none.
 
     Raises:
         UsageError: the task is unknown or its data can't be had.
@@ -44,17 +49,26 @@ def load_data(
 
 @lru_cache(maxsize=4)
 def encoded(
-    cell_model: str,
+    model: str,
     task_text: str,
     limit_train: int | None,
     data_root: Path | None,
     length: int,
     *,
     held_out: float = 0.0,
-) -> Any:
-    """A task's training examples and evaluation splits by name, tokenised; kept for the next cell."""
+) -> tuple[Encoded, dict[str, Encoded]]:
+    """Return a task's training examples, and its evaluation splits by name, tokenised; they are kept for the next cell.
+
+    Args:
+        model: the checkpoint as typed, whose tokenizer is used.
+        task_text: the task as typed.
+        limit_train: number of training examples; None for all.
+        data_root: the folder that data sets are read from; None for the hub.
+        length: tokens per example at most.
+        held_out: share of the training examples that becomes an evaluation split; 0 for none.
+    """
     task, data = load_data(task_text, limit_train, data_root, held_out)
-    tokenizer = pretrained.tokenizer(cell_model)
+    tokenizer = pretrained.tokenizer(model)
     train = encode(data.train, tokenizer, length, task.kind)
     return train, {name: encode(split, tokenizer, length, task.kind) for name, split in data.evaluation.items()}
 
@@ -78,7 +92,7 @@ def forget() -> None:
 
 
 def facts_of(cell: Cell, stack: Stack) -> Facts:
-    """What is known of a cell before any weight is loaded."""
+    """Return what is known of a cell before any weight is loaded."""
     task = registry.task(cell.task)
     skeleton = _skeleton(cell.model, task.outputs, stack.dropout)
     return Facts(
@@ -99,19 +113,20 @@ def _skeleton(name: str, outputs: int, policy: Dropout) -> torch.nn.Module:
 
 @cache
 def dropout_stays_on(name: str, outputs: int, policy: Dropout) -> bool:
-    """Whether a checkpoint drops what a policy wants kept, by a pass of its skeleton."""
+    """Return whether a checkpoint drops what a policy wants kept, by a pass of its skeleton."""
     return stays_on(_skeleton(name, outputs, policy), policy)
 
 
 def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:
-    """A cell's model before any training, under its dropout policy, arranged and checkpointed as its recipe says."""
+    """Return a cell's model before any training, under its dropout policy, set up as its recipe says."""
     task = registry.task(cell.task)
     config = with_dropout(pretrained.config(cell.model, task.outputs), stack.dropout)
-    content, *_ = cell.weights.partition("-")  # the marks that may follow say how the checkpoint is taken
+    # The marks that may follow say how the checkpoint is taken.
+    content, *_ = cell.weights.partition("-")
     classifier = weights.load(cell.model, config, derive(cell.seed, "init", task.name, content)).to(device)
     switch_off(classifier, stack.dropout)
-    if cell.recipe.arrangement != "padded":
-        packing.prepare(classifier)
+    if cell.recipe.batch_layout != "padded":
+        unpadding.prepare(classifier)
     if cell.recipe.gradient_checkpointing:
         checkpoint_activations(classifier)
     return classifier

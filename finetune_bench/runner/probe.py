@@ -1,4 +1,4 @@
-"""Whether a checkpoint can do what a study asks of it: tried in the plan on three texts, with its own weights.
+"""This file tries in the plan whether a checkpoint can do what a study asks of it, on three texts, with its weights.
 
 Configurations have many ways to say what a model can't do: no more positions, a decoder's mask, a window, a batch that
 has to be of one length. A pass shows all of them, before any cell runs.
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from finetune_bench import device as devices
 from finetune_bench.errors import ModelError
-from finetune_bench.model import packing, pretrained, weights
+from finetune_bench.model import pretrained, unpadding, weights
 from finetune_bench.model.structure import hidden_states_captured
 from finetune_bench.task import Batch, Split
 from finetune_bench.training.examples import encode
@@ -30,12 +30,12 @@ class Probe:
     """What a checkpoint can do.
 
     Attributes:
-        packs: whether a pass without padding attends as its own pass does.
+        unpads: whether a pass without padding attends as a padded pass does.
         embeds: whether a pass on its token embeddings is the pass on the tokens; methods that noise them need it.
         ignores_padding: whether a text's prediction is the same beside a longer text.
     """
 
-    packs: bool
+    unpads: bool
     embeds: bool
     ignores_padding: bool
 
@@ -63,7 +63,7 @@ def try_out(name: str, max_length: int) -> Probe:
             alone = model(**examples.batch([0], CPU).inputs).logits
     except Exception as error:  # a model may fail in any way
         if devices.is_out_of_memory(error) or isinstance(error, MemoryError):
-            return Probe(packs=packing.furthest(model.config) != "padded", embeds=True, ignores_padding=True)
+            return Probe(unpads=unpadding.furthest(model.config) != "padded", embeds=True, ignores_padding=True)
         line = str(error).strip().partition("\n")[0]
         raise ModelError(
             f"--model: {type(model).__name__} of '{name}' fails on a batch of three texts of up to {max_length} tokens "
@@ -80,7 +80,7 @@ def try_out(name: str, max_length: int) -> Probe:
         return Probe(
             embeds=_embeds(model, batch, logits),
             ignores_padding=_is_close(alone, logits[:1]),
-            packs=_packs(model, batch),  # the last: it changes how the model attends
+            unpads=_unpads(model, batch),  # the last: it changes how the model attends
         )
 
 
@@ -99,14 +99,14 @@ def _embeds(model: nn.Module, batch: Batch, logits: Tensor) -> bool:
         return False
 
 
-def _packs(model: nn.Module, batch: Batch) -> bool:
-    if packing.furthest(model.config) == "padded" or batch.lengths is None:
+def _unpads(model: nn.Module, batch: Batch) -> bool:
+    if unpadding.furthest(model.config) == "padded" or batch.lengths is None:
         return False
     real = batch.inputs["attention_mask"].bool()
-    own = _last_states(model, batch, real)
-    packing.prepare(model)
-    with packing.packed(model, packing.make_packing(batch.lengths, CPU)):
-        return _is_close(_last_states(model, batch, real), own)
+    padded = _last_states(model, batch, real)
+    unpadding.prepare(model)
+    with unpadding.unpadded(model, unpadding.make_unpadding(batch.lengths, CPU)):
+        return _is_close(_last_states(model, batch, real), padded)
 
 
 def _last_states(model: nn.Module, batch: Batch, real: Tensor) -> Tensor:
@@ -116,5 +116,5 @@ def _last_states(model: nn.Module, batch: Batch, real: Tensor) -> Tensor:
     return states[-1][real] if states[-1].shape[:2] == real.shape else states[-1].flatten(0, 1)
 
 
-def _is_close(found: Tensor, wanted: Tensor) -> bool:
-    return bool((found - wanted).abs().max() <= CLOSE * wanted.abs().max())
+def _is_close(values: Tensor, wanted: Tensor) -> bool:
+    return bool((values - wanted).abs().max() <= CLOSE * wanted.abs().max())

@@ -1,37 +1,35 @@
-"""From what a cell came to, to its row."""
+"""The parts of a row, from a cell and from what its run came to."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import numpy as np
 import torch
 
 from finetune_bench import registry
 from finetune_bench.model import pretrained
-from finetune_bench.store.store import SCHEMA
+from finetune_bench.store.row import Cost, Retry, Row, Status, TrainingFacts
+from finetune_bench.store.store import SCHEMA, Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task
-from finetune_bench.training import loop, measure
+from finetune_bench.training import measure
+from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
-
-Row = dict[str, Any]
-
 
 # The mean training loss of the last tenth must lie this far below that of predicting the label's distribution only.
 LEARNT_SHARE = 0.95
 
 
-def row_of(cell: Cell, status: str, **found: Any) -> Row:
-    """The part of a row that is known without running, and what was found."""
+def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
+    """Return the part of a row that is known without running: what the cell is, and what became of it."""
     task = registry.task(cell.task)
-    stack = cell.stack
+    stack = cell.make_stack()
     return {
         "schema": SCHEMA,
         "id": cell.id,
         "status": status,
-        "reason": None,
+        "reason": reason,
         "method": cell.label,
         "methods": [
             {
@@ -48,16 +46,43 @@ def row_of(cell: Cell, status: str, **found: Any) -> Row:
         "seed": cell.seed,
         "limit_train": cell.limit_train,
         "held_out": cell.held_out,
-        "stretch": cell.stretch,
-        "recipe": dataclasses.asdict(cell.recipe),
+        "stretch": cell.step_factor,
+        "recipe": cell.recipe.to_dict(),
         "device": cell.device,
         "threads": cell.threads,
-        **found,
     }
 
 
+def final_row(store: Store, cell: Cell, *, save_model: bool, retry_failed: bool) -> Row | None:
+    """Return the row of a cell that needs no run; None where it is to be run.
+
+    Args:
+        store: the store that may have the row.
+        cell: the cell.
+        save_model: whether a cell that is done also needs its model.
+        retry_failed: whether a cell that would fail again is to be run all the same.
+    """
+    row = store.row(cell.id)
+    if row is None:
+        return None
+    if row["status"] == Status.DONE and (not save_model or store.has_model(cell.id)):
+        return row
+    if row["status"] == Status.FAILED and row.get("retry") == Retry.ASKED and not retry_failed:
+        return row
+    return None
+
+
 def constant_prediction(train_labels: torch.Tensor, labels: np.ndarray, task: Task) -> np.ndarray:
-    """The prediction that uses no text: the commonest training label, or the mean for regression."""
+    """Return the prediction that uses no text: the commonest training label, or the mean for regression.
+
+    Args:
+        train_labels: labels of the training examples, (examples,).
+        labels: labels of the split to predict, (predicted,); only their number counts.
+        task: the task.
+
+    Returns:
+        Scores, (predicted, outputs).
+    """
     if task.kind == "regression":
         return np.full((len(labels), 1), float(train_labels.mean()))
     one_hot: np.ndarray = np.eye(task.outputs)[int(train_labels.bincount().argmax())]
@@ -70,7 +95,7 @@ def collapse_reason(
     metrics: dict[str, dict[str, float]],
     majority: dict[str, dict[str, float]],
 ) -> str | None:
-    """Why a run counts as collapsed, judged on the first split; None when it doesn't."""
+    """Return why a run counts as collapsed, judged on the first split; None when it doesn't."""
     first = next(iter(predictions))
     if task.kind == "classification" and len(np.unique(predictions[first].argmax(axis=1))) == 1:
         return "predicts one class only"
@@ -79,7 +104,8 @@ def collapse_reason(
     return None
 
 
-def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> Row:
+def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor) -> TrainingFacts:
+    """Return how the training loss fell, beside the loss of predicting the distribution of the training labels."""
     losses = trace.steps["task_loss"]
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
@@ -97,7 +123,29 @@ def training_facts(task: Task, trace: loop.Trace, labels: torch.Tensor) -> Row:
     }
 
 
-def cost_facts(run: TrainingRun, trace: loop.Trace) -> Row:
+def cost_of(
+    run: TrainingRun,
+    trace: TrainingResult,
+    *,
+    saved_activation_bytes: int,
+    peak_memory_bytes: int | None,
+    peak_reserved_bytes: int | None,
+    energy_joules: float | None,
+    trainable_parameters: int,
+    evaluation_seconds: float,
+) -> Cost:
+    """Return what a run took: the sums of its trace, and what was measured beside it.
+
+    Args:
+        run: the run, after the teardown of its methods.
+        trace: what was recorded while it trained.
+        saved_activation_bytes: bytes that autograd keeps for one objective.
+        peak_memory_bytes: bytes at the peak, see `device.peak`; None where that is not measured.
+        peak_reserved_bytes: bytes that the allocator held at the peak; None on a CPU.
+        energy_joules: joules that the device used while training; None where it doesn't tell.
+        trainable_parameters: weights that were trained, the methods' own among them.
+        evaluation_seconds: wall seconds of predicting every split.
+    """
     timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
     seconds = float(trace.seconds[timed].sum())
     examples = int(trace.examples[timed].sum())
@@ -105,10 +153,17 @@ def cost_facts(run: TrainingRun, trace: loop.Trace) -> Row:
         "train_seconds": seconds,
         "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),
         "examples_per_second": examples / seconds if seconds else None,
+        "evaluation_seconds": evaluation_seconds,
+        "setup_seconds": trace.setup_seconds,
         "forwards_per_step": trace.forwards_per_step,
         "backwards_per_step": trace.backwards_per_step,
-        "parameters": sum(p.numel() for p in run.model.parameters()),
-        "setup_seconds": trace.setup_seconds,
         "setup_forwards": trace.setup_forwards,
         "setup_backwards": trace.setup_backwards,
+        "parameters": sum(p.numel() for p in run.model.parameters()),
+        "trainable_parameters": trainable_parameters,
+        "saved_activation_bytes": saved_activation_bytes,
+        "peak_memory_bytes": peak_memory_bytes,
+        "peak_reserved_bytes": peak_reserved_bytes,
+        "energy_joules": energy_joules,
+        "resumed_at": trace.resumed_at or None,
     }

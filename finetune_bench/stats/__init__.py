@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from finetune_bench.stats.bootstrap import RESAMPLED_METRICS, multi_bootstrap, weighted_scores
 from finetune_bench.stats.estimates import (
     CONFIDENCE,
     NOTHING,
@@ -33,13 +34,24 @@ from finetune_bench.stats.estimates import (
     t_interval,
     two_way_contrast,
 )
+from finetune_bench.stats.robust import (
+    Ranks,
+    groups_within,
+    interquartile_mean,
+    normalise,
+    performance_profile,
+    probability_of_improvement,
+    rank_test,
+)
 
 __all__ = [
     "CONFIDENCE",
     "NOTHING",
+    "RESAMPLED_METRICS",
     "SEEDS_FOR_P",
     "SEEDS_FOR_SIGN_FLIP",
     "Estimate",
+    "Ranks",
     "benjamini_hochberg",
     "best_is_separated",
     "binomial_standard_error",
@@ -48,15 +60,22 @@ __all__ = [
     "equivalence",
     "expected_maximum",
     "geometric_mean_ratio",
+    "groups_within",
     "holm",
     "interpolate_budget",
+    "interquartile_mean",
     "logit",
     "mcnemar",
     "minimum_detectable_effect",
+    "multi_bootstrap",
     "noise_floor",
+    "normalise",
     "paired_difference",
     "pairing_correlation",
     "pairing_threshold",
+    "performance_profile",
+    "probability_of_improvement",
+    "rank_test",
     "residual_variance",
     "seeds_for",
     "sign_flip",
@@ -64,4 +83,5 @@ __all__ = [
     "synergy",
     "t_interval",
     "two_way_contrast",
+    "weighted_scores",
 ]

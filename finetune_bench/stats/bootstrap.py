@@ -8,49 +8,55 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
 
 from finetune_bench.stats.estimates import CONFIDENCE, Estimate
 
-SEEDS_NEEDED = 5  # a percentile interval of fewer seeds covers far less than it promises
+# A percentile interval of fewer seeds covers far less than it promises.
+SEEDS_NEEDED = 5
 RESAMPLES = 1000
-METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
+# Metrics of which resamples can be scored.
+RESAMPLED_METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
 
 
 def multi_bootstrap(
     metric: str,
-    own: ArrayLike,
+    predictions: ArrayLike,
     reference: ArrayLike,
     labels: ArrayLike,
     *,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Estimate:
-    """Difference of two methods on one task, with a percentile interval over seeds × examples.
+    """Return the difference of two methods on one task, with a percentile interval over seeds × examples.
 
     Args:
-        metric: one of `METRICS`.
-        own, reference: (seeds, examples) predicted classes, or numbers; paired by seed.
+        metric: One of `RESAMPLED_METRICS`.
+        predictions: (seeds, examples) classes or numbers that the method predicted.
+        reference: (seeds, examples) those that the reference predicted; paired by seed.
         labels: (examples,).
-        resamples: of both seeds and examples.
-        seed: of the resampling; the same seed gives the same interval.
+        resamples: How often both seeds and examples are resampled.
+        seed: Seed of the resampling; the same seed gives the same interval.
 
     Returns:
-        In points; n = seeds; `low` and `high` NaN below five seeds.
+        The difference in points; n = seeds; `low` and `high` are NaN below five seeds.
     """
-    predictions = np.stack([np.asarray(own, dtype=np.float64), np.asarray(reference, dtype=np.float64)])
+    both = np.stack([np.asarray(predictions, dtype=np.float64), np.asarray(reference, dtype=np.float64)])
     truth = np.asarray(labels, dtype=np.float64)
-    _, seeds, examples = predictions.shape
-    whole = weighted_scores(metric, predictions.reshape(-1, examples), truth, np.ones((1, examples)))
+    _, seeds, examples = both.shape
+    runs = both.reshape(-1, examples)
+    whole = weighted_scores(metric, runs, truth, np.ones((1, examples)))
     value = 100 * float((whole[:seeds] - whole[seeds:]).mean())
     if seeds < SEEDS_NEEDED:
         return Estimate(value, n=seeds)
-    draws = np.random.default_rng(seed)
+    generator = np.random.default_rng(seed)
     drawn = np.empty(resamples)
-    for start in range(0, resamples, 100):  # in blocks, so that memory stays small
+    # In batches, so that memory stays small.
+    for start in range(0, resamples, 100):
         size = min(100, resamples - start)
-        counts = draws.multinomial(examples, np.full(examples, 1 / examples), size=size).astype(np.float64)
-        scores = weighted_scores(metric, predictions.reshape(-1, examples), truth, counts).reshape(2, seeds, size)
-        chosen = draws.multinomial(seeds, np.full(seeds, 1 / seeds), size=size).T / seeds
+        counts = generator.multinomial(examples, np.full(examples, 1 / examples), size=size).astype(np.float64)
+        scores = weighted_scores(metric, runs, truth, counts).reshape(2, seeds, size)
+        chosen = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=size).T / seeds
         drawn[start : start + size] = 100 * ((scores[0] - scores[1]) * chosen).sum(axis=0)
     low, high = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Estimate(value, float(low), float(high), seeds, standard_error=float(drawn.std(ddof=1)))
@@ -59,21 +65,22 @@ def multi_bootstrap(
 def weighted_scores(
     metric: str, predictions: NDArray[np.float64], labels: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Scores of runs on resamples of the examples.
+    """Return the scores of runs on resamples of the examples.
 
     Spearman's correlation ranks the examples as they were observed, not within each resample: exact for the whole
     sample, close to it for a resample.
 
     Args:
+        metric: One of `RESAMPLED_METRICS`.
         predictions: (runs, examples).
         labels: (examples,).
         counts: (resamples, examples), how often each example was drawn.
 
     Returns:
-        (runs, resamples), as fractions.
+        (runs, resamples) scores as fractions.
 
     Raises:
-        ValueError: an unknown metric.
+        ValueError: The metric is none of these.
     """
     if metric == "accuracy":
         return np.asarray((predictions == labels) @ counts.T / counts.sum(axis=1))
@@ -90,21 +97,20 @@ def weighted_scores(
     if metric == "pearson_spearman":
         both = [weighted_scores(name, predictions, labels, counts) for name in ("pearson", "spearman")]
         return np.asarray((both[0] + both[1]) / 2)
-    raise ValueError(f"Expected one of {', '.join(METRICS)}; got '{metric}'.")
+    raise ValueError(f"Expected one of {', '.join(RESAMPLED_METRICS)}; got '{metric}'.")
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    from scipy.stats import rankdata
-
     return np.asarray(rankdata(values, axis=1))
 
 
 def _correlation(
     predictions: NDArray[np.float64], labels: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Weighted Pearson correlation; 0 where predictions or labels don't vary."""
+    """Return the weighted Pearson correlation; 0 where predictions or labels don't vary."""
     total = counts.sum(axis=1)
-    x = predictions - predictions.mean(axis=1, keepdims=True)  # centred first: sums of squares cancel otherwise
+    # Centred first, since sums of squares cancel otherwise.
+    x = predictions - predictions.mean(axis=1, keepdims=True)
     y = labels - labels.mean()
     mean_x, mean_y = x @ counts.T / total, counts @ y / total
     covariance = (x * y) @ counts.T / total - mean_x * mean_y
@@ -117,14 +123,14 @@ def _correlation(
 def _matthews(
     predictions: NDArray[np.float64], labels: NDArray[np.float64], counts: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Matthews correlation of any number of classes (Gorodkin 2004); 0 where it is undefined."""
+    """Return the Matthews correlation of any number of classes (Gorodkin 2004); 0 where it is undefined."""
     total = counts.sum(axis=1)
     agreed = (predictions == labels) @ counts.T
     cross = np.zeros_like(agreed)
-    own = np.zeros_like(agreed)
+    predicted = np.zeros_like(agreed)
     truth = np.zeros(len(total))
     for value in np.union1d(np.unique(predictions), np.unique(labels)):
-        called, there = (predictions == value) @ counts.T, counts @ (labels == value)
-        cross, own, truth = cross + called * there, own + called**2, truth + there**2
-    scale = np.sqrt((total**2 - own) * (total**2 - truth))
+        called, labelled = (predictions == value) @ counts.T, counts @ (labels == value)
+        cross, predicted, truth = cross + called * labelled, predicted + called**2, truth + labelled**2
+    scale = np.sqrt((total**2 - predicted) * (total**2 - truth))
     return np.asarray(np.divide(agreed * total - cross, scale, out=np.zeros_like(cross), where=scale > 0))

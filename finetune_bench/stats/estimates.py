@@ -17,10 +17,16 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import optimize, stats
+from scipy import optimize
+from scipy import stats as distributions
 
 CONFIDENCE = 0.95
-SEEDS_FOR_P = 5  # below this many seeds no p-value is worth printing: three can't reject anything by sign flips
+# Below this many seeds no p-value is worth printing: three can't reject anything by sign flips.
+SEEDS_FOR_P = 5
+# The smallest p of S pairs by sign flips is 2/2^S.
+SEEDS_FOR_SIGN_FLIP = 6
+# Up to so many pairs all sign patterns are tried.
+_ENUMERATED_PAIRS = 16
 
 
 @dataclass(frozen=True)
@@ -28,11 +34,12 @@ class Estimate:
     """A mean with its interval.
 
     Attributes:
-        value: the estimate; NaN where there is nothing to estimate from.
-        low, high: the 95 % interval; NaN where n is below 2.
-        n: units (seeds, pairs or tasks) behind it.
-        df: degrees of freedom of the t quantile; 0 where there is no interval.
-        standard_error: of `value`; NaN where there is no interval.
+        value: The mean; NaN where there is nothing to estimate from.
+        low: Lower end of the 95 % interval; NaN where n is below 2.
+        high: Upper end of the 95 % interval; NaN where n is below 2.
+        n: Units (seeds, pairs or tasks) behind it.
+        df: Degrees of freedom of the t quantile; 0 where there is no interval.
+        standard_error: Standard error of `value`; NaN where there is no interval.
     """
 
     value: float
@@ -44,15 +51,15 @@ class Estimate:
 
     @property
     def separated(self) -> bool:
-        """Whether the interval excludes 0. An interval without width (every unit the same) proves nothing."""
+        """Return whether the interval excludes 0; one without width (every unit the same) proves nothing."""
         return self.standard_error > 0 and (self.low > 0 or self.high < 0)
 
     @property
     def p_value(self) -> float:
-        """Two-sided p of the t test that the true value is 0; NaN where there is no spread."""
+        """Return the two-sided p of the t test that the true value is 0; NaN where there is no spread."""
         if not self.standard_error > 0:
             return math.nan
-        return float(2 * stats.t.sf(abs(self.value) / self.standard_error, self.df))
+        return float(2 * distributions.t.sf(abs(self.value) / self.standard_error, self.df))
 
 
 NOTHING = Estimate(math.nan)
@@ -60,11 +67,12 @@ NOTHING = Estimate(math.nan)
 
 @cache
 def _quantile(df: float) -> float:
-    return float(stats.t.ppf((1 + CONFIDENCE) / 2, df))
+    return float(distributions.t.ppf((1 + CONFIDENCE) / 2, df))
 
 
 def _estimate(value: float, standard_error: float, n: int, df: float) -> Estimate:
-    if standard_error <= 1e-12 * max(1.0, abs(value)):  # rounding of equal numbers, not spread
+    # So little is the rounding of equal numbers, not spread.
+    if standard_error <= 1e-12 * max(1.0, abs(value)):
         standard_error = 0.0
     half = _quantile(df) * standard_error
     return Estimate(value, value - half, value + half, n, df, standard_error)
@@ -76,7 +84,7 @@ def _finite(values: ArrayLike) -> NDArray[np.float64]:
 
 
 def t_interval(values: ArrayLike) -> Estimate:
-    """Mean of `values` with a t interval.
+    """Return the mean of `values` with a t interval.
 
     Question (a) where the values are one method's scores over seeds, (b) where they are task means.
     n = finite values, df = n − 1; the standard deviation has ddof 1.
@@ -91,7 +99,7 @@ def t_interval(values: ArrayLike) -> Estimate:
 
 
 def paired_difference(scores: ArrayLike, reference: ArrayLike) -> Estimate:
-    """Mean of scores − reference over pairs, with a t interval on the differences.
+    """Return the mean of scores − reference over pairs, with a t interval on the differences.
 
     Question (a), one task. Both (seeds,), NaN where there is none; n = complete pairs, df = n − 1.
     """
@@ -99,10 +107,10 @@ def paired_difference(scores: ArrayLike, reference: ArrayLike) -> Estimate:
 
 
 def residual_variance(scores: ArrayLike) -> tuple[float, int]:
-    """Variance left in a complete (methods, seeds) block after method and seed means are taken out, and its df.
+    """Return the variance left in a complete (methods, seeds) block without method and seed means, and its df.
 
-    df = (M − 1)(S − 1). It is what the interval of any contrast between the block's methods is built on, and assumes
-    that methods scatter equally.
+    df = (M − 1)(S − 1). The interval of any contrast between the block's methods is built on it, which
+    assumes that methods scatter equally.
     """
     block = np.asarray(scores, dtype=np.float64)
     methods, seeds = block.shape
@@ -112,12 +120,12 @@ def residual_variance(scores: ArrayLike) -> tuple[float, int]:
 
 
 def two_way_contrast(scores: ArrayLike, weights: ArrayLike) -> Estimate:
-    """A contrast of method means, its interval from the two-way (method + seed) residual variance.
+    """Return a contrast of method means, its interval from the two-way (method + seed) residual variance.
 
     Question (a), one task. n = S seeds, df = (M − 1)(S − 1). With two methods it is the paired t interval.
 
     Args:
-        scores: complete block (methods, seeds), at least 2 × 2.
+        scores: Complete block (methods, seeds), at least 2 × 2.
         weights: (methods,), summing to 0: 1 and −1 for a difference, 1, −1, −1, 1 for a synergy.
     """
     block = np.asarray(scores, dtype=np.float64)
@@ -129,7 +137,9 @@ def two_way_contrast(scores: ArrayLike, weights: ArrayLike) -> Estimate:
 
 
 def suite_mean(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over tasks of one estimate per task; variance Σ se_t² / T², degrees of freedom by Welch and Satterthwaite.
+    """Return the mean over tasks of one estimate per task.
+
+    The variance is Σ se_t² / T², with degrees of freedom by Welch and Satterthwaite.
 
     Question (a): these tasks, new seeds. n = the fewest seeds behind any task. Tasks are not pooled: the spread between
     them is no noise here. NOTHING where a task has no estimate; no interval where a task has none.
@@ -148,24 +158,24 @@ def suite_mean(estimates: Sequence[Estimate]) -> Estimate:
 
 
 def synergy(stacked: ArrayLike, first: ArrayLike, second: ArrayLike, baseline: ArrayLike) -> Estimate:
-    """Mean over seeds of y_AB − y_A − y_B + y_0, with a t interval: what a stack gains over the sum of its parts.
+    """Return the mean over seeds of y_AB − y_A − y_B + y_0: what a stack gains over the sum of its parts.
 
-    Question (a), one task. All (seeds,), NaN where there is none; n = complete quadruples, df = n − 1. Its standard
-    error is √2 that of a simple difference.
+    Question (a), one task, with a t interval. All are (seeds,), NaN where there is none; n = complete quadruples,
+    df = n − 1. The standard error is √2 that of a simple difference.
     """
-    both, one, other, none = (np.asarray(scores, dtype=np.float64) for scores in (stacked, first, second, baseline))
-    return t_interval(both - one - other + none)
+    ab, a, b, none = (np.asarray(scores, dtype=np.float64) for scores in (stacked, first, second, baseline))
+    return t_interval(ab - a - b + none)
 
 
 def logit(scores: ArrayLike) -> NDArray[np.float64]:
-    """Log-odds of shares in (0, 1), NaN outside: there, gains near the ceiling count for more."""
+    """Return the log-odds of shares in (0, 1), NaN outside; on that scale gains near the ceiling count for more."""
     share = np.asarray(scores, dtype=np.float64)
     inside = np.where((share > 0) & (share < 1), share, np.nan)
     return np.log(inside) - np.log1p(-inside)
 
 
 def pairing_correlation(scores: ArrayLike, reference: ArrayLike) -> float:
-    """Correlation of two methods across seeds: how much pairing by seed takes out of the noise.
+    """Return the correlation of two methods across seeds: how much pairing by seed takes out of the noise.
 
     n = complete pairs; NaN below three (two points always lie on a line) and where one of them doesn't vary.
     """
@@ -177,7 +187,7 @@ def pairing_correlation(scores: ArrayLike, reference: ArrayLike) -> float:
 
 
 def pairing_threshold(seeds: int) -> float:
-    """The correlation above which a paired t interval is narrower than an unpaired one, in expectation.
+    """Return the correlation above which a paired t interval is narrower than an unpaired one, in expectation.
 
     From (1 − rho) · t(S − 1)² = t(2S − 2)²: pairing halves the degrees of freedom, and has to earn that back.
     """
@@ -185,13 +195,13 @@ def pairing_threshold(seeds: int) -> float:
 
 
 def best_is_separated(scores: ArrayLike) -> bool:
-    """Whether the best method's mean stands clear of every other's, by Tukey's honest significant difference.
+    """Return whether the best method's mean stands clear of every other's, by Tukey's honest significant difference.
 
     Question (a), one task. n = S seeds, df = (M − 1)(S − 1), family: all pairs of the M methods at 95 % together, for
     the best was picked after looking.
 
     Args:
-        scores: complete block (methods, seeds), at least 2 × 2.
+        scores: Complete block (methods, seeds), at least 2 × 2.
     """
     block = np.asarray(scores, dtype=np.float64)
     variance, df = residual_variance(block)
@@ -203,11 +213,11 @@ def best_is_separated(scores: ArrayLike) -> bool:
 
 @cache
 def _range_quantile(methods: int, df: int) -> float:
-    return float(stats.studentized_range.ppf(CONFIDENCE, methods, df))
+    return float(distributions.studentized_range.ppf(CONFIDENCE, methods, df))
 
 
 def minimum_detectable_effect(standard_error: float, df: float, power: float = 0.8) -> float:
-    """The true difference that a two-sided 5 % t test with this standard error would find with probability `power`.
+    """Return the true difference that a two-sided 5 % t test with this standard error finds with probability `power`.
 
     Question (a). What is smaller could not be seen, more often than one time in five. NaN without an interval.
     """
@@ -219,31 +229,33 @@ def minimum_detectable_effect(standard_error: float, df: float, power: float = 0
 @cache
 def _noncentrality(df: float, power: float) -> float:
     critical = _quantile(df)
-    return float(optimize.brentq(lambda shift: float(stats.nct.sf(critical, df, shift)) - power, 0.1, 10 * critical))
+    return float(
+        optimize.brentq(lambda shift: float(distributions.nct.sf(critical, df, shift)) - power, 0.1, 10 * critical)
+    )
 
 
 def clopper_pearson(count: int, n: int) -> tuple[float, float]:
-    """Exact 95 % interval of a rate, from `count` of n independent runs; (NaN, NaN) where n is 0."""
+    """Return the exact 95 % interval of a rate, from `count` of n independent runs; (NaN, NaN) where n is 0."""
     if n == 0:
         return math.nan, math.nan
-    interval = stats.binomtest(count, n).proportion_ci(confidence_level=CONFIDENCE, method="exact")
+    interval = distributions.binomtest(count, n).proportion_ci(confidence_level=CONFIDENCE, method="exact")
     return float(interval.low), float(interval.high)
 
 
 def binomial_standard_error(share: float, examples: int) -> float:
-    """Standard error of an accuracy from drawing the examples anew: question (c), n = examples."""
+    """Return the standard error of an accuracy from drawing the examples anew: question (c), n = examples."""
     return math.sqrt(share * (1 - share) / examples)
 
 
 def geometric_mean_ratio(values: ArrayLike, reference: ArrayLike) -> float:
-    """Geometric mean over pairs of value / reference, as costs are compared; NaN without a pair of positive numbers."""
+    """Return the geometric mean over pairs of value / reference; NaN without a pair of positive numbers."""
     value, other = np.asarray(values, dtype=np.float64), np.asarray(reference, dtype=np.float64)
     usable = (value > 0) & (other > 0)
     return float(np.exp(np.mean(np.log(value[usable] / other[usable])))) if usable.any() else math.nan
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted by Holm's step-down rule within the family given; NaN entries are no part of the family."""
+    """Return p-values adjusted by Holm's step-down rule within the family; NaN entries are no part of it."""
     tested = [i for i, p in enumerate(p_values) if not math.isnan(p)]
     adjusted = [math.nan] * len(p_values)
     running = 0.0
@@ -254,21 +266,18 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def benjamini_hochberg(p_values: Sequence[float]) -> list[float]:
-    """P-values adjusted so that of those below 5 %, one in twenty is expected to be false; NaN entries stay NaN."""
+    """Return p-values adjusted so that one in twenty of those below 5 % is expected to be false; NaN stays NaN."""
     tested = [i for i, p in enumerate(p_values) if not math.isnan(p)]
     adjusted = [math.nan] * len(p_values)
     if tested:
-        found = stats.false_discovery_control([p_values[i] for i in tested])
-        for i, p in zip(tested, found, strict=True):
+        controlled = distributions.false_discovery_control([p_values[i] for i in tested])
+        for i, p in zip(tested, controlled, strict=True):
             adjusted[i] = float(p)
     return adjusted
 
 
-SEEDS_FOR_SIGN_FLIP = 6  # the smallest p of S pairs is 2/2^S
-
-
 def sign_flip(differences: ArrayLike) -> float:
-    """Exact two-sided p of paired differences, by flipping their signs: no assumption but symmetry around 0.
+    """Return the exact two-sided p of paired differences by flipping their signs; symmetry around 0 is all it assumes.
 
     Question (a). The mean is compared with that of all 2^S sign patterns, from 6 pairs; above 16 pairs with 20,000
     seeded draws. NaN below 6 pairs.
@@ -277,48 +286,47 @@ def sign_flip(differences: ArrayLike) -> float:
     if len(finite) < SEEDS_FOR_SIGN_FLIP:
         return math.nan
     signs = _signs(len(finite))
-    reached = np.abs(signs @ finite) >= abs(finite.sum()) * (1 - 1e-12)  # sums of the same numbers differ by rounding
-    drawn = len(finite) > _ENUMERATED
+    # Sums of the same numbers differ by rounding.
+    reached = np.abs(signs @ finite) >= abs(finite.sum()) * (1 - 1e-12)
+    drawn = len(finite) > _ENUMERATED_PAIRS
     return float((reached.sum() + drawn) / (len(signs) + drawn))
-
-
-_ENUMERATED = 16  # pairs up to which all sign patterns are tried
 
 
 @cache
 def _signs(pairs: int) -> NDArray[np.float64]:
-    """(patterns, pairs) of 1 and −1: all there are, or 20,000 seeded draws."""
-    if pairs <= _ENUMERATED:
+    """Return (patterns, pairs) of 1 and −1: all there are, or 20,000 seeded draws."""
+    if pairs <= _ENUMERATED_PAIRS:
         return np.array(list(itertools.product((1.0, -1.0), repeat=pairs)))
     return np.random.default_rng(0).choice((1.0, -1.0), size=(20_000, pairs))
 
 
 def equivalence(estimate: Estimate, margin: float) -> float:
-    """P of the two one-sided t tests that the true difference lies outside ±margin; small means equal in practice.
+    """Return the p of the two one-sided t tests that the true difference lies outside ±margin; small means equal.
 
     Question (a), with the estimate's own df. NaN where it has no spread or the margin isn't above 0.
     """
     if not (estimate.standard_error > 0 and margin > 0):
         return math.nan
     distances = (margin - estimate.value, margin + estimate.value)
-    return max(float(stats.t.sf(distance / estimate.standard_error, estimate.df)) for distance in distances)
+    return max(float(distributions.t.sf(distance / estimate.standard_error, estimate.df)) for distance in distances)
 
 
-def mcnemar(own: ArrayLike, reference: ArrayLike) -> float:
-    """Exact two-sided p that two methods fail equally often, from pairs of runs; NaN where no pair disagrees.
+def mcnemar(failed: ArrayLike, reference_failed: ArrayLike) -> float:
+    """Return the exact two-sided p that two methods fail equally often; NaN where no pair of runs disagrees.
 
     Args:
-        own, reference: (pairs,) whether each run failed.
+        failed: (pairs,) whether each run of the method failed.
+        reference_failed: (pairs,) whether each run of the reference failed.
     """
-    a, b = np.asarray(own, dtype=bool), np.asarray(reference, dtype=bool)
-    only_own, only_other = int((a & ~b).sum()), int((b & ~a).sum())
-    if only_own + only_other == 0:
+    a, b = np.asarray(failed, dtype=bool), np.asarray(reference_failed, dtype=bool)
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a + only_b == 0:
         return math.nan
-    return float(stats.binomtest(only_own, only_own + only_other).pvalue)
+    return float(distributions.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def noise_floor(scores: ArrayLike) -> Estimate:
-    """How far apart the means of two fresh sets of seeds of one method lie: 0 with its 95 % interval.
+    """Return how far apart the means of two fresh sets of seeds of one method lie: 0 with its 95 % interval.
 
     Question (a), one task. n = finite values S, df = S − 1, standard error s·√(2/S): a method against itself.
     """
@@ -329,13 +337,13 @@ def noise_floor(scores: ArrayLike) -> Estimate:
 
 
 def expected_maximum(scores: ArrayLike, budget: int) -> float:
-    """Expected best of `budget` settings drawn without replacement from those tried; unbiased for that many trials.
+    """Return the expected best of `budget` settings drawn without replacement from those tried, unbiased.
 
     The mean over all subsets of that size of their largest score, from the order statistics: the i-th smallest of n is
     the largest of C(i − 1, k − 1) of the C(n, k) subsets. NaN entries are no trials.
 
     Raises:
-        ValueError: a budget below 1 or above the number of trials.
+        ValueError: The budget is below 1 or above the number of trials.
     """
     ordered = np.sort(_finite(scores))
     n = len(ordered)
@@ -346,12 +354,12 @@ def expected_maximum(scores: ArrayLike, budget: int) -> float:
 
 
 def interpolate_budget(budgets: Sequence[float], scores: ArrayLike, at: float) -> NDArray[np.float64]:
-    """Scores at a budget between measured ones, linear, seed by seed.
+    """Return scores at a budget between measured ones, linear, seed by seed.
 
     Args:
-        budgets: ascending.
+        budgets: Measured budgets, ascending.
         scores: (budgets, seeds); NaN where there is none.
-        at: the budget asked for.
+        at: The budget asked for.
 
     Returns:
         (seeds,); NaN outside the measured budgets, and where a neighbouring score is NaN.
@@ -367,7 +375,7 @@ def interpolate_budget(budgets: Sequence[float], scores: ArrayLike, at: float) -
 
 
 def detectable_with(seeds: int, sd: float, power: float = 0.8) -> float:
-    """The true difference that a paired t test of that many seeds finds with probability `power`.
+    """Return the true difference that a paired t test of that many seeds finds with probability `power`.
 
     Question (a), one task. `sd` is that of the paired differences; in its units 3.3 at 3 seeds, 1.7 at 5, 1.0 at 10.
     """
@@ -375,10 +383,10 @@ def detectable_with(seeds: int, sd: float, power: float = 0.8) -> float:
 
 
 def seeds_for(difference: float, sd: float, power: float = 0.8) -> int:
-    """The fewest seeds with which a paired t test finds a true difference with probability `power`; at least 2.
+    """Return the fewest seeds with which a paired t test finds a true difference with probability `power`; at least 2.
 
     Raises:
-        ValueError: the difference or the standard deviation isn't above 0.
+        ValueError: The difference or the standard deviation isn't above 0.
     """
     if not (difference > 0 and sd > 0):
         raise ValueError(f"Expected a difference and a standard deviation above 0; got {difference:g} and {sd:g}.")

@@ -22,10 +22,10 @@ class Ranks:
 
     Attributes:
         mean: (methods,) mean rank, 1 is the best; ties share their mean rank.
-        p: of Friedman's test that all methods are alike; NaN where every task ties.
-        critical_difference: mean ranks further apart than this are separated, by Nemenyi's test at 95 % for all pairs
+        p: The p of Friedman's test that all methods are alike; NaN where every task ties.
+        critical_difference: Mean ranks further apart than this are separated, by Nemenyi's test at 95 % for all pairs
             of the pool together.
-        n: tasks.
+        n: Number of tasks.
     """
 
     mean: NDArray[np.float64]
@@ -35,27 +35,31 @@ class Ranks:
 
 
 def rank_test(scores: ArrayLike) -> Ranks:
-    """Friedman's test and Nemenyi's critical difference over tasks (Demšar, JMLR 7, 2006).
+    """Return mean ranks with Friedman's test and Nemenyi's critical difference over tasks (Demšar, JMLR 7, 2006).
 
     Question (b): the task is the unit. A method's ranks depend on who else is in the pool.
 
     Args:
         scores: (methods, tasks) means over seeds, complete, at least 3 × 2.
     """
-    block = np.asarray(scores, dtype=np.float64)
-    methods, tasks = block.shape
-    ranks = distributions.rankdata(-block, axis=0)
+    means = np.asarray(scores, dtype=np.float64)
+    methods, tasks = means.shape
+    ranks = distributions.rankdata(-means, axis=0)
     varied = bool((np.ptp(ranks, axis=0) > 0).any())
-    p = float(distributions.friedmanchisquare(*block).pvalue) if varied else math.nan
+    p = float(distributions.friedmanchisquare(*means).pvalue) if varied else math.nan
     q = float(distributions.studentized_range.ppf(CONFIDENCE, methods, np.inf)) / math.sqrt(2)
     return Ranks(ranks.mean(axis=1), p, q * math.sqrt(methods * (methods + 1) / (6 * tasks)), tasks)
 
 
 def groups_within(mean_ranks: ArrayLike, critical_difference: float) -> list[tuple[int, ...]]:
-    """The largest groups of methods whose mean ranks lie within the critical difference of each other.
+    """Return the largest groups of methods whose mean ranks lie within the critical difference of each other.
+
+    Args:
+        mean_ranks: (methods,).
+        critical_difference: How far apart the ranks of a group may lie.
 
     Returns:
-        Tuples of positions, best rank first; groups of one, and groups inside others, are left out.
+        Tuples of indices, best rank first; groups of one, and groups inside others, are left out.
     """
     ranks = np.asarray(mean_ranks, dtype=np.float64)
     order = [int(i) for i in np.argsort(ranks, kind="stable")]
@@ -68,28 +72,28 @@ def groups_within(mean_ranks: ArrayLike, critical_difference: float) -> list[tup
 
 
 def probability_of_improvement(scores: Sequence[ArrayLike], reference: Sequence[ArrayLike]) -> float:
-    """P(A > B): the chance that a run of A beats a run of B on the same task, mean over tasks; ties count half.
+    """Return P(A > B), the chance that a run of A beats a run of B on the same task, mean over tasks; ties count half.
 
     Question (a). The Mann–Whitney statistic of each task, all pairs of seeds, paired or not. NaN where a task has no
     run of either.
 
     Args:
-        scores: per task (seeds,), NaN for none.
-        reference: the same of the other method.
+        scores: A's (seeds,) scores of each task, NaN for none.
+        reference: B's.
     """
     shares = []
-    for own, other in zip(scores, reference, strict=True):
-        a, b = (np.asarray(values, dtype=np.float64) for values in (own, other))
+    for of_task in zip(scores, reference, strict=True):
+        a, b = (np.asarray(values, dtype=np.float64) for values in of_task)
         apart = a[np.isfinite(a)][:, None] - b[np.isfinite(b)][None, :]
         shares.append(float(((apart > 0) + 0.5 * (apart == 0)).mean()) if apart.size else math.nan)
     return float(np.mean(shares)) if shares else math.nan
 
 
 def normalise(scores: ArrayLike, worst: float, best: float) -> NDArray[np.float64]:
-    """Scores of one task on a scale from 0 (`worst`) to 1 (`best`); beyond the ends where they lie beyond.
+    """Return scores of one task on a scale from 0 (`worst`) to 1 (`best`); beyond the ends where they lie beyond.
 
     Raises:
-        ValueError: `best` isn't above `worst`.
+        ValueError: The best isn't above the worst.
     """
     if not best > worst:
         raise ValueError(f"Expected the best reference above the worst; got {best:g} and {worst:g}.")
@@ -97,9 +101,9 @@ def normalise(scores: ArrayLike, worst: float, best: float) -> NDArray[np.float6
 
 
 def interquartile_mean(normalised: ArrayLike) -> float:
-    """Mean of the middle half of all runs over tasks and seeds (Agarwal et al., NeurIPS 2021), NaN left out.
+    """Return the mean of the middle half of all runs over tasks and seeds (Agarwal et al., NeurIPS 2021), without NaN.
 
-    Only of normalised scores: of raw ones it trims whole tasks.
+    Give it normalised scores only: of raw ones it trims whole tasks.
     """
     values = np.asarray(normalised, dtype=np.float64)
     finite = values[np.isfinite(values)]
@@ -107,7 +111,7 @@ def interquartile_mean(normalised: ArrayLike) -> float:
 
 
 def performance_profile(normalised: ArrayLike, thresholds: ArrayLike) -> NDArray[np.float64]:
-    """Share of runs that score above each threshold, tasks weighted alike.
+    """Return the share of runs that score above each threshold, tasks weighted alike.
 
     Args:
         normalised: (tasks, seeds), NaN for none.
@@ -116,10 +120,10 @@ def performance_profile(normalised: ArrayLike, thresholds: ArrayLike) -> NDArray
     Returns:
         (thresholds,); NaN where a task has no run.
     """
-    block = np.asarray(normalised, dtype=np.float64)
+    scores = np.asarray(normalised, dtype=np.float64)
     limits = np.asarray(thresholds, dtype=np.float64)
-    there = np.isfinite(block).sum(axis=1)
-    if (there == 0).any():
+    runs = np.isfinite(scores).sum(axis=1)
+    if (runs == 0).any():
         return np.full(len(limits), np.nan)
-    above = (block[:, :, None] > limits).sum(axis=1)
-    return np.asarray((above / there[:, None]).mean(axis=0))
+    above = (scores[:, :, None] > limits).sum(axis=1)
+    return np.asarray((above / runs[:, None]).mean(axis=0))

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+from finetune_bench.store.row import Cost, Hashes, MethodEntry, Outcome, Retry, Row, Status, TrainingFacts
 from finetune_bench.store.store import COUNTED, MEASURED, SCHEMA, Store, to_json
 
 __all__ = [
     "COUNTED",
     "MEASURED",
     "SCHEMA",
+    "Cost",
+    "Hashes",
+    "MethodEntry",
+    "Outcome",
+    "Retry",
+    "Row",
+    "Status",
     "Store",
+    "TrainingFacts",
     "to_json",
 ]

@@ -18,36 +18,37 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-BEAT_SECONDS = 10.0  # between two signs of life
-DEAD_SECONDS = 150.0  # without one; network file systems show a change within a minute
+BEAT_SECONDS = 10.0  # between two signs of life of a holder
+DEAD_SECONDS = 150.0  # without a sign of life, after which a holder is given up; network file systems take up to 60 s
 
 
 class Leases:
     """The leases of one folder, as one process sees them.
 
     Args:
-        folder: made when it is needed.
-        beat, dead: seconds, for tests.
+        folder: the folder of the lease files; made when it is needed.
+        beat: seconds between two signs of life.
+        dead: seconds without a sign of life, after which a holder is given up.
     """
 
     def __init__(self, folder: Path, beat: float = BEAT_SECONDS, dead: float = DEAD_SECONDS) -> None:
         self.folder, self.beat, self.dead = folder, beat, dead
-        self._seen: dict[Path, tuple[bytes, float]] = {}  # what a file said, and since when
+        self._seen: dict[Path, tuple[bytes, float]] = {}  # the content of each file, and since when it is that
 
     @contextmanager
     def hold(self, name: str) -> Iterator[bool]:
-        """Hold a name inside the block; yields False, holding nothing, where somebody else does."""
+        """Hold a name inside the block; yield False, holding nothing, where another process does."""
         path = self._take(name)
         if path is None:
             yield False
             return
-        over = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(path, over), daemon=True)
+        released = threading.Event()
+        beating = threading.Thread(target=self._beat, args=(path, released), daemon=True)
         beating.start()
         try:
             yield True
         finally:
-            over.set()
+            released.set()
             beating.join()
             path.unlink(missing_ok=True)
 
@@ -63,10 +64,10 @@ class Leases:
                 file.write(_holder())
         except FileExistsError:
             return None
-        except OSError:  # a full disk: a lease that says nothing would be waited for
+        except OSError:  # a full disk: others would wait for a lease without a holder
             path.unlink(missing_ok=True)
             raise
-        # Somebody may have seen another state of the folder and made another generation at the same time.
+        # Another process may have seen another state of the folder and made another generation at the same time.
         others = [other for other in self._files(name) if other != path]
         if not all(map(self._is_dead, others)):
             path.unlink()
@@ -80,37 +81,41 @@ class Leases:
 
     def _is_dead(self, path: Path) -> bool:
         try:
-            said = path.read_bytes()
+            content = path.read_bytes()
         except FileNotFoundError:  # given back just now: the next try will see a free name
             return False
-        if _is_gone(said):
+        if _is_gone(content):
             return True
         now = time.monotonic()
-        before, since = self._seen.get(path, (None, now))
-        if before != said:
+        content_before, since = self._seen.get(path, (None, now))
+        if content_before != content:
             since = now
-            self._seen[path] = (said, since)
+            self._seen[path] = (content, since)
         return now - since > self.dead
 
-    def _beat(self, path: Path, over: threading.Event) -> None:
-        while not over.wait(self.beat):
+    def _beat(self, path: Path, released: threading.Event) -> None:
+        """Rewrite a lease every few seconds until it is released."""
+        while not released.wait(self.beat):
             try:
-                with open(path, "r+b") as file:  # never makes a file anew that somebody took away
+                with open(path, "r+b") as file:  # never makes a file anew that another process took away
                     file.write(_holder())
             except OSError:  # a network that is away for a while
                 continue
 
 
 def _holder() -> bytes:
-    """Who holds a lease: host, machine and process, and a word that is new at each call; always of one length."""
+    """Return who holds a lease: host, machine, process, when it began, and a word that is new at each call.
+
+    It is always of one length, so that a lease is rewritten in one piece.
+    """
     process = os.getpid()
-    words = [f"{socket.gethostname()[:60]:60}", f"{_machine():120}", f"{process:20}", f"{_started(process):20}"]
-    return "\n".join([*words, secrets.token_hex(8), ""]).encode()
+    lines = [f"{socket.gethostname()[:60]:60}", f"{_machine():120}", f"{process:20}", f"{_started(process):20}"]
+    return "\n".join([*lines, secrets.token_hex(8), ""]).encode()
 
 
 @cache
 def _machine() -> str:
-    """What tells this boot of this machine, and its numbers of processes, from all others; "" where that can't be."""
+    """Return what tells this boot of this machine, and its process numbers, from all others; "" where nothing does."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
@@ -119,7 +124,7 @@ def _machine() -> str:
 
 
 def _started(process: int) -> str:
-    """When a process of this machine began, in ticks since boot; "" where there is none, or it has ended."""
+    """Return when a process of this machine began, in ticks since boot; "" where there is none, or it has ended."""
     try:
         fields = Path(f"/proc/{process}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()
     except OSError:
@@ -127,9 +132,10 @@ def _started(process: int) -> str:
     return "" if fields[0] in "ZX" else fields[19]
 
 
-def _is_gone(said: bytes) -> bool:
-    """Whether a lease's holder was a process of this machine that has ended."""
-    words = [word.strip() for word in said.decode("utf-8", "replace").splitlines()]
-    if len(words) < 5 or not words[1] or words[1] != _machine():
+def _is_gone(content: bytes) -> bool:
+    """Return whether a lease's holder was a process of this machine that has ended."""
+    lines = [line.strip() for line in content.decode("utf-8", "replace").splitlines()]
+    if len(lines) < 5:  # written at this moment
         return False
-    return _started(int(words[2])) != words[3]
+    _, machine, process, started, _ = lines[:5]
+    return machine != "" and machine == _machine() and _started(int(process)) != started

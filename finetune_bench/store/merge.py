@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from finetune_bench.errors import UsageError
+from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
 
 # What equal cells have in common on every machine of one kind; the rest of a row are measurements.
 _EXACT = ("metrics", "collapsed", "training", "hashes")
-_RANK = {"done": 3, "failed": 2, "skipped": 1, "interrupted": 0}
+_RANK = {Status.DONE: 3, Status.FAILED: 2, Status.SKIPPED: 1, Status.INTERRUPTED: 0}  # the higher is kept
 
 
 @dataclass(frozen=True)
 class Merged:
-    """What came of a merge.
+    """What a merge did.
 
     Attributes:
         copied: cells that were copied.
@@ -36,43 +37,48 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
 
     A cell that is in several is taken from the first that finished it; the sources are left as they are.
 
+    Args:
+        target: the run folder that gets the cells.
+        sources: the run folders that they come from.
+
     Raises:
         UsageError: a source is no store, or is the target.
     """
     stores = [Store.open(source) for source in sources]
-    into = Store(target)
-    if any(store.root.resolve() == into.root.resolve() for store in stores):
+    merged = Store(target)
+    if any(store.root.resolve() == merged.root.resolve() for store in stores):
         raise UsageError(f"'{target}' is to be made from other stores; leave it out of the list.")
     copied = present = 0
     conflicts: list[str] = []
     for store in stores:
         for row in store.rows():
-            held = into.row(row["id"])
-            if held is not None and _RANK[held["status"]] >= _RANK[row["status"]]:
+            kept = merged.row(row["id"])
+            if kept is not None and _RANK[kept["status"]] >= _RANK[row["status"]]:
                 present += 1
-                if held["status"] == row["status"] == "done" and any(held.get(k) != row.get(k) for k in _EXACT):
+                differs = any(kept.get(key) != row.get(key) for key in _EXACT)
+                if kept["status"] == row["status"] == Status.DONE and differs:
                     conflicts.append(
                         f"{row['method']} on {row['task']}, seed {row['seed']} ({row['id']}) has other numbers in "
                         f"'{store.root}'; those that were there first are kept."
                     )
                 continue
-            with into.claim(row["id"]), into.writing(row["id"]) as folder:
+            with merged.claim(row["id"]), merged.writing(row["id"]) as folder:
                 shutil.copytree(store.folder(row["id"]), folder, dirs_exist_ok=True)
             copied += 1
-    into.write_study(_joined([*(store.study() for store in (into, *stores))]))
+    merged.write_study(_joined([store.study() for store in (merged, *stores)]))
     return Merged(copied, present, tuple(conflicts))
 
 
 def _joined(studies: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """One study: lists and tables of all, everything else of the first that says it."""
-    result: dict[str, Any] = {}
+    """Return one study: lists and tables of all, and everything else from the first study that has it."""
+    joined: dict[str, Any] = {}
     for study in studies:
         for key, value in study.items():
-            held = result.get(key)
-            if isinstance(held, list) and isinstance(value, list):
-                result[key] = held + [one for one in value if one not in held]
-            elif isinstance(held, dict) and isinstance(value, dict):
-                result[key] = value | held
-            elif held is None:
-                result[key] = value
-    return result
+            known = joined.get(key)
+            if isinstance(known, list) and isinstance(value, list):
+                joined[key] = known + [item for item in value if item not in known]
+            elif isinstance(known, dict) and isinstance(value, dict):
+                joined[key] = value | known
+            elif known is None:
+                joined[key] = value
+    return joined

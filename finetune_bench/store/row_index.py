@@ -1,7 +1,7 @@
-"""The derived table of a store: every row with its trace in one file, so that a report needn't open thousands.
+"""The row index of a store: every row with its trace in one file, so that a report needn't open thousands.
 
 It is `RUN/derived.parquet`: one line per cell, with the time and size of the `row.json` that it was read from. A line
-whose file changed is read again, a line whose file is gone is dropped, and what is missing is added; deleting the table
+whose file changed is read again, a line whose file is gone is dropped, and what is missing is added; deleting the index
 loses nothing. A store that can't be written to is read without one.
 """
 
@@ -14,14 +14,15 @@ import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
 
+from finetune_bench.store.row import Row
 from finetune_bench.store.store import Store
 
-VERSION = 1  # of the table's columns; a table of another version is made anew
+VERSION = 1  # of the index's columns; an index of another version is made anew
 _ARRAYS = {
     "loss": np.float64,
     "task_loss": np.float64,
@@ -30,11 +31,14 @@ _ARRAYS = {
     "scored_sketch": np.float64,
 }
 _COLUMNS = ["id", "changed", "size", "row", "examples", "digest", *_ARRAYS]
-_SHARED = ("recipe", "environment", "methods", "majority", "dropout")  # of a row: the same in many
+_SHARED = ("recipe", "environment", "methods", "majority", "dropout")  # keys whose values many rows have in common
 
 
 class Trace:
     """What was recorded while a cell trained.
+
+    Args:
+        line: the cell's line of the index, by column.
 
     Attributes:
         digest: a hash of the recorded losses and weight sketches; None where there are not both.
@@ -47,39 +51,43 @@ class Trace:
         self.examples: dict[str, int] = json.loads(line["examples"])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """`loss`, `task_loss` (steps,), `sketch` (points, 64), `sketch_steps` (points,), `scored_sketch` (64,)."""
-        found = {name: np.frombuffer(content, _ARRAYS[name]) for name, content in self._arrays.items()}
-        if "sketch" in found:
-            found["sketch"] = found["sketch"].reshape(len(found["sketch_steps"]), -1)
-        return found
+        """Return what there is of the arrays, by name.
+
+        They are `loss`, `task_loss` (steps,), `sketch` (points, 64), `sketch_steps` (points,), `scored_sketch` (64,).
+        """
+        arrays = {name: np.frombuffer(content, _ARRAYS[name]) for name, content in self._arrays.items()}
+        if "sketch" in arrays:
+            arrays["sketch"] = arrays["sketch"].reshape(len(arrays["sketch_steps"]), -1)
+        return arrays
 
 
-def read(store: Store) -> list[tuple[dict[str, Any], Trace]]:
-    """Every row of a store with its trace, in the order of their ids; brings the table up to date first."""
+def read(store: Store) -> list[tuple[Row, Trace]]:
+    """Return every row of a store with its trace, in the order of their ids; brings the index up to date first."""
     shared: dict[str, Any] = {}
-    found = []
+    pairs = []
     for line in up_to_date(store).to_dict("records"):
         row = json.loads(line["row"])
         for key in _SHARED:
             if row.get(key):
                 row[key] = shared.setdefault(repr(row[key]), row[key])
-        found.append((row, Trace({str(name): value for name, value in line.items()})))
-    return found
+        pairs.append((cast(Row, row), Trace({str(name): value for name, value in line.items()})))
+    return pairs
 
 
 def stamps(store: Store) -> Iterator[tuple[str, int, int]]:
-    """Of every row in the store: its id, when its file changed (ns), and the file's size in bytes."""
+    """Yield, for every row in the store, its id, when its file changed (ns), and the file's size in bytes."""
     if not store.cells.is_dir():
         return
     for folder in os.scandir(store.cells):
         if not folder.name.startswith("."):
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                found = os.stat(f"{folder.path}/row.json")  # noqa: PTH116 (of ten thousand files, a Path is most of the time)
-                yield folder.name, found.st_mtime_ns, found.st_size
+                # For ten thousand files, making a Path takes most of the time.
+                facts = os.stat(f"{folder.path}/row.json")  # noqa: PTH116
+                yield folder.name, facts.st_mtime_ns, facts.st_size
 
 
 def up_to_date(store: Store) -> pd.DataFrame:
-    """The table, with a line for every row that is in the store now; written again where a line had to change."""
+    """Return the index, with a line for every row that is in the store now; write it where a line had to change."""
     path = store.root / "derived.parquet"
     current_stamps = {cell: [changed, size] for cell, changed, size in stamps(store)}
     old = _read(path)
@@ -115,7 +123,7 @@ def _line(store: Store, cell: str, stamp: list[int]) -> dict[str, Any] | None:
 
 
 def _digest(content: dict[str, bytes]) -> str:
-    """A hash of what tells two runs apart; "" where losses or sketches are missing."""
+    """Return a hash of what tells two runs apart; "" where losses or sketches are missing."""
     if "loss" not in content or "sketch" not in content:
         return ""
     return hashlib.sha256(b"".join(content.get(key, b"") for key in ("loss", "sketch", "scored_sketch"))).hexdigest()

@@ -2,7 +2,7 @@
 
     RUN/study.json            what was asked for, to resume and to head the report
     RUN/cells/<id>/cell.json  the cell's full specification
-    RUN/cells/<id>/row.json   what came of it (see below)
+    RUN/cells/<id>/row.json   what came of it: see `row.py` for its keys
     RUN/cells/<id>/predictions.npz   per evaluation split: `<split>.predictions`, `<split>.labels`
     RUN/cells/<id>/trace.npz         per step: `loss` and whatever the methods log; `sketch`, `sketch_steps`,
                                      and `scored_sketch` where averaged weights were scored
@@ -11,28 +11,10 @@
     RUN/checkpoints/<id>-<n>.safetensors   the middle of a cell that runs in n micro-batches per step; gone when it ends
 
 A folder is filled under a temporary name, flushed to disk and renamed, so a reader never sees half a cell and a crash
-loses only the cell it hit. A row:
+loses only the cell it hit.
 
-    schema      of this table, an int              id           of the cell
-    status      done | failed | skipped | interrupted
-    reason      why it isn't done, a sentence; null when done
-    retry       of a failed cell: "always" (out of memory, killed: run again) or "asked" (only with --retry-failed)
-    accumulated of a cell that ran out of memory: the accumulation it was trained with in the end; its batch is as asked
-    method      label as reports show it           methods      [{name, version, parameters}], outermost first
-    task, kind, metric     the task, its kind, and the name of the score that tables compare
-    model, seed, limit_train, recipe, device, threads     the rest of the specification
-    metrics     {split: {metric: value}}           majority     the same for the constant prediction of the majority
-    collapsed   null, or why the run counts as collapsed        subset       names of the splits that are subsets
-    training    {steps, first_loss, last_loss, constant_loss, hardly_moved}         notes        facts about the data
-    cost        {train_seconds, train_cpu_seconds, examples_per_second, forwards_per_step, backwards_per_step,
-                 saved_activation_bytes, peak_memory_bytes, peak_reserved_bytes, energy_joules, parameters,
-                 trainable_parameters, setup_seconds, setup_forwards, setup_backwards, evaluation_seconds, resumed_at}
-    hashes      {init, order, data}: rows with equal hashes are paired        dropout   {kind: realised probability}
-    files       {name: bytes} of the arrays; a row whose files are others is none
-    environment versions, device name, dtype, commit            started, finished, seconds, cpu_seconds
-
-`metrics`, `majority`, `collapsed`, `training`, `hashes`, `dropout`, predictions and trace are equal to the last bit for
-equal cells; `cost` (but for the counts and the saved bytes), `environment` and the times are measurements.
+Of a row, `metrics`, `majority`, `collapsed`, `training`, `hashes`, `dropout`, predictions and trace are equal to the
+last bit for equal cells; `cost` (but for the counts and the saved bytes), `environment` and the times are measurements.
 """
 
 from __future__ import annotations
@@ -44,15 +26,17 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, cast
 
 import numpy as np
 import pandas as pd
 
 from finetune_bench.errors import UsageError
 from finetune_bench.store.lease import Leases
+from finetune_bench.store.row import Row
 
 SCHEMA = 1
+# Keys of a row whose values differ between equal cells; of `cost`, what is counted doesn't.
 MEASURED = (
     "environment",
     "started",
@@ -60,8 +44,8 @@ MEASURED = (
     "seconds",
     "cpu_seconds",
     "cost",
-)  # of a row, but for what is counted in its cost:
-COUNTED = (
+)
+COUNTED: Final = (
     "parameters",
     "trainable_parameters",
     "forwards_per_step",
@@ -87,7 +71,7 @@ class Store:
 
     @classmethod
     def open(cls, root: str | Path) -> Store:
-        """An existing store.
+        """Return the store of an existing run folder.
 
         Raises:
             UsageError: there is none.
@@ -100,32 +84,36 @@ class Store:
         return store
 
     def folder(self, cell_id: str) -> Path:
-        """Where a cell's files are, or will be."""
+        """Return the folder where a cell's files are, or will be."""
         return self.cells / cell_id
 
-    def row(self, cell_id: str) -> dict[str, Any] | None:
-        """The row of a cell, or None where there is none that can be read, or one of its files is gone or cut."""
+    def has_model(self, cell_id: str) -> bool:
+        """Return whether a cell's trained model was kept."""
+        return (self.folder(cell_id) / "model").is_dir()
+
+    def row(self, cell_id: str) -> Row | None:
+        """Return the row of a cell; None where none can be read, or one of its files is gone or cut."""
         folder = self.folder(cell_id)
         try:
-            row: dict[str, Any] = json.loads((folder / "row.json").read_text("utf-8"))
-            whole = all((folder / name).stat().st_size == size for name, size in row.get("files", {}).items())
+            row = cast(Row, json.loads((folder / "row.json").read_text("utf-8")))
+            is_whole = all((folder / name).stat().st_size == size for name, size in row.get("files", {}).items())
         except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
             return None
-        return row if whole else None
+        return row if is_whole else None
 
-    def rows(self) -> list[dict[str, Any]]:
-        """All rows, in the order of their ids."""
+    def rows(self) -> list[Row]:
+        """Return all rows, in the order of their ids."""
         if not self.cells.is_dir():
             return []
-        found = (self.row(folder.name) for folder in sorted(self.cells.iterdir()) if not folder.name.startswith("."))
-        return [row for row in found if row is not None]
+        ids = sorted(folder.name for folder in self.cells.iterdir() if not folder.name.startswith("."))
+        return [row for cell_id in ids if (row := self.row(cell_id)) is not None]
 
     def frame(self) -> pd.DataFrame:
-        """All rows as a table, nested keys joined by dots: `metrics.validation.accuracy`, `cost.train_seconds`."""
-        return pd.json_normalize(self.rows())
+        """Return all rows as a table, nested keys joined by dots, as `metrics.validation.accuracy`."""
+        return pd.json_normalize([dict(row) for row in self.rows()])
 
     def arrays(self, cell_id: str, name: str) -> dict[str, np.ndarray]:
-        """The arrays of `predictions` or `trace`; empty where the cell has none."""
+        """Return the arrays of `predictions` or `trace`; empty where the cell has none."""
         path = self.folder(cell_id) / f"{name}.npz"
         if not path.is_file():
             return {}
@@ -133,18 +121,18 @@ class Store:
             return dict(file)
 
     def without_measurements(self) -> dict[str, dict[str, Any]]:
-        """What equal cells have in common to the last bit, by id: rows without times and machine, and arrays."""
-        found = {}
+        """Return what equal cells have in common to the last bit, by id: rows without times and machine, and arrays."""
+        results = {}
         for row in self.rows():
-            kept = {key: value for key, value in row.items() if key not in MEASURED}
+            kept: dict[str, Any] = {key: value for key, value in row.items() if key not in MEASURED}
             kept["cost"] = {key: row["cost"].get(key) for key in COUNTED} if "cost" in row else None
             for name in ("predictions", "trace"):
                 kept[name] = {key: value.tobytes() for key, value in sorted(self.arrays(row["id"], name).items())}
-            found[row["id"]] = kept
-        return found
+            results[row["id"]] = kept
+        return results
 
     def study(self) -> dict[str, Any]:
-        """What the run was asked for, as `study.json` holds it; empty where that file is missing."""
+        """Return what the run was asked for, as `study.json` holds it; empty where that file is missing."""
         path = self.root / "study.json"
         return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
 
@@ -157,13 +145,13 @@ class Store:
 
     @contextmanager
     def claim(self, cell_id: str) -> Iterator[bool]:
-        """Hold a cell, so that no other process runs it, on whatever machine; yields False where another one does."""
-        with self._leases.hold(cell_id) as mine:
-            yield mine
+        """Hold a cell, so that no other process runs it, on whatever machine; yield False where another one does."""
+        with self._leases.hold(cell_id) as claimed:
+            yield claimed
 
     @contextmanager
     def writing(self, cell_id: str) -> Iterator[Path]:
-        """A fresh folder to fill; it becomes the cell's when the block ends well, and vanishes when it doesn't.
+        """Yield a fresh folder to fill; it becomes the cell's when the block ends well, and vanishes when it doesn't.
 
         Call it with the cell claimed: what killed runs of the cell left behind is removed first.
         """
@@ -182,7 +170,7 @@ class Store:
     def write(
         self,
         cell: Mapping[str, Any],
-        row: Mapping[str, Any],
+        row: Row,
         *,
         arrays: Mapping[str, Mapping[str, np.ndarray]] | None = None,
         log: str = "",
@@ -191,6 +179,10 @@ class Store:
         """Write a cell whole: its specification, its row, its arrays by file name, and its log.
 
         Args:
+            cell: the specification, as `Cell.to_dict` gives it.
+            row: the row, without the sizes of its files.
+            arrays: arrays by name, by file: `predictions` and `trace`.
+            log: what a failed cell left to read; "" for no log.
             into: the folder of a `writing` block that already holds something (a saved model).
         """
         if into is None:
@@ -208,7 +200,7 @@ class Store:
         _write(into / "row.json", to_json({**row, "files": sizes} if sizes else row).encode())
 
     def _replace(self, new: Path, target: Path) -> None:
-        if target.exists():  # a failed row that was run again: set it aside first, a rename can't replace a folder
+        if target.exists():  # a failed row that was run again; a rename can't replace a folder
             aside = self.cells / f".{target.name}-{secrets.token_hex(4)}"
             os.rename(target, aside)
             os.rename(new, target)
@@ -219,7 +211,7 @@ class Store:
 
 
 def to_json(value: Any) -> str:
-    """JSON with sorted keys that every reader can read: NaN becomes null, an infinity the text "inf"."""
+    """Return JSON with sorted keys that every reader can read: NaN becomes null, an infinity the text "inf"."""
     return json.dumps(_plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 

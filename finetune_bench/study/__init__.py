@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from finetune_bench.recipe import ARRANGEMENTS, AUTO, DEFAULT_EPOCHS, Recipe
-from finetune_bench.study.options import OPTIONS, Option, read_options, read_toml
-from finetune_bench.study.study import (
-    CHECKPOINT_EVERY,
-    DEFAULT_SEEDS,
-    Study,
-    as_dict,
-    make_study,
-    run_name,
-    with_defaults,
-)
+from finetune_bench.recipe import AUTO, BATCH_LAYOUTS, DEFAULT_EPOCHS, Recipe
+from finetune_bench.study.options import Option
+from finetune_bench.study.sources import OPTIONS, make_study, read_options, read_toml, with_defaults
+from finetune_bench.study.study import CHECKPOINT_EVERY, DEFAULT_SEEDS, Study, as_dict, run_name
 
 __all__ = [
-    "ARRANGEMENTS",
     "AUTO",
+    "BATCH_LAYOUTS",
     "CHECKPOINT_EVERY",
     "DEFAULT_EPOCHS",
     "DEFAULT_SEEDS",

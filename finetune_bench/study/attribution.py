@@ -1,30 +1,25 @@
-"""What a method's gain is made of: runs that turn its effects on one after the other."""
+"""Attribution splits a method's gain: runs turn its effects on one after the other."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from finetune_bench import registry
+from finetune_bench.method.stack import Stack
+from finetune_bench.model.dropout import Dropout
 
-if TYPE_CHECKING:
-    from finetune_bench.method.stack import Stack
-
+# The name of the effect that a method has by asking for less dropout.
 DROPOUT = "dropout removal"
 
 
 def effect_chain(stack: Stack) -> list[tuple[str, str]]:
-    """Effects and runs from vanilla to a method, in the order in which they are turned on.
+    """Return the effects and runs from vanilla to a method, in the order in which they are turned on.
 
     Args:
-        stack: of one method; others have no chain.
+        stack: a stack of one method; others have no chain.
 
     Returns:
         Pairs of an effect's name and the stack, with every parameter spelt out, that has it and those before; the
         first is compared with vanilla, the last run is the method's own. Empty for vanilla and for stacks of several.
     """
-    from finetune_bench.method.stack import Stack
-    from finetune_bench.model.dropout import Dropout
-
     if len(stack.methods) != 1 or stack.methods[0].name == registry.BASELINE:
         return []
     (method,) = stack.methods
@@ -35,5 +30,5 @@ def effect_chain(stack: Stack) -> list[tuple[str, str]]:
 
 
 def label_of(full: str) -> str:
-    """How reports call a stack that is spelt out."""
+    """Return the name by which reports call a stack that is spelt out."""
     return registry.describe(registry.make_stack(full))

@@ -6,42 +6,42 @@ import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
-from finetune_bench.recipe import ARRANGEMENTS, Recipe
+from finetune_bench.method.cost import Passes
+from finetune_bench.method.stack import Stack
+from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
 from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.search import HELD_OUT_SHARE, settings
 from finetune_bench.study.study import Study
 
-if TYPE_CHECKING:
-    from finetune_bench.method.stack import Stack
-
-CONTROL = (
-    f"{registry.BASELINE}(dropout=hidden_off)"  # separates what HyPe gains by noise from what it gains by no dropout
-)
+# It separates what HyPe gains by noise from what it gains by no dropout.
+CONTROL = f"{registry.BASELINE}(dropout=hidden_off)"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training run.
+    """A cell is one training run.
 
     Attributes:
         method: the stack with every parameter spelt out.
-        versions: of the stack's methods, in its order.
-        task, data: the task as typed, and the fingerprint of its examples (after --limit-train).
-        model, weights: the checkpoint as typed, and the fingerprint of its files.
-        seed: of every random stream.
-        recipe: how it is trained.
-        limit_train: training examples; None for all.
+        versions: the versions of the stack's methods, in its order.
+        task: the task as typed.
+        data: the fingerprint of the task's examples, after --limit-train.
+        model: the checkpoint as typed.
+        weights: the fingerprint of the checkpoint's files.
+        seed: the seed that every random stream is derived from.
+        recipe: how the cell is trained.
+        limit_train: the number of training examples; None for all.
         device: "cpu" or "cuda", the class of device; another card of the class is no other cell.
         threads: torch threads on a CPU; 0 on another device, where they change nothing.
-        libraries: versions that can change the numbers.
-        held_out: share of the training examples that a search chooses by; 0 for none.
-        stretch: factor on the number of steps.
+        libraries: the versions that can change the numbers.
+        held_out: the share of the training examples that a search chooses by; 0 for none.
+        step_factor: the factor on the recipe's number of steps; ids and files call it `stretch`.
     """
 
     method: str
@@ -57,53 +57,60 @@ class Cell:
     threads: int
     libraries: tuple[str, ...]
     held_out: float = 0.0
-    stretch: float = 1.0
+    step_factor: float = 1.0
 
-    @property
+    @cached_property
     def id(self) -> str:
-        """16 hexadecimal digits; the checkpoint's place is left out, its content counts."""
-        identity = {key: value for key, value in dataclasses.asdict(self).items() if key != "model"}
-        if identity["recipe"]["arrangement"] == ARRANGEMENTS[0]:
+        """The cell's id has 16 hexadecimal digits. Where the checkpoint lies is left out of it, its content counts."""
+        identity = self._stored()
+        del identity["model"]
+        # What was added after the first version is left out where it has no effect, so that ids stay what they were.
+        if self.recipe.batch_layout == BATCH_LAYOUTS[0]:
             del identity["recipe"]["arrangement"]
-        for key, usual in (("held_out", 0.0), ("stretch", 1.0)):
-            if identity[key] == usual:
+        for key, without_effect in (("held_out", 0.0), ("stretch", 1.0)):
+            if identity[key] == without_effect:
                 del identity[key]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
-    @property
+    @cached_property
     def label(self) -> str:
-        """How reports call the method."""
-        steps = f" ×{self.stretch:g} steps" if self.stretch != 1 else ""
-        return registry.describe(self.stack) + steps
+        """Reports call the method by this name."""
+        steps = f" ×{self.step_factor:g} steps" if self.step_factor != 1 else ""
+        return label_of(self.method) + steps
 
-    @property
-    def stack(self) -> Stack:
-        """A fresh stack of this cell's methods."""
+    def make_stack(self) -> Stack:
+        """Make a fresh stack of this cell's methods: a method keeps what it learns, so no two runs share one."""
         return registry.make_stack(self.method)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON can hold it; `from_dict` reads it back."""
-        return dataclasses.asdict(self) | {"id": self.id}
+        """Return the cell as JSON can hold it; `from_dict` reads it back."""
+        return self._stored() | {"id": self.id}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cell:
-        """The cell that `to_dict` wrote."""
-        plain: dict[str, Any] = {
+        """Return the cell that `to_dict` gave."""
+        fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.items()
-            if key not in ("id", "recipe")
+            if key not in ("id", "recipe", "stretch")
         }
-        return cls(recipe=Recipe(**values["recipe"]), **plain)
+        return cls(recipe=Recipe.from_dict(values["recipe"]), step_factor=values["stretch"], **fields)
+
+    def _stored(self) -> dict[str, Any]:
+        """Return the fields under the names that ids and files have for them."""
+        values = dataclasses.asdict(self) | {"recipe": self.recipe.to_dict()}
+        values["stretch"] = values.pop("step_factor")
+        return values
 
 
 @cache
 def libraries() -> tuple[str, ...]:
-    """Versions of what computes the numbers."""
+    """Return the names and versions of the libraries that compute the numbers."""
     return tuple(f"{name} {version(name)}" for name in ("torch", "transformers", "tokenizers"))
 
 
 def stacks(study: Study) -> tuple[list[str], list[str]]:
-    """The study's stacks with every parameter spelt out, the baseline and its control first.
+    """Return the study's stacks with every parameter spelt out, the baseline and its control first.
 
     Returns:
         All of them, and the labels of those that were added.
@@ -112,84 +119,97 @@ def stacks(study: Study) -> tuple[list[str], list[str]]:
         UsageError: a method that is unknown, wrong, or given twice in two spellings.
     """
     typed: dict[str, str] = {}
+    parsed: dict[str, Stack] = {}
     for text in study.methods:
-        full = registry.describe(registry.make_stack(text), full=True)
+        stack = registry.make_stack(text)
+        full = registry.describe(stack, full=True)
         if full in typed:
             raise UsageError(f"--methods: '{typed[full]}' and '{text}' are the same method; give it once.")
-        typed[full] = text
-    added = []
+        typed[full], parsed[full] = text, stack
+    added: dict[str, str] = {}
     if study.baseline:
         for text in (registry.BASELINE, CONTROL):
-            full = registry.describe(registry.make_stack(text), full=True)
+            full = _spelt_out(text)
             if full not in typed:
-                added.append((full, text))
+                added[full] = text
     twins: dict[str, str] = {}
     if study.attribution:
-        known = {*typed, *(full for full, _ in added)}
-        first = registry.describe(registry.make_stack(registry.BASELINE), full=True)
-        runs = [first, *(run for full in typed for _, run in effect_chain(registry.make_stack(full)))]
-        twins = {run: label_of(run) for run in runs if run not in known}
-    return [full for full, _ in added] + list(typed) + list(twins), [text for _, text in added] + list(twins.values())
+        runs = [_spelt_out(registry.BASELINE)]
+        runs += [run for stack in parsed.values() for _, run in effect_chain(stack)]
+        twins = {run: label_of(run) for run in runs if run not in typed and run not in added}
+    return [*added, *typed, *twins], [*added.values(), *twins.values()]
 
 
 def cells(
-    study: Study, data: dict[str, str], weights: dict[str, str], device: str, arrangement: str = ARRANGEMENTS[0]
+    study: Study, data: dict[str, str], weights: dict[str, str], device: str, batch_layout: str = BATCH_LAYOUTS[0]
 ) -> list[Cell]:
-    """All cells, in the order in which they run: whole comparisons come early.
+    """Return all cells, in the order in which they run: whole comparisons come early.
 
     Args:
         study: what to compare.
-        data: fingerprint by task.
-        weights: fingerprint by model.
-        device: class of device.
-        arrangement: of all of them.
+        data: the data's fingerprint by task.
+        weights: the checkpoint's fingerprint by model.
+        device: the class of device, "cpu" or "cuda".
+        batch_layout: how the batches of all cells are laid out.
     """
     methods, _ = stacks(study)
+    arms = _arms(study, methods)
+    versions = {method: _versions(registry.make_stack(method)) for method in {method for method, _, _ in arms}}
     return [
         Cell(
             method=method,
-            versions=tuple(m.version for m in registry.make_stack(method).methods),
+            versions=versions[method],
             task=task,
             data=data[task],
             model=model,
             weights=weights[model],
             seed=seed,
-            recipe=dataclasses.replace(study.recipe, lr=lr, arrangement=arrangement),
+            recipe=dataclasses.replace(study.recipe, lr=lr, batch_layout=batch_layout),
             limit_train=study.limit_train,
             device=device,
             threads=study.threads if device == "cpu" else 0,
             libraries=libraries(),
             held_out=held_out(study),
-            stretch=stretch,
+            step_factor=step_factor,
         )
         for model in study.models
         for task in study.tasks
         for seed in study.seeds
-        for method, lr, stretch in _arms(study, methods)
+        for method, lr, step_factor in arms
     ]
 
 
 def held_out(study: Study) -> float:
-    """The share of the training examples that a study sets aside to choose by."""
+    """Return the share of the training examples that a study sets aside to choose by."""
     return HELD_OUT_SHARE if study.search else 0.0
 
 
 def _arms(study: Study, methods: list[str]) -> list[tuple[str, float, float]]:
-    """What runs once per task and seed: method, learning rate and factor on the steps."""
+    """Return what runs once per task and seed: method, learning rate and factor on the steps."""
     lrs = study.lrs or (study.recipe.lr,)
     if study.search:
         return [(full, lr, 1.0) for method in methods for full, lr in settings(method, study.search, lrs[0])]
     arms = [(method, lr, 1.0) for lr in lrs for method in methods]
     if study.fair_cost:
-        vanilla = registry.describe(registry.make_stack(registry.BASELINE), full=True)
-        stretches = sorted({relative_passes(registry.make_stack(method)) for method in methods} - {1.0})
-        arms += [(vanilla, lr, stretch) for lr in lrs for stretch in stretches if stretch > 1]
+        vanilla = _spelt_out(registry.BASELINE)
+        factors = {relative_passes(registry.make_stack(method)) for method in methods}
+        arms += [(vanilla, lr, factor) for lr in lrs for factor in sorted(factors) if factor > 1]
     return arms
 
 
 def relative_passes(stack: Stack) -> float:
-    """Passes over a batch in one step; vanilla has 1. One backward call may go back through several forward passes."""
-    from finetune_bench.method.cost import Passes
+    """Return the passes over a batch in one step; vanilla has 1.
 
+    One backward call may go back through several forward passes, so that the larger of the two counts.
+    """
     passes = stack.passes(Passes())
     return round(max(passes.forwards, passes.backwards), 2)
+
+
+def _versions(stack: Stack) -> tuple[int, ...]:
+    return tuple(method.version for method in stack.methods)
+
+
+def _spelt_out(text: str) -> str:
+    """Return a stack's text with every parameter spelt out."""
+    return registry.describe(registry.make_stack(text), full=True)

@@ -1,19 +1,16 @@
-"""Checks of the contract that every method keeps, and the tiny models that they train."""
+"""This room checks the contract that every method keeps, on tiny models."""
 
 from __future__ import annotations
 
 from finetune_bench.testing.checks import (
     CHECKS,
     CLOSE,
-    PAIR_RECIPE,
     Check,
     Skip,
     accumulates,
     arranges,
     can_be_searched,
-    check_gradient,
     check_method,
-    check_pair,
     declares_its_memory,
     declares_its_passes,
     evaluation_is_clean,
@@ -28,6 +25,7 @@ from finetune_bench.testing.checks import (
     survives_checkpointing,
     trains_everywhere,
 )
+from finetune_bench.testing.stacks import PAIR_RECIPE, check_gradient, check_pair
 from finetune_bench.testing.toys import (
     ARCHITECTURES,
     CLASSES,

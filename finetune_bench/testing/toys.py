@@ -1,4 +1,4 @@
-"""Tiny models, tasks and runs on which methods are tested."""
+"""This file makes tiny models, tasks and runs, on which methods are tested."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_bench.device import DTYPES
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.metrics import Kind
-from finetune_bench.model import packing
+from finetune_bench.model import unpadding
 from finetune_bench.model.dropout import Dropout, active_dropout, switch_off, with_dropout
 from finetune_bench.model.pretrained import build, skeleton
 from finetune_bench.model.structure import checkpoint_activations
@@ -24,20 +24,17 @@ from finetune_bench.task import Split, Task, TaskData
 from finetune_bench.training import evaluation
 from finetune_bench.training.checkpoint import Checkpoints
 from finetune_bench.training.examples import Encoded
-from finetune_bench.training.loop import Trace, train
+from finetune_bench.training.loop import train
+from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
 
 CPU = torch.device("cpu")
 
-
 KINDS: tuple[Kind, ...] = ("classification", "regression")
-
 
 VOCABULARY, CLASSES, EXAMPLES = 60, 3, 24
 
-
 RECIPE = Recipe(lr=1e-3, batch_size=8, epochs=2, warmup=0.0)
-
 
 _BERT_LIKE = {
     "vocab_size": VOCABULARY,
@@ -48,9 +45,7 @@ _BERT_LIKE = {
     "max_position_embeddings": 40,
 }
 
-
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
-
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     "bert": ("bert", _BERT_LIKE),
@@ -80,23 +75,23 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class ToyTask(Task):
-    """A task without texts: the examples are token ids."""
+    """A ToyTask has no texts: its examples are token ids."""
 
     name: str = "toy"
 
     def load(self, data_root: Path | None) -> TaskData:
-        """Not needed: `toy_examples` makes them."""
+        """Return no examples: `toy_examples` makes them."""
         empty = Split([], None, [])
         return TaskData(empty, {"validation": empty})
 
 
 def toy_task(kind: Kind) -> ToyTask:
-    """The toy task of a kind."""
+    """Make the toy task of a kind."""
     return ToyTask(kind=kind, labels=tuple("abc") if kind == "classification" else ())
 
 
 def toy_examples(kind: Kind, count: int = EXAMPLES, *, left: bool = False) -> Encoded:
-    """Random token ids of ragged lengths; the label depends on the first of them."""
+    """Draw random token ids of ragged lengths; the label depends on the first of them."""
     random = np.random.default_rng(7)
     ids = [random.integers(5, VOCABULARY, size=random.integers(4, 12)) for _ in range(count)]
     classes = [int(example[0]) % CLASSES for example in ids]
@@ -106,7 +101,8 @@ def toy_examples(kind: Kind, count: int = EXAMPLES, *, left: bool = False) -> En
 
 
 def toy_config(architecture: str, kind: Kind, dropout: Dropout) -> Any:
-    """The configuration of a tiny encoder under a dropout policy."""
+    """Make the configuration of a tiny encoder under a dropout policy."""
+    # Not at the top: importing transformers takes seconds, and `finetune_bench.testing` is imported for its names, too.
     from transformers import AutoConfig
 
     model_type, values = ARCHITECTURES[architecture]
@@ -116,12 +112,13 @@ def toy_config(architecture: str, kind: Kind, dropout: Dropout) -> Any:
 
 
 def toy_model(architecture: str, kind: Kind, dropout: Dropout) -> nn.Module:
-    """A tiny random classifier, the same at every call."""
+    """Build a tiny random classifier, the same at every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         model = build(toy_config(architecture, kind, dropout))
         switch_off(model, dropout)
-        with torch.no_grad():  # at the usual 0.02 a model this small hardly looks at its input
+        # At the usual 0.02 a model this small hardly looks at its input.
+        with torch.no_grad():
             for parameter in model.parameters():
                 if parameter.ndim > 1:
                     parameter.normal_(std=0.2)
@@ -131,19 +128,15 @@ def toy_model(architecture: str, kind: Kind, dropout: Dropout) -> nn.Module:
 def toy_run(
     methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
 ) -> tuple[TrainingRun, Stack]:
-    """A run on a tiny random encoder, equal for equal dropout policies, ready for `train`."""
+    """Make a run on a tiny random encoder, equal for equal dropout policies, and its stack; ready for `train`."""
     stack = Stack(methods if isinstance(methods, list) else [methods])
     model = toy_model(architecture, kind, stack.dropout)
-    if recipe.arrangement != "padded":
-        packing.prepare(model)
+    if recipe.batch_layout != "padded":
+        unpadding.prepare(model)
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     examples = toy_examples(kind, left=architecture == "xlnet")
-    run = TrainingRun(
-        model, toy_task(kind), examples, recipe, seed=3, device=CPU, keep_pretrained=stack.reads_pretrained
-    )
-    run.method = stack
-    return run, stack
+    return TrainingRun(model, toy_task(kind), examples, recipe, stack, seed=3, device=CPU), stack
 
 
 def toy_train(
@@ -152,22 +145,22 @@ def toy_train(
     kind: Kind = "classification",
     recipe: Recipe = RECIPE,
     checkpoints: Checkpoints | None = None,
-) -> tuple[TrainingRun, Trace, np.ndarray]:
-    """Train, predict and tear down; returns the run, its trace and the predictions."""
+) -> tuple[TrainingRun, TrainingResult, np.ndarray]:
+    """Train, predict and tear down; return the run, what `train` gave, and the predictions."""
     run, stack = toy_run(methods, architecture, kind, recipe)
     try:
-        trace = train(run, stack, checkpoints)
+        result = train(run, checkpoints)
         with stack.evaluating(run):
             predictions = evaluation.predict(run, run.examples)
     finally:
         stack.teardown(run)
-    return run, trace, predictions
+    return run, result, predictions
 
 
 def toy_facts(
     stack: Stack, architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
 ) -> Facts:
-    """What is known of a stack on a tiny encoder before any weight is loaded."""
+    """Collect what is known of a stack on a tiny encoder before any weight is loaded."""
     model = skeleton(toy_config(architecture, kind, stack.dropout))
     switch_off(model, stack.dropout)
     return Facts(model, tuple(active_dropout(model)), toy_task(kind), recipe, DTYPES[recipe.precision])
@@ -176,24 +169,34 @@ def toy_facts(
 def unsupported(
     methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
 ) -> str | None:
-    """Why a stack can't run on a tiny encoder, as its `unsupported` says."""
+    """Return why a stack can't run on a tiny encoder, as its `unsupported` says; None where it can."""
     stack = Stack(methods if isinstance(methods, list) else [methods])
     return stack.unsupported(toy_facts(stack, architecture, kind, recipe))
 
 
 def weights(run: TrainingRun) -> dict[str, Tensor]:
-    """The model's weights by name."""
+    """Return the model's weights by name."""
     return dict(run.model.state_dict())
 
 
 def same(left: TrainingRun, right: TrainingRun) -> bool:
-    """Whether two runs ended with the same weights, to the last bit."""
+    """Compare two runs: whether they ended with the same weights, to the last bit."""
     a, b = weights(left), weights(right)
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def shape(model: nn.Module) -> list[Any]:
+    """Return what teardown has to leave as it was: modules, hooks, names, and which weights train."""
+    modules = [
+        (name, type(module), len(module._forward_hooks), len(module._forward_pre_hooks), len(module._backward_hooks))
+        for name, module in model.named_modules()
+    ]
+    return [modules, list(model.state_dict()), [(name, p.requires_grad) for name, p in model.named_parameters()]]
+
+
 def tiny_checkpoint(folder: Path) -> Path:
-    """Make a checkpoint's folder: a random BERT of 2 layers × 16 and a tokenizer of words; returns it."""
+    """Make a checkpoint's folder: a random BERT of 2 layers × 16 and a tokenizer of words; return it."""
+    # Not at the top, as above.
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -214,7 +217,7 @@ def tiny_checkpoint(folder: Path) -> Path:
 
 
 def tiny_texts(path: Path, count: int = 60) -> Path:
-    """Write a JSONL file of short texts with two labels that can be learnt; returns it."""
+    """Write a JSONL file of short texts with two labels that can be learnt; return it."""
     lines = [
         {"text": f"word{i % 40} {'good' if i % 2 else 'bad'} word{(7 * i) % 40}" + " word1" * (i % 5), "label": i % 2}
         for i in range(count)

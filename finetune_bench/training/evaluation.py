@@ -1,4 +1,4 @@
-"""Predict: the model in evaluation mode, no noise, no dropout, sorted by length so that little is spent on padding."""
+"""Evaluation predicts without noise and dropout, examples sorted by length so that little is spent on padding."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ BATCH_SIZE = 32
 
 
 def predict(run: TrainingRun, examples: Encoded) -> np.ndarray:
-    """The model's logits.
+    """Return the model's logits, the model in evaluation mode; no random stream is drawn from.
 
     Args:
-        run: of a trained model; no random stream is drawn from.
-        examples: in any order.
+        run: the run of the trained model.
+        examples: the examples, in any order.
 
     Returns:
         (examples, outputs), float32, in the order of the examples.

@@ -1,4 +1,4 @@
-"""What a run costs and where it went: passes, step times, saved activations, and a sketch of the weights."""
+"""Measure what a run costs and where it went: passes, times of steps, and sketches of the weights."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-WARMUP_STEPS = 3  # the first steps pay for allocation and caches; they are not timed
+# The first steps pay for allocation and caches; they are not timed.
+WARMUP_STEPS = 3
 SKETCHES = 10
 SKETCH_WIDTH = 64
 _SKETCH_SEED = 20230711
@@ -19,7 +20,7 @@ _SKETCH_SEED = 20230711
 
 @dataclass
 class Counter:
-    """Forward and backward passes so far."""
+    """A Counter holds the numbers of forward and backward passes so far."""
 
     forwards: int = 0
     backwards: int = 0
@@ -27,7 +28,7 @@ class Counter:
 
 @dataclass
 class StepClock:
-    """Times of training steps, wall and CPU, without waiting for the device inside the loop."""
+    """A StepClock takes the times of training steps, wall and CPU, without waiting for the device in the loop."""
 
     device: torch.device
     _marks: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
@@ -50,7 +51,7 @@ class StepClock:
         self._cpu_seconds.append(time.process_time() - cpu)
 
     def seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Wall and CPU seconds of every step, in order; waits for the device."""
+        """Return wall and CPU seconds of every step, each (steps,); waits for the device."""
         if self._marks:
             torch.accelerator.synchronize()
             wall = np.array([begin.elapsed_time(end) / 1000 for begin, end in self._marks])
@@ -60,13 +61,13 @@ class StepClock:
 
 
 def sketch_steps(total_steps: int) -> list[int]:
-    """After which steps (from 1) the weights are sketched: ten of them, evenly spread, the last among them."""
+    """Return after which steps, from 1, the weights are sketched: ten, evenly spread, the last among them."""
     return sorted({round(total_steps * part / SKETCHES) for part in range(1, SKETCHES + 1)} - {0})
 
 
 @torch.no_grad()
 def sketch(parameters: Iterable[Tensor]) -> np.ndarray:
-    """A count-sketch of the weights: equal for equal weights, and different, almost surely, for different ones.
+    """Return a count-sketch of the weights: equal for equal weights, almost surely different for different ones.
 
     Each row of 64 neighbouring weights is added to the sum with a random sign; signs come from a fixed seed.
 
@@ -76,12 +77,14 @@ def sketch(parameters: Iterable[Tensor]) -> np.ndarray:
     total: Tensor | None = None
     signs: dict[int, Tensor] = {}
     for index, parameter in enumerate(parameters):
-        flat = parameter.detach().reshape(-1)  # a view: a copy in double would be the run's peak memory
+        # A view: a copy in double would be the run's peak memory.
+        flat = parameter.detach().reshape(-1)
         flat = torch.nn.functional.pad(flat, (0, -flat.numel() % SKETCH_WIDTH)).view(-1, SKETCH_WIDTH)
         rows = len(flat)
         if rows not in signs:
             generator = torch.Generator(flat.device).manual_seed(_SKETCH_SEED + rows)
             signs[rows] = torch.empty(rows, device=flat.device).bernoulli_(0.5, generator=generator) * 2 - 1
-        part = (signs[rows] @ flat).double().roll(index % SKETCH_WIDTH)  # so that swapping two tensors is seen
+        # Rolled by the tensor's index, so that swapping two tensors is seen.
+        part = (signs[rows] @ flat).double().roll(index % SKETCH_WIDTH)
         total = part if total is None else total + part
     return np.zeros(SKETCH_WIDTH) if total is None else total.cpu().numpy()

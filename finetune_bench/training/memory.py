@@ -1,4 +1,4 @@
-"""Memory formulas against measurement: the sizes that they are made of, and what a run really keeps."""
+"""This file holds memory formulas against measurement: the sizes they are made of, and what a run really keeps."""
 
 from __future__ import annotations
 
@@ -10,27 +10,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune_bench import device as devices
 from finetune_bench.device import random_state_kept
 from finetune_bench.method.cost import Memory
-from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import View
 from finetune_bench.model.structure import body, layer_inputs_changed, layers, output_layer
 from finetune_bench.task import Batch, Output
 from finetune_bench.training.run import TrainingRun, TrainingStep
 
-NUMBER = 4  # bytes of a float32
+# Of a float32.
+BYTES_PER_NUMBER = 4
 
 
 def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, int]:
-    """The values of `method.SIZES` for the first micro-batch of a run that no method touched, in bytes.
+    """Measure `method.SIZES` on the first micro-batch of a run that no method touched, in bytes.
 
     Args:
-        run: a vanilla run.
+        run: a run of vanilla.
         frozen: names of the weights that are taken not to train.
     """
     run.model.train()
-    batch = run.examples.batch(next(run.steps())[0], run.device)
+    batch = run.first_batch()
 
     def forward() -> Output:
         return run.forward(batch, View(perturb=False))
@@ -47,15 +46,15 @@ def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, in
     with torch.no_grad():
         hidden = run.forward(batch, View(perturb=False, hidden=True)).hidden[0]
     linear = [module for module in body(run.model).modules() if isinstance(module, nn.Linear)]
-    still = {run.params[name] for name in frozen}
+    frozen_weights = {run.params[name] for name in frozen}
     return {
         "I": _saved(run, loss) - one_loss,
         "F": one_pass,
-        "F_frozen": _saved_below(run, batch, still),
+        "F_frozen": _saved_below(run, batch, frozen_weights),
         "L": one_loss - one_pass,
         "D": _saved(run, diverge) - _saved(run, forward, forward),
-        "H": NUMBER * hidden.numel(),
-        "H_all": NUMBER * hidden.numel() * len(layers(run.model)),
+        "H": BYTES_PER_NUMBER * hidden.numel(),
+        "H_all": BYTES_PER_NUMBER * hidden.numel() * len(layers(run.model)),
         "P": _bytes(run.params.values()),
         "P_body": _bytes(body(run.model).parameters()),
         "P_head": _bytes([output_layer(run.model).weight]),
@@ -67,29 +66,29 @@ def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, in
             if isinstance(module, nn.Linear)
             for weight in module.parameters()
         ),
-        "P_used": _saved(run, forward, own=[]) - _saved(run, forward),
+        "P_used": _saved(run, forward, without=[]) - _saved(run, forward),
         "P_linear": _bytes(module.weight for module in linear),
-        "P_frozen": _bytes(still),
-        "C": NUMBER * sum(module.in_features for module in linear),
+        "P_frozen": _bytes(frozen_weights),
+        "C": BYTES_PER_NUMBER * sum(module.in_features for module in linear),
     }
 
 
 def _bytes(weights: Iterable[Tensor]) -> int:
-    return NUMBER * sum(weight.numel() for weight in set(weights))
+    return BYTES_PER_NUMBER * sum(weight.numel() for weight in set(weights))
 
 
-def _saved(run: TrainingRun, *parts: Callable[[], Any], own: list[Tensor] | None = None) -> int:
-    """Bytes saved for the backward pass when all parts are alive, without tensors in `own`, by default all weights."""
-    meter = SavedActivations(list(run.params.values()) if own is None else own)
-    alive = []
+def _saved(run: TrainingRun, *parts: Callable[[], Any], without: list[Tensor] | None = None) -> int:
+    """Return the bytes saved for the backward pass of all parts together, without some tensors (default: weights)."""
+    meter = SavedActivations(list(run.params.values()) if without is None else without)
+    held = []
     with random_state_kept(run.device), meter.counting():
         for part in parts:
-            alive.append(part())
+            held.append(part())
     return meter.peak_bytes
 
 
 def _saved_below(run: TrainingRun, batch: Batch, frozen: set[Any]) -> int:
-    """Bytes that a pass saves before the input of the lowest layer with a weight that trains."""
+    """Return the bytes that a pass saves before the input of the lowest layer with a weight that trains."""
     embeddings = set(body(run.model).get_input_embeddings().parameters())  # type: ignore[operator]
     if not embeddings <= frozen:
         return 0
@@ -105,14 +104,15 @@ def _saved_below(run: TrainingRun, batch: Batch, frozen: set[Any]) -> int:
     with random_state_kept(run.device), meter.counting(), layer_inputs_changed(run.model, note):
         output = run.forward(batch, View(perturb=False))
         saved.append(meter.peak_bytes)
-    del output  # not before: what it holds is what is counted
+    # Not before: what it holds is what is counted.
+    del output
     return saved[0]
 
 
-def kept_bytes(run: TrainingRun, stack: Stack) -> int:
-    """What a run keeps beyond weights, gradients and two moments of each: tensors of its methods, and the anchors.
+def kept_bytes(run: TrainingRun) -> int:
+    """Return the bytes that a run keeps beyond weights, gradients and two moments: its methods' tensors and anchors.
 
-    Below 0 where gradients and moments of frozen weights are saved.
+    They are below 0 where gradients and moments of frozen weights are spared.
     """
     weights = {weight.untyped_storage().data_ptr() for weight in run.model.parameters()}
     held: dict[int, int] = {}
@@ -128,15 +128,15 @@ def kept_bytes(run: TrainingRun, stack: Stack) -> int:
             for part in value:
                 collect(part)
 
-    for method in stack.methods:
+    for method in run.method.methods:
         collect([value for name, value in vars(method).items() if name.endswith("_")])
-    collect(run.pretrained if stack.reads_pretrained else {})
+    collect(run.pretrained if run.method.reads_pretrained else {})
     frozen = _bytes(weight for weight in run.params.values() if not weight.requires_grad)
     return sum(held.values()) - 3 * frozen
 
 
 def expected_bytes(memory: Memory, sizes: Mapping[str, int]) -> tuple[float, float]:
-    """What a formula comes to: bytes saved, and bytes kept."""
+    """Return what a formula comes to: bytes saved, and bytes kept."""
     return (
         sum(sizes[name] * count for name, count in memory.saved.items()),
         sum(sizes[name] * count for name, count in memory.kept.items()),
@@ -144,20 +144,20 @@ def expected_bytes(memory: Memory, sizes: Mapping[str, int]) -> tuple[float, flo
 
 
 def saved_activation_bytes(run: TrainingRun) -> int:
-    """Bytes that autograd keeps for one objective on the run's first micro-batch.
+    """Return the bytes that autograd keeps for one objective on the run's first micro-batch.
 
-    One extra evaluation of it, outside the timed steps; weights, gradients and the global random streams are left
-    as they were. The methods' own streams move on: call it after the last step.
+    It takes one extra evaluation of it, outside the timed steps; weights, gradients and the global random streams are
+    left as they were. The methods' own streams move on: call it after the last step.
     """
-    first = TrainingRun(run.model, run.task, run.examples, run.recipe, seed=run.seed, device=run.device)
-    batch = run.examples.batch(next(first.steps())[0], run.device)
+    batch = run.first_batch()
     counted = (run.counter.forwards, run.counter.backwards)
     meter = SavedActivations(list(run.params.values()))
-    with devices.random_state_kept(run.device):
+    with random_state_kept(run.device):
         run.model.train()
         with meter.counting():
             loss = TrainingStep(run, batch).objective().loss
-            if run.recipe.gradient_checkpointing:  # what is computed again is saved again
+            # With gradient checkpointing, what is computed again is saved again.
+            if run.recipe.gradient_checkpointing:
                 loss.backward()  # type: ignore[no-untyped-call]
     for parameter in run.params.values():
         parameter.grad = None
@@ -166,7 +166,7 @@ def saved_activation_bytes(run: TrainingRun) -> int:
 
 
 class _Saved:
-    """A tensor that autograd keeps; tells the meter when it is let go."""
+    """A tensor that autograd keeps tells the meter when it is let go."""
 
     def __init__(self, tensor: Tensor, released: Callable[[Tensor], None]) -> None:
         self.tensor, self._released = tensor, released
@@ -177,7 +177,12 @@ class _Saved:
 
 @dataclass
 class SavedActivations:
-    """Counts the bytes that autograd keeps for the backward pass: each storage once, at the peak, parameters apart."""
+    """A SavedActivations is a meter of the bytes that autograd keeps for backward: each storage once, at the peak.
+
+    Attributes:
+        parameters: tensors that are not counted.
+        peak_bytes: the largest number of bytes that were kept at one time.
+    """
 
     parameters: Iterable[Tensor]
     peak_bytes: int = 0
@@ -187,11 +192,11 @@ class SavedActivations:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count what the forward passes inside save."""
-        own = {parameter.untyped_storage().data_ptr() for parameter in self.parameters}
+        uncounted = {parameter.untyped_storage().data_ptr() for parameter in self.parameters}
 
         def keep(tensor: Tensor) -> _Saved | Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() in own:
+            if storage.data_ptr() in uncounted:
                 return tensor
             key = storage.data_ptr()
             if key not in self._holders:

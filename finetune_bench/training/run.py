@@ -1,10 +1,10 @@
-"""The training run and its steps, as methods see them: the `Run` and the `Step` of the Method contract."""
+"""This file holds the training run and its steps as methods see them: the contract's `Run` and `Step`."""
 
 from __future__ import annotations
 
 import collections
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
@@ -15,28 +15,31 @@ from torch.nn import Parameter
 
 from finetune_bench import device as devices
 from finetune_bench.errors import FinetuneBenchError
-from finetune_bench.method.base import Method
+from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Objective, Streams, View
-from finetune_bench.model.packing import make_packing, packed
 from finetune_bench.model.structure import hidden_states_captured, undecayed
+from finetune_bench.model.unpadding import make_unpadding, unpadded
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.task import Batch, Output, Task
 from finetune_bench.training import measure
-from finetune_bench.training.examples import Encoded
+from finetune_bench.training.examples import Encoded, one_pass, training_steps
 
 
 class TrainingRun:
-    """One training run as methods see it: the `Run` of the Method contract.
+    """A TrainingRun is one training run as methods see it: the `Run` of the Method contract.
 
     Args:
-        model: on the device, fp32, under its dropout policy; no method has touched it.
-        task: brings loss and divergence.
-        examples: the training set.
-        recipe: how to train.
-        seed: of every stream.
-        device: where.
-        keep_pretrained: whether some method reads `pretrained`.
+        model: the classifier on the device, fp32, under its dropout policy; no method has touched it.
+        task: brings the loss and the divergence.
+        examples: the training set; empty where `batches` stands for it.
+        recipe: says how to train.
+        method: the stack that is trained with.
+        seed: the seed of every random stream of the run.
+        device: the device that the model is on.
+        steps: the steps to make, in place of all those that recipe and seed give.
+        batches: makes one pass over the training data, shuffled by the stream of the name it is given, in place of
+            passes over `examples`.
     """
 
     def __init__(
@@ -45,29 +48,31 @@ class TrainingRun:
         task: Task,
         examples: Encoded,
         recipe: Recipe,
+        method: Stack,
         *,
         seed: int,
         device: torch.device,
-        keep_pretrained: bool = False,
+        steps: Sequence[list[list[int]]] | None = None,
+        batches: Callable[[str], Iterator[Batch]] | None = None,
     ) -> None:
-        self.model, self.task, self.examples, self.recipe = model, task, examples, recipe
+        self.model, self.task, self.examples, self.recipe, self.method = model, task, examples, recipe, method
         self.seed, self.device = seed, device
         self.dtype = devices.DTYPES[recipe.precision]
         self.params: dict[str, Parameter] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.undecayed = undecayed(model)
-        self.total_steps = recipe.total_steps(len(examples))
-        self.method = Method()  # `train` puts the real one here
+        self.total_steps = recipe.total_steps(len(examples)) if steps is None else len(steps)
         self.weights: Mapping[str, Tensor] = {}
         self.trained: dict[str, Tensor] = {}
         self.counter = measure.Counter()
         self.order = hashlib.sha256()
-        self._pretrained = {name: p.detach().clone() for name, p in self.params.items()} if keep_pretrained else None
+        self._steps, self._batches = steps, batches
+        self._pretrained = {n: p.detach().clone() for n, p in self.params.items()} if method.reads_pretrained else None
         self._generators: dict[str, Generator] = {}
-        self.own_blocks: collections.Counter[str] = collections.Counter()
+        self._random_blocks: collections.Counter[str] = collections.Counter()
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
-        """The weights as loaded, by canonical name."""
+        """Return the weights as loaded, by canonical name."""
         if self._pretrained is None:
             raise FinetuneBenchError(
                 "A method read run.pretrained without declaring it; set `reads_pretrained = True` in its class."
@@ -75,70 +80,94 @@ class TrainingRun:
         return self._pretrained
 
     def reanchor(self, names: Iterable[str]) -> None:
-        """From here on `pretrained` holds these parameters' present values; nothing to do where nobody reads it."""
+        """Let `pretrained` hold these parameters' present values from here on; nothing to do where nobody reads it."""
         if self._pretrained is not None:
             self._pretrained |= {name: self.params[name].detach().clone() for name in names}
 
     def generator(self, name: str) -> Generator:
-        """The stream of that name; the same object at each call."""
+        """Return the stream of that name; the same object at each call."""
         if name not in self._generators:
-            self._generators[name] = self._fresh(name)
+            self._generators[name] = self._new_generator(name)
         return self._generators[name]
 
-    def _fresh(self, name: str) -> Generator:
+    def _new_generator(self, name: str) -> Generator:
         return torch.Generator(self.device).manual_seed(derive(self.seed, "method", name))
 
     def streams(self) -> Streams:
-        """Where all random streams stand."""
-        own = {f"method {name}": generator.get_state() for name, generator in self._generators.items()}
-        return devices.random_state(self.device) | own
+        """Return where all random streams stand."""
+        methods = {f"method {name}": generator.get_state() for name, generator in self._generators.items()}
+        return devices.random_state(self.device) | methods
 
     def set_streams(self, streams: Streams) -> None:
-        """Put all random streams there; those that did not exist yet, to their beginning."""
+        """Put all random streams where `streams` says; those that did not exist then, to their beginning."""
         devices.set_random_state(self.device, streams)
         for key in streams:
             if key.startswith("method "):
                 self.generator(key.removeprefix("method "))
         for name, generator in self._generators.items():
             state = streams.get(f"method {name}")
-            generator.set_state(self._fresh(name).get_state() if state is None else state)
+            generator.set_state(self._new_generator(name).get_state() if state is None else state)
 
     @contextmanager
     def own_randomness(self, name: str) -> Iterator[None]:
-        """Inside, the global streams belong to the method; each block draws anew."""
-        self.own_blocks[name] += 1
+        """Give the global streams to the method inside; each block draws anew."""
+        self._random_blocks[name] += 1
         with devices.random_state_kept(self.device):
-            torch.manual_seed(derive(self.seed, "method", name, "global", str(self.own_blocks[name])))
+            torch.manual_seed(derive(self.seed, "method", name, "global", str(self._random_blocks[name])))
             yield
 
-    def epoch(self, generator: Generator) -> list[list[int]]:
-        """The batches of one pass over the training data, in the order that the stream gives."""
-        order = torch.randperm(len(self.examples), generator=generator).tolist()
-        size = self.recipe.batch_size
-        return [order[start : start + size] for start in range(0, len(order), size)]
+    def state_dict(self) -> dict[str, Any]:
+        """Return what changes from step to step: weights, buffers, random streams, and what was counted."""
+        return {
+            **{f"weight {name}": tensor for name, tensor in self._tensors().items()},
+            **{f"stream {name}": state for name, state in self.streams().items()},
+            "own_blocks": dict(self._random_blocks),
+            "passes": [self.counter.forwards, self.counter.backwards],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave; last of all parts, so that nothing draws from the streams after it."""
+        with torch.no_grad():
+            for name, tensor in self._tensors().items():
+                tensor.copy_(state[f"weight {name}"])
+        self._random_blocks = collections.Counter(state["own_blocks"])
+        self.counter.forwards, self.counter.backwards = state["passes"]
+        prefix = "stream "
+        self.set_streams({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
 
     def batches(self, order: str) -> Iterator[Batch]:
-        """One pass over the training data."""
+        """Yield one pass over the training data in batches, shuffled by the stream `order`."""
+        if self._batches is not None:
+            yield from self._batches(order)
+            return
         stream = Generator().manual_seed(derive(self.seed, "method", order, "order"))
-        for indices in self.epoch(stream):
+        for indices in one_pass(len(self.examples), self.recipe.batch_size, stream):
             yield self.examples.batch(indices, self.device)
 
     def steps(self) -> Iterator[list[list[int]]]:
-        """Every step's micro-batches of example positions."""
-        stream = Generator().manual_seed(derive(self.seed, "order", self.task.name))
-        micro, done = self.recipe.batch_size // self.recipe.accumulation, 0
-        while done < self.total_steps:
-            for indices in self.epoch(stream)[: self.total_steps - done]:
-                self.order.update(np.array(indices).tobytes())
-                yield [indices[start : start + micro] for start in range(0, len(indices), micro)]
-                done += 1
+        """Yield every step's micro-batches of positions of examples, and note their order in the hash `order`."""
+        for step in self._planned_steps():
+            self.order.update(np.array([index for part in step for index in part]).tobytes())
+            yield step
+
+    def _planned_steps(self) -> Iterable[list[list[int]]]:
+        if self._steps is not None:
+            return self._steps
+        return training_steps(len(self.examples), self.recipe, self.seed, self.task.name)
+
+    def first_batch(self) -> Batch:
+        """Return the first step's first micro-batch."""
+        return self.examples.batch(next(iter(self._planned_steps()))[0], self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """The arithmetic of the recipe's precision."""
+        """Compute in the recipe's precision inside."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def forward(self, batch: Batch, view: View | None = None) -> Output:
-        """One forward pass in the mode the model is in, inside the stack's `perturbing` unless the view says no."""
+        """Make one forward pass in the mode the model is in, inside `perturbing` unless the view says no."""
         view = view or View()
         self.counter.forwards += 1
         inputs = batch.inputs
@@ -146,8 +175,8 @@ class TrainingRun:
             inputs = {name: ids for name, ids in inputs.items() if name != "input_ids"} | {"inputs_embeds": view.embeds}
         with ExitStack() as contexts:
             contexts.enter_context(self._using(view.weights or {}))
-            if self.recipe.arrangement != "padded" and self.model.training and batch.lengths:
-                contexts.enter_context(packed(self.model, make_packing(batch.lengths, self.device)))
+            if self.recipe.batch_layout != "padded" and self.model.training and batch.lengths:
+                contexts.enter_context(unpadded(self.model, make_unpadding(batch.lengths, self.device)))
             if view.perturb:
                 contexts.enter_context(self.method.perturbing(self))
             states = contexts.enter_context(hidden_states_captured(self.model)) if view.hidden else []
@@ -166,46 +195,46 @@ class TrainingRun:
         if not self.weights:
             logits: Tensor = self.model(**inputs).logits
             return logits
-        names = {id(weight): name for name, weight in self.model.named_parameters()}  # wrapping may have moved them
+        # By identity: wrapping may have moved the parameters to other names.
+        names = {id(weight): name for name, weight in self.model.named_parameters()}
         swapped = {names[id(self.params[name])]: value for name, value in self.weights.items()}
         return torch.func.functional_call(self.model, swapped, (), inputs).logits  # type: ignore[no-any-return]
 
     def embeds(self, batch: Batch, view: View) -> Tensor:
-        """The view's raw token embeddings (batch, seq, dim)."""
+        """Return the view's raw token embeddings (batch, seq, dim)."""
         if view.embeds is not None:
             return view.embeds
         lookup: nn.Module = self.model.get_input_embeddings()  # type: ignore[operator]
         table = next(lookup.parameters())
-        others = [value for name, value in (view.weights or {}).items() if self.params[name] is table]
-        embedded: Tensor = torch.func.functional_call(
-            lookup, dict(zip(["weight"], others, strict=False)), (batch.inputs["input_ids"],)
-        )
+        replaced = [value for name, value in (view.weights or {}).items() if self.params[name] is table]
+        weights = {"weight": replaced[0]} if replaced else {}
+        embedded: Tensor = torch.func.functional_call(lookup, weights, (batch.inputs["input_ids"],))
         return embedded
 
     def loss(self, batch: Batch, view: View | None = None) -> Tensor:
-        """The plain task loss of a batch."""
+        """Return the plain task loss of a batch, 0-dim."""
         return self.task.loss(self.forward(batch, view), batch.labels)
 
     def grad(self, loss: Tensor, weights: Sequence[Tensor], view: View | None = None) -> list[Tensor]:
-        """Gradients of a loss; a counted backward pass."""
+        """Return the gradients of a loss; a counted backward pass."""
         self.counter.backwards += 1
         retain = view is not None and has_graph(view.embeds)
         return list(torch.autograd.grad(loss, weights, retain_graph=retain, allow_unused=True, materialize_grads=True))
 
 
 def has_graph(embeds: Tensor | None) -> bool:
-    """Whether gradients flow on below a view's embeddings."""
+    """Return whether gradients flow on below a view's embeddings."""
     return embeds is not None and embeds.grad_fn is not None
 
 
 class TrainingStep:
-    """One micro-batch: the `Step` of the Method contract.
+    """A TrainingStep is one micro-batch of a step: the `Step` of the Method contract.
 
     Args:
-        run: the training run, with the method that it trains.
+        run: the training run, with the method that it trains with.
         batch: the examples.
-        share: of the step's examples that are in it.
-        scaler: of the losses, in fp16.
+        share: how many of the step's examples are in the micro-batch, above 0 and up to 1.
+        scaler: scales the losses in fp16.
     """
 
     def __init__(
@@ -216,24 +245,24 @@ class TrainingStep:
         self.task_losses: list[Tensor] = []
 
     def forward(self, view: View | None = None) -> Output:
-        """One training forward pass."""
+        """Make one training forward pass."""
         return self.run.forward(self.batch, view)
 
     def embeds(self, view: View | None = None) -> Tensor:
-        """The view's raw token embeddings (batch, seq, dim)."""
+        """Return the view's raw token embeddings (batch, seq, dim)."""
         return self.run.embeds(self.batch, view or View())
 
     def divergence(self, p: Output, q: Output) -> Tensor:
-        """The task's distance between two predictions."""
+        """Return the task's distance between two predictions."""
         return self.run.task.divergence(p, q)
 
     def mark(self) -> Streams:
-        """Where all random streams stand."""
+        """Return where all random streams stand."""
         return self.run.streams()
 
     @contextmanager
     def replay(self, mark: Streams) -> Iterator[None]:
-        """Inside, passes draw what they drew from the mark on."""
+        """Let passes inside draw what they drew from the mark on."""
         present = self.run.streams()
         self.run.set_streams(mark)
         try:
@@ -242,7 +271,7 @@ class TrainingStep:
             self.run.set_streams(present)
 
     def backward(self, part: Tensor, view: View) -> Tensor:
-        """Add a part's gradients, scaled by all that will scale it."""
+        """Add the gradients of a part of the loss, scaled by all that will scale it; return the part, detached."""
         self.run.counter.backwards += 1
         loss = part * (view.weight * self._share)
         if self._scaler is not None:
@@ -252,12 +281,12 @@ class TrainingStep:
         return part.detach()
 
     def task_objective(self, view: View) -> Objective:
-        """The innermost objective: one forward pass and the task's loss."""
+        """Return the innermost objective: the task's loss of one forward pass."""
         output = self.forward(view)
         loss = self.run.task.loss(output, self.batch.labels)
         self.task_losses.append(loss.detach())
         return Objective(loss, output)
 
     def objective(self) -> Objective:
-        """The method's objective of this micro-batch."""
+        """Return the method's objective of this micro-batch."""
         return self.run.method.objective(self, self.task_objective, View())

@@ -1,4 +1,4 @@
-"""Training with the rows of the token embeddings that the training examples use, in the place of the whole table.
+"""A trimmed vocabulary is the token embeddings without the rows of tokens that no training example uses.
 
 A row whose token never comes has no gradient: AdamW's moments of it stay 0, and all that a step does to it is weight
 decay, one factor for all such rows. So they are left out of every step, and get the product of the factors at the end.
@@ -7,40 +7,50 @@ decay, one factor for all such rows. So they are left out of every step, and get
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-if TYPE_CHECKING:
-    from finetune_bench.training.run import TrainingRun
+from finetune_bench.training.run import TrainingRun
 
 
 class Vocabulary:
-    """The trimmed table of a run.
+    """A Vocabulary is the trimmed table of a run.
+
+    Args:
+        table: the rows that train, (tokens that occur, dim).
 
     Attributes:
-        decay: what the weight decay of the steps so far comes to for a row that is left out.
+        decay: the factor that the weight decay of the steps so far comes to for a row that is left out.
     """
 
-    def __init__(self, small: Parameter) -> None:
+    def __init__(self, table: Parameter) -> None:
         self.decay = 1.0
-        self._small = small
+        self._table = table
 
     def before_step(self, optimizer: Optimizer) -> None:
-        """Take note of the decay of the step that comes."""
+        """Multiply the decay of the step that comes into `decay`."""
         for group in optimizer.param_groups:
-            if any(weight is self._small for weight in group["params"]):
+            if any(weight is self._table for weight in group["params"]):
                 self.decay *= 1 - group["lr"] * group["weight_decay"]
+
+    def state_dict(self) -> dict[str, float]:
+        """Return the decay; the rows that train are the model's."""
+        return {"decay": self.decay}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self.decay = state["decay"]
 
 
 @contextmanager
 def trimmed(run: TrainingRun) -> Iterator[Vocabulary | None]:
-    """Inside, the run's token embeddings have the rows that its examples use; after it they are whole again.
+    """Leave only the rows of the token embeddings that the run's examples use inside; after it they are whole again.
 
     Yields:
         None, with nothing changed, where the embeddings don't train.
@@ -53,12 +63,12 @@ def trimmed(run: TrainingRun) -> Iterator[Vocabulary | None]:
     # Up to the padding's, all ids stay what they are: models compare them with it.
     ids = [np.arange((lookup.padding_idx or 0) + 1), *examples.columns["input_ids"]]
     used = np.unique(np.concatenate(ids))
-    place = np.zeros(len(table), dtype=np.int64)
-    place[used] = np.arange(len(used))
+    new_id = np.zeros(len(table), dtype=np.int64)
+    new_id[used] = np.arange(len(used))
     rows = torch.from_numpy(used).to(run.device)
     small = Parameter(table.detach()[rows])
     (name,) = [name for name, weight in run.params.items() if weight is table]
-    columns = examples.columns | {"input_ids": [place[sequence] for sequence in examples.columns["input_ids"]]}
+    columns = examples.columns | {"input_ids": [new_id[sequence] for sequence in examples.columns["input_ids"]]}
     vocabulary = Vocabulary(small)
     lookup.weight = run.params[name] = small
     run.examples = dataclasses.replace(examples, columns=columns)

@@ -1,0 +1,1 @@
+"""How plots look; what is drawn is said by the topics."""

@@ -1,0 +1,1 @@
+"""The rows of a store, sorted into what a report compares."""

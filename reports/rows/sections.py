@@ -14,17 +14,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from finetune_bench.recipe import FORMER_LAYOUTS
 from finetune_bench.report import DEFAULT, Options
-from finetune_bench.reports.rows.once import once
+from finetune_bench.reports.rows.cached import cached
 from finetune_bench.store import row_index
+from finetune_bench.store.row import MethodEntry, Row, Status
 from finetune_bench.store.row_index import Trace
 from finetune_bench.store.store import Store
 from finetune_bench.task import HELD_OUT
 
-Row = dict[str, Any]
-STATUSES = ("done", "failed", "skipped", "interrupted")
-ANY_ORDER = " (any order)"  # stands behind the label of a stack whose orders all did the same
-NO_EFFECT = " (no effect)"  # stands behind the label of a method of which no run departed from its twin
+# Stands behind the label of a stack whose orders all did the same.
+ANY_ORDER = " (any order)"
+# Stands behind the label of a method of which no run differs from its twin.
+NO_EFFECT = " (no effect)"
+# Runs are compared within one setting: these keys of a row have to be equal.
 SETTING = ("model", "recipe", "limit_train", "device", "threads")
 
 
@@ -33,10 +36,10 @@ class Column:
     """One score that a table compares.
 
     Attributes:
-        task: the task's name.
-        splits: the evaluation splits; several stand for the mean of their scores, none for a task without a score yet.
-        metric: the score's name.
-        title: as tables head it; the split is named only where the task has several.
+        task: The task's name; "" for the mean over all tasks.
+        splits: The evaluation splits; several stand for the mean of their scores, none for a task without a score yet.
+        metric: The score's name.
+        title: What tables write above it; the split is named only where the task has several.
     """
 
     task: str
@@ -45,20 +48,23 @@ class Column:
     title: str
 
 
-@dataclass(frozen=True, eq=False)  # a section is itself: answers are kept by it
+@dataclass(frozen=True, eq=False)  # Two sections are never equal, so that answers can be kept by section.
 class Section:
     """The runs of one setting.
 
     Attributes:
-        title: what sets this section apart; "" where there is only one.
-        setting: model, recipe and the other keys of `SETTING`, flat.
-        methods: labels, the baseline first.
-        runs: by (method, task, seed), of every status.
-        baseline: label of vanilla with its default dropout, None where it wasn't run.
-        reference: what differences are to: the baseline, or the method that the reader chose.
-        columns: one per task and split.
-        suite: one per task; its splits are averaged.
-        stretched: by factor, the labels of vanilla trained for more steps; they are in `runs`, not in `methods`.
+        title: What sets this section apart; "" where there is only one.
+        setting: Model, recipe and the other keys of `SETTING`, flat.
+        methods: Labels, the baseline first.
+        tasks: Names of the tasks.
+        seeds: Seeds that any run has, ascending.
+        runs: Rows of every status by (method, task, seed).
+        baseline: Label of vanilla with its default dropout; None where it wasn't run.
+        reference: What differences are to: the baseline, or the method that the reader chose.
+        columns: One per task and split.
+        suite: One per task; its splits are averaged.
+        longer_vanilla: By step factor, the labels of vanilla trained for so many times its steps; they are in `runs`,
+            not in `methods`.
     """
 
     title: str
@@ -71,11 +77,11 @@ class Section:
     reference: str | None
     columns: tuple[Column, ...]
     suite: tuple[Column, ...]
-    stretched: Mapping[float, str]
+    longer_vanilla: Mapping[float, str]
 
-    @once
-    def rows(self, method: str, task: str | None = None, status: str | None = None) -> list[Row]:
-        """A method's rows, by task and seed."""
+    @cached
+    def rows(self, method: str, task: str | None = None, status: Status | None = None) -> list[Row]:
+        """Return a method's rows, by task and seed."""
         return [
             row
             for name in ([task] if task is not None else self.tasks)
@@ -84,69 +90,76 @@ class Section:
         ]
 
     def score(self, method: str, column: Column, seed: int) -> float:
-        """The score in points (×100), NaN where there is none."""
+        """Return the score in points (×100), NaN where there is none."""
         row = self.runs.get((method, column.task, seed))
-        if row is None or row["status"] != "done" or row["metric"] != column.metric or not column.splits:
+        if row is None or row["status"] != Status.DONE or row["metric"] != column.metric or not column.splits:
             return math.nan
-        values = [(row.get("metrics") or {}).get(split, {}).get(column.metric) for split in column.splits]
-        return math.nan if None in values else 100 * (sum(values) / len(values))
+        metrics = row.get("metrics") or {}
+        values = [metrics.get(split, {}).get(column.metric) for split in column.splits]
+        known = [value for value in values if value is not None]
+        return 100 * (sum(known) / len(known)) if len(known) == len(values) else math.nan
 
-    @once
+    @cached
     def scores(self, method: str, column: Column) -> np.ndarray:
-        """(seeds,) scores in points, NaN where there is none."""
-        return _shared([self.score(method, column, seed) for seed in self.seeds])
+        """Return the (seeds,) scores in points, NaN where there is none."""
+        return _read_only([self.score(method, column, seed) for seed in self.seeds])
 
-    @once
-    def collapsed(self, method: str, task: str) -> np.ndarray:
-        """(seeds,) whether the run is done and counts as collapsed."""
-        found = [self.runs.get((method, task, seed)) for seed in self.seeds]
-        return _shared([row is not None and row["status"] == "done" and bool(row.get("collapsed")) for row in found])
+    @cached
+    def collapse_mask(self, method: str, task: str) -> np.ndarray:
+        """Return (seeds,) whether the run is done and counts as collapsed."""
+        rows = [self.runs.get((method, task, seed)) for seed in self.seeds]
+        return _read_only(
+            [row is not None and row["status"] == Status.DONE and bool(row.get("collapsed")) for row in rows]
+        )
 
     def paired(self, method: str, other: str, task: str, seed: int) -> bool:
-        """Whether both runs are done and started from the same head, on the same examples in the same order."""
-        proof = self._proofs(method, task)[seed]
-        return proof is not None and proof == self._proofs(other, task)[seed]
+        """Return whether both runs are done and started from the same head, on the same examples in the same order."""
+        hashes = self._hashes(method, task)[seed]
+        return hashes is not None and hashes == self._hashes(other, task)[seed]
 
-    @once
-    def _proofs(self, method: str, task: str) -> dict[int, tuple[str, str, str] | None]:
-        found = {seed: self.runs.get((method, task, seed)) for seed in self.seeds}
-        return {seed: pairing(row) if row and row["status"] == "done" else None for seed, row in found.items()}
+    @cached
+    def _hashes(self, method: str, task: str) -> dict[int, tuple[str, str, str] | None]:
+        """Return by seed what proves a pair; None where there is no finished run or no proof."""
+        rows = {seed: self.runs.get((method, task, seed)) for seed in self.seeds}
+        return {
+            seed: pairing_hashes(row) if row and row["status"] == Status.DONE else None for seed, row in rows.items()
+        }
 
-    @once
+    @cached
     def paired_scores(self, method: str, reference: str, column: Column) -> np.ndarray:
-        """(seeds,) scores of the runs that are paired with the reference's, NaN elsewhere."""
-        own, other = self._proofs(method, column.task), self._proofs(reference, column.task)
-        proven = [own[seed] is not None and own[seed] == other[seed] for seed in self.seeds]
-        return _shared(np.where(proven, self.scores(method, column), np.nan))
+        """Return the (seeds,) scores of the runs that are paired with the reference's, NaN elsewhere."""
+        hashes, reference_hashes = self._hashes(method, column.task), self._hashes(reference, column.task)
+        proven = [hashes[seed] is not None and hashes[seed] == reference_hashes[seed] for seed in self.seeds]
+        return _read_only(np.where(proven, self.scores(method, column), np.nan))
 
-    @once
-    def parts(self, method: str) -> list[dict[str, Any]]:
-        """The stack that a label stands for, outermost first."""
+    @cached
+    def parts(self, method: str) -> list[MethodEntry]:
+        """Return the stack that a label stands for, outermost method first."""
         return list(self.rows(method)[0].get("methods") or [])
 
-    @once
+    @cached
     def dropout(self, method: str) -> str:
-        """The realised dropout as comparable text; "" where it isn't known or runs differ."""
-        realised = [row.get("dropout") for row in self.rows(method, status="done")]
-        found = {canonical(dropout) for dropout in realised if dropout is not None}
-        return found.pop() if len(found) == 1 else ""
+        """Return the realised dropout as comparable text; "" where it isn't known or runs differ."""
+        realised = [row.get("dropout") for row in self.rows(method, status=Status.DONE)]
+        distinct = {canonical(dropout) for dropout in realised if dropout is not None}
+        return distinct.pop() if len(distinct) == 1 else ""
 
-    @once
+    @cached
     def controls(self) -> list[str]:
-        """Vanilla with other than its default dropout."""
+        """Return the labels of vanilla with other than its default dropout."""
         return [label for label in self.methods if label != self.baseline and is_vanilla(self.parts(label))]
 
-    @once
+    @cached
     def control(self, method: str) -> str | None:
-        """The vanilla control whose realised dropout is this method's, where that isn't the baseline's."""
-        own = self.dropout(method)
-        if not own or (self.baseline is not None and own == self.dropout(self.baseline)):
+        """Return the vanilla control whose realised dropout is this method's, where that isn't the baseline's."""
+        dropout = self.dropout(method)
+        if not dropout or (self.baseline is not None and dropout == self.dropout(self.baseline)):
             return None
-        return next((label for label in self.controls() if label != method and self.dropout(label) == own), None)
+        return next((label for label in self.controls() if label != method and self.dropout(label) == dropout), None)
 
 
-def _shared(values: ArrayLike) -> np.ndarray:
-    """An array that nobody can change."""
+def _read_only(values: ArrayLike) -> np.ndarray:
+    """Return an array that nobody can change, since answers are shared."""
     array = np.array(values)
     array.flags.writeable = False
     return array
@@ -157,8 +170,13 @@ class Data:
     """A store's rows as reports read them.
 
     Attributes:
-        stored: all rows, as they are in the store.
-        rows: those that count, the newest of each run, with the labels that tables show.
+        store: Where they were read from.
+        study: The study that the store was made for.
+        stored: All rows, as they are in the store.
+        rows: Those that count, the newest of each run, with the labels that tables show.
+        sections: The rows by setting.
+        traces: What was recorded while training, by id of the row.
+        options: What the reader asked for.
     """
 
     store: Store
@@ -170,65 +188,67 @@ class Data:
     options: Options = DEFAULT
 
     def trace(self, row: Row) -> dict[str, np.ndarray]:
-        """The training trace of a run; empty where it has none."""
+        """Return the training trace of a run; empty where it has none."""
         return self.traces[row["id"]].arrays()
 
     def digest(self, row: Row) -> str | None:
-        """A hash of the recorded losses and weight sketches: equal for runs that did the same."""
+        """Return a hash of the recorded losses and weight sketches: equal for runs that did the same."""
         return self.traces[row["id"]].digest
 
     def examples(self, row: Row) -> dict[str, int]:
-        """Evaluation examples by split."""
+        """Return the number of evaluation examples by split."""
         return self.traces[row["id"]].examples
 
 
-def load(store: Store) -> Data:
+def read_data(store: Store) -> Data:
     """Read a store and sort its rows into sections."""
     study = store.study()
-    found = row_index.read(store)
-    rows = [row for row, _ in found]
-    current = _current(rows)
+    indexed = row_index.read(store)
+    rows = [row for row, _ in indexed]
+    newest = _newest(rows)
     return Data(
         store=store,
         study=study,
         stored=rows,
-        rows=current,
-        sections=sort(current, study),
-        traces={row["id"]: trace for row, trace in found},
+        rows=newest,
+        sections=into_sections(newest, study),
+        traces={row["id"]: trace for row, trace in indexed},
     )
 
 
-def sort(current: list[Row], study: dict[str, Any]) -> list[Section]:
-    """The sections of some rows, one per setting; the rows of a search are left to `selection`."""
-    current = [row for row in current if not row.get("held_out")]
+def into_sections(rows: list[Row], study: dict[str, Any]) -> list[Section]:
+    """Return the sections of some rows, one per setting; the rows of a search are left to `topics.search`."""
+    rows = [row for row in rows if not row.get("held_out")]
     groups: dict[str, list[Row]] = {}
-    for row in current:
+    for row in rows:
         groups.setdefault(canonical({key: row.get(key) for key in SETTING}), []).append(row)
-    settings = {key: by_setting(group) for key, group in groups.items()}
+    settings = {key: setting_of(group) for key, group in groups.items()}
     names = {name for setting in settings.values() for name in setting}
     differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings.values()}) > 1}
-    models = _ordered(sorted({str(row.get("model")) for row in current}), study.get("models"))
+    models = _ordered(sorted({str(row.get("model")) for row in rows}), study.get("models"))
     order = sorted(groups, key=lambda key: (models.index(str(settings[key].get("model"))), _sortable(settings[key])))
 
     def title(setting: Mapping[str, Any]) -> str:
-        apart = [str(value) if key == "model" else f"{key} {value}" for key, value in setting.items()]
-        return ", ".join(text for key, text in zip(setting, apart, strict=True) if key in differing)
+        texts = {key: str(value) if key == "model" else f"{key} {value}" for key, value in setting.items()}
+        return ", ".join(text for key, text in texts.items() if key in differing)
 
     return [section_of(groups[key], settings[key], title(settings[key]), study) for key in order]
 
 
-def by_setting(rows: list[Row]) -> dict[str, Any]:
-    """What the first of some rows of one setting has of `SETTING`, flat."""
-    return flat({name: rows[0].get(name) for name in SETTING}) if rows else {}
+def setting_of(rows: list[Row]) -> dict[str, Any]:
+    """Return what the first of some rows of one setting has of `SETTING`, flat; empty without rows."""
+    setting = flat({name: rows[0].get(name) for name in SETTING}) if rows else {}
+    words = {"arrangement": ("batch_layout", FORMER_LAYOUTS.get(str(setting.get("arrangement"))))}
+    return dict(words.get(key, (key, value)) for key, value in setting.items())
 
 
 def canonical(value: Any) -> str:
-    """Equal texts for equal values, whatever the order of keys."""
+    """Return a text that is equal for equal values, whatever the order of their keys."""
     return json.dumps(value, sort_keys=True)
 
 
 def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots; the recipe's keys stand without prefix, as they are typed."""
+    """Return a mapping with nested keys joined by dots; the recipe's keys stand without prefix, as they are typed."""
     result: dict[str, Any] = {}
     for key, item in value.items():
         name = f"{prefix}{key}"
@@ -239,25 +259,27 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return result
 
 
-def pairing(row: Row) -> tuple[str, str, str] | None:
-    """What proves a pair: the hashes of head, order and data; None where one is missing."""
-    hashes = row.get("hashes") or {}
-    found = tuple(hashes.get(name) for name in ("init", "order", "data"))
-    return None if None in found else found  # type: ignore[return-value]
+def pairing_hashes(row: Row) -> tuple[str, str, str] | None:
+    """Return what proves a pair: the hashes of head, order and data; None where one is missing."""
+    hashes = row.get("hashes")
+    if not hashes:
+        return None
+    init, order, data = hashes.get("init"), hashes.get("order"), hashes.get("data")
+    return None if init is None or order is None or data is None else (init, order, data)
 
 
 def bare(label: str) -> str:
-    """A label as the run was called, without the marks that a report puts behind it."""
+    """Return a label as the run was called, without the marks that a report puts behind it."""
     return label.removesuffix(NO_EFFECT).removesuffix(ANY_ORDER)
 
 
-def is_vanilla(parts: list[dict[str, Any]]) -> bool:
-    """Whether a stack is fine-tuning without any method."""
+def is_vanilla(parts: list[MethodEntry]) -> bool:
+    """Return whether a stack is fine-tuning without any method."""
     return [part["name"] for part in parts] == ["vanilla"]
 
 
-def _current(rows: list[Row]) -> list[Row]:
-    """One row per run: those of the newest method versions, and of these the one that finished last."""
+def _newest(rows: list[Row]) -> list[Row]:
+    """Return one row per run: those of the newest method versions, and of these the one that finished last."""
 
     def label(row: Row) -> str:
         return canonical([row.get(key) for key in ("method", *SETTING)])
@@ -280,20 +302,22 @@ def _current(rows: list[Row]) -> list[Row]:
 
 
 def section_of(rows: list[Row], setting: dict[str, Any], title: str, study: Mapping[str, Any]) -> Section:
-    """A section of rows of one setting."""
-    stretched = {float(row["stretch"]): str(row["method"]) for row in rows if row.get("stretch", 1) != 1}
+    """Return the section of some rows of one setting."""
+    longer = {float(row["stretch"]): str(row["method"]) for row in rows if row.get("stretch", 1) != 1}
     parts = {row["method"]: list(row.get("methods") or []) for row in rows if row.get("stretch", 1) == 1}
     plain = [label for label in sorted(parts) if is_vanilla(parts[label]) and _keeps_dropout(parts[label])]
     baseline = plain[0] if plain else None
     methods = _ordered(sorted(parts, key=lambda label: (len(parts[label]), label)), study.get("methods"))
-    methods.sort(key=lambda label: (label != baseline, not is_vanilla(parts[label])))  # the baseline, then its controls
+    # The baseline first, then its controls.
+    methods.sort(key=lambda label: (label != baseline, not is_vanilla(parts[label])))
     tasks = _ordered(sorted({row["task"] for row in rows}), study.get("tasks"))
     columns = [column for task in tasks for column in _columns(task, [row for row in rows if row["task"] == task])]
     suite = []
     for task in tasks:
-        own = [column for column in columns if column.task == task]
-        splits = tuple(split for column in own if column.metric == own[0].metric for split in column.splits)
-        suite.append(Column(task, splits, own[0].metric, task))
+        of_task = [column for column in columns if column.task == task]
+        metric = of_task[0].metric
+        splits = tuple(split for column in of_task if column.metric == metric for split in column.splits)
+        suite.append(Column(task, splits, metric, task))
     return Section(
         title=title,
         setting=setting,
@@ -305,42 +329,42 @@ def section_of(rows: list[Row], setting: dict[str, Any], title: str, study: Mapp
         reference=baseline,
         columns=tuple(columns),
         suite=tuple(suite),
-        stretched=dict(sorted(stretched.items())),
+        longer_vanilla=dict(sorted(longer.items())),
     )
 
 
 def _columns(task: str, rows: list[Row]) -> Iterator[Column]:
-    found = sorted(
+    scored = sorted(
         {
             (row["metric"], split)
             for row in rows
-            if row["status"] == "done"
+            if row["status"] == Status.DONE
             for split, metrics in (row.get("metrics") or {}).items()
             if row["metric"] in metrics and split != HELD_OUT
         }
     )
-    if not found:
+    if not scored:
         metric = str(rows[0].get("metric") or "")
         yield Column(task, (), metric, f"{task} {metric}".strip())
-    for metric, split in found:
-        several = len({other for _, other in found}) > 1
+    for metric, split in scored:
+        several = len({other for _, other in scored}) > 1
         named = f"{task} {split.removeprefix('validation_')}" if several else task
         yield Column(task, (split,), metric, f"{named} {metric}")
 
 
-def _keeps_dropout(parts: list[dict[str, Any]]) -> bool:
+def _keeps_dropout(parts: list[MethodEntry]) -> bool:
     return str((parts[0].get("parameters") or {}).get("dropout", "keep")) == "keep"
 
 
 def _ordered(names: list[str], asked: Any) -> list[str]:
-    """The names, those that were asked for first and in that order."""
+    """Return the names, those that were asked for first and in that order."""
     marked = {bare(name): name for name in names}
     wanted = [marked[name] for name in asked or () if name in marked]
     return wanted + [name for name in names if name not in wanted]
 
 
 def _sortable(setting: Mapping[str, Any]) -> list[tuple[bool, float, str]]:
-    """Numbers in their order, texts in theirs."""
+    """Return a key that sorts numbers by size and texts by letters."""
     return [
         (not isinstance(value, int | float), float(value) if isinstance(value, int | float) else 0.0, str(value))
         for _, value in sorted(setting.items())

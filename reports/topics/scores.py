@@ -1,32 +1,61 @@
-"""The scores of a section."""
+"""The scores of a section: every method's mean on every column, and over the suite."""
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from finetune_bench.reports.document import Block, Entry, bold, bullets, code, table
-from finetune_bench.reports.rows.once import once
-from finetune_bench.reports.rows.sections import Column, Section
-from finetune_bench.reports.text import counted, interval, listed
-from finetune_bench.reports.topics.contrasts import block, cell_ids, contrast, suite_column
-from finetune_bench.stats import estimates as stats
+from finetune_bench.reports.document import Entry, bold, bullets, code, table
+from finetune_bench.reports.plots.intervals import draw_intervals, limits, name_lines
+from finetune_bench.reports.plots.style import (
+    GREY,
+    caption,
+    left_out_text,
+    method_style,
+    panel_title,
+    panels_across,
+    scored_columns,
+    short,
+    shown_methods,
+)
+from finetune_bench.reports.rows.cached import cached
+from finetune_bench.reports.rows.sections import Column, Data, Section
+from finetune_bench.reports.text import interval, listed
+from finetune_bench.reports.topics.contrasts import cell_ids, complete_block, suite_column
+from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
+from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
+from finetune_bench.store.row import Status
+
+# --- records ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Score:
-    """One method's mean on one column, or over the suite.
+    """One method's mean on one column, or over the suite, and how many of its runs ended in which way.
 
     Attributes:
-        best: the highest mean, and separated from every other method's.
-        unscored: runs that ended well but left no finite score.
-        missing: of the suite mean, the tasks for which there is no score.
+        section: Title of the section.
+        column: The score that is averaged.
+        method: Label of the method.
+        estimate: The mean over seeds in points, with its t interval.
+        best: Whether it is the highest mean, and separated from every other method's.
+        done: Runs that ended well.
+        failed: Runs that failed.
+        skipped: Runs that can't be.
+        interrupted: Runs that were cut off.
+        collapsed: Runs that ended well but count as collapsed.
+        unscored: Runs that ended well but left no finite score.
+        missing: Tasks without a score, because of which there is no mean over the suite.
     """
 
     section: str
@@ -43,35 +72,21 @@ class Score:
     missing: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Collapsed:
-    """A score and a difference with and without collapsed runs."""
-
-    section: str
-    column: Column
-    method: str
-    collapsed: int
-    score: Estimate
-    score_without: Estimate
-    difference: Estimate
-    difference_without: Estimate
-
-
-@once
+@cached
 def scores(section: Section) -> list[Score]:
-    """Every method on every column, and over the suite where there are several tasks."""
+    """Return the scores of every method on every column, and over the suite where there are several tasks."""
     result = []
     for column in section.columns:
         best = _best(section, [column])
         for method in section.methods:
-            estimate = stats.t_interval(section.scores(method, column))
+            estimate = estimates.t_interval(section.scores(method, column))
             result.append(_score(section, column, method, estimate, best=method == best))
     if len(section.tasks) > 1:
         best = _best(section, section.suite)
         for method in section.methods:
-            estimates = [stats.t_interval(section.scores(method, column)) for column in section.suite]
-            missing = tuple(column.task for column, one in zip(section.suite, estimates, strict=True) if one.n == 0)
-            mean = stats.suite_mean(estimates)
+            per_task = [estimates.t_interval(section.scores(method, column)) for column in section.suite]
+            missing = tuple(column.task for column, mean in zip(section.suite, per_task, strict=True) if mean.n == 0)
+            mean = estimates.suite_mean(per_task)
             score = _score(section, suite_column(section), method, mean, best=method == best)
             result.append(dataclasses.replace(score, missing=missing))
     return result
@@ -79,120 +94,52 @@ def scores(section: Section) -> list[Score]:
 
 def _score(section: Section, column: Column, method: str, estimate: Estimate, *, best: bool) -> Score:
     columns = [column] if column.task else list(section.suite)
-    statuses = Counter(row["status"] for one in columns for row in section.rows(method, one.task))
-    scored = sum(int(np.isfinite(section.scores(method, one)).sum()) for one in columns)
+    statuses = Counter(row["status"] for part in columns for row in section.rows(method, part.task))
+    scored = sum(int(np.isfinite(section.scores(method, part)).sum()) for part in columns)
     return Score(
         section=section.title,
         column=column,
         method=method,
         estimate=estimate,
         best=best,
-        done=statuses["done"],
-        failed=statuses["failed"],
-        skipped=statuses["skipped"],
-        interrupted=statuses["interrupted"],
-        collapsed=sum(int(section.collapsed(method, one.task).sum()) for one in columns),
-        unscored=statuses["done"] - scored,
+        done=statuses[Status.DONE],
+        failed=statuses[Status.FAILED],
+        skipped=statuses[Status.SKIPPED],
+        interrupted=statuses[Status.INTERRUPTED],
+        collapsed=sum(int(section.collapse_mask(method, part.task).sum()) for part in columns),
+        unscored=statuses[Status.DONE] - scored,
     )
 
 
 def _best(section: Section, columns: Sequence[Column]) -> str | None:
-    """The best method, if no other is within the noise; None also where any method lacks a run or collapsed."""
+    """Return the best method if no other is within the noise; None also where any method lacks a run or collapsed."""
     anchor = section.reference or section.methods[0]
-    blocks = [block(section, column, anchor) for column in columns]
-    with_runs = [m for m in section.methods if any(section.rows(m, column.task, "done") for column in columns)]
-    complete = [one for one in blocks if one is not None and list(one.methods) == with_runs]
-    if len(with_runs) < 2 or len(complete) < len(blocks) or len({one.scores.shape for one in complete}) > 1:
-        return None
-    mean = np.mean([one.scores for one in complete], axis=0)
-    return with_runs[int(mean.mean(axis=1).argmax())] if stats.best_is_separated(mean) else None
-
-
-def collapsed(section: Section) -> list[Collapsed]:
-    """Where a method or the baseline has collapsed runs: its score and difference with and without them."""
-    result = []
-    reference = section.reference
-    for column, method in itertools.product(section.columns, section.methods):
-        own = section.collapsed(method, column.task)
-        others = section.collapsed(reference, column.task) if reference else np.zeros_like(own)
-        if not (own.any() or others.any()):
-            continue
-        values = section.scores(method, column)
-        difference = without = stats.NOTHING
-        if reference is not None and method != reference:
-            weights = {method: 1.0, reference: -1.0}
-            difference = contrast(section, column, weights, reference, None)[0]
-            without = contrast(section, column, weights, reference, None, without_collapsed=True)[0]
-        result.append(
-            Collapsed(
-                section.title,
-                column,
-                method,
-                int(own.sum()),
-                stats.t_interval(values),
-                stats.t_interval(np.where(own, np.nan, values)),
-                difference,
-                without,
-            )
-        )
-    return result
-
-
-def mixed_metrics(section: Section) -> str | None:
-    """A warning where the mean over tasks averages different metrics."""
-    metrics: dict[str, list[str]] = {}
-    for column in section.suite:
-        metrics.setdefault(column.metric, []).append(column.task)
-    if len(metrics) < 2:
-        return None
-    parts = [f"{metric} ({', '.join(tasks)})" for metric, tasks in metrics.items()]
-    return f"The mean over tasks averages different metrics, whose points are not worth the same: {'; '.join(parts)}."
-
-
-def missing_suite(scores: Iterable[Score]) -> list[str]:
-    """Methods without a mean over tasks, and why."""
-    return [
-        f"{score.method} has no mean over tasks: no score on {listed(score.missing)}."
-        for score in scores
-        if score.missing
+    blocks = [complete_block(section, column, anchor) for column in columns]
+    with_runs = [
+        method
+        for method in section.methods
+        if any(section.rows(method, column.task, Status.DONE) for column in columns)
     ]
+    complete = [block for block in blocks if block is not None and list(block.methods) == with_runs]
+    if len(with_runs) < 2 or len(complete) < len(blocks) or len({block.scores.shape for block in complete}) > 1:
+        return None
+    mean = np.mean([block.scores for block in complete], axis=0)
+    return with_runs[int(mean.mean(axis=1).argmax())] if estimates.best_is_separated(mean) else None
 
 
 def by_column(scores: Sequence[Score]) -> tuple[list[Column], dict[tuple[Column, str], Score]]:
-    """The columns of a table of scores, and its scores by column and method."""
+    """Return the columns of a table of scores, and its scores by column and method."""
     columns = list(dict.fromkeys(score.column for score in scores))
     return columns, {(score.column, score.method): score for score in scores}
 
 
-def _counts(score: Score) -> list[str]:
-    counts = {
-        "failed": score.failed,
-        "skipped": score.skipped,
-        "interrupted": score.interrupted,
-        "collapsed": score.collapsed,
-        "without a score": score.unscored,
-    }
-    return [f"{number} {name}" for name, number in counts.items() if number]
+# --- the table --------------------------------------------------------------------------------------------------------
 
 
-def score_text(score: Score) -> str:
-    """`71.3 [69.9, 72.8] n=3, 1 failed`."""
-    if score.estimate.n == 0:
-        return ", ".join(["—", *(_counts(score) or ([] if score.missing else ["not run"]))])
-    return ", ".join([f"{interval(score.estimate)} n={score.estimate.n}", *_counts(score)])
-
-
-def _scores(section: Section) -> list[Block]:
+def _blocks(data: Data, section: Section) -> list[TopicBlock]:
     columns, cells = by_column(scores(section))
-
-    def entry(score: Score) -> Entry:
-        text = score_text(score)
-        mean, space, rest = text.partition(" n=")
-        ids = cell_ids(section, [score.method], score.column)
-        return Entry(f"{bold(mean)}{space}{rest}" if score.best else text, score.estimate.value, ids)
-
     rows: list[list[str | Entry]] = [
-        [code(method), *(entry(cells[column, method]) for column in columns)] for method in section.methods
+        [code(method), *(_entry(section, cells[column, method]) for column in columns)] for method in section.methods
     ]
     notes = [
         "Mean over seeds, in brackets its t interval: question (a), n seeds, df = n − 1. All methods share the "
@@ -206,10 +153,57 @@ def _scores(section: Section) -> list[Block]:
         text = "Mean over tasks: question (a), variance Σ s²/n over tasks / T², Welch–Satterthwaite's df"
         text += f" ({_range(degrees)})" if degrees else ""
         notes.append(f"{text}, n = the fewest seeds of any task. A task's splits count as one.")
-        if mixed := mixed_metrics(section):
-            notes.append(mixed)
-        notes += missing_suite(suite)
-    return [table("scores", ["method", *(column.title for column in columns)], rows), *bullets(notes)]
+        notes += [*_mixed_metrics(section), *_missing_suite(suite)]
+    return [
+        table("scores", ["method", *(column.title for column in columns)], rows),
+        *bullets(notes),
+        Drawing("scores", "Scores: every seed as a dot, the mean and its interval", partial(draw_scores, section)),
+    ]
+
+
+def _entry(section: Section, score: Score) -> Entry:
+    text = score_text(score)
+    mean, space, rest = text.partition(" n=")
+    ids = cell_ids(section, [score.method], score.column)
+    return Entry(f"{bold(mean)}{space}{rest}" if score.best else text, score.estimate.value, ids)
+
+
+def score_text(score: Score) -> str:
+    """Return a score as tables show it: `71.3 [69.9, 72.8] n=3, 1 failed`."""
+    if score.estimate.n == 0:
+        return ", ".join(["—", *(_counts(score) or ([] if score.missing else ["not run"]))])
+    return ", ".join([f"{interval(score.estimate)} n={score.estimate.n}", *_counts(score)])
+
+
+def _counts(score: Score) -> list[str]:
+    counts = {
+        "failed": score.failed,
+        "skipped": score.skipped,
+        "interrupted": score.interrupted,
+        "collapsed": score.collapsed,
+        "without a score": score.unscored,
+    }
+    return [f"{number} {name}" for name, number in counts.items() if number]
+
+
+def _mixed_metrics(section: Section) -> list[str]:
+    """Return a warning where the mean over tasks averages different metrics."""
+    metrics: dict[str, list[str]] = {}
+    for column in section.suite:
+        metrics.setdefault(column.metric, []).append(column.task)
+    if len(metrics) < 2:
+        return []
+    parts = "; ".join(f"{metric} ({', '.join(tasks)})" for metric, tasks in metrics.items())
+    return [f"The mean over tasks averages different metrics, whose points are not worth the same: {parts}."]
+
+
+def _missing_suite(scores: Iterable[Score]) -> list[str]:
+    """Return which methods have no mean over tasks, and why."""
+    return [
+        f"{score.method} has no mean over tasks: no score on {listed(score.missing)}."
+        for score in scores
+        if score.missing
+    ]
 
 
 def _range(values: Sequence[float]) -> str:
@@ -217,40 +211,87 @@ def _range(values: Sequence[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _collapsed(section: Section) -> list[Block]:
-    found = collapsed(section)
-    if not found:
-        return []
-    rows = [
-        [
-            one.column.title,
-            code(one.method),
-            str(one.collapsed),
-            f"{interval(one.score)} n={one.score.n}",
-            f"{interval(one.score_without)} n={one.score_without.n}",
-            _with_n(one.difference),
-            _with_n(one.difference_without),
-        ]
-        for one in found
-    ]
-    rates = []
-    for method in section.methods:
-        runs = len(section.rows(method, status="done"))
-        number = sum(int(section.collapsed(method, task).sum()) for task in section.tasks)
-        if number:
-            low, high = stats.clopper_pearson(number, runs)
-            rates.append(
-                f"{code(method)}: {number} of {counted(runs, 'run')} collapsed, {100 * number / runs:.0f} % "
-                f"[{100 * low:.0f}, {100 * high:.0f}] (Clopper–Pearson, n={runs}, taking tasks and seeds as alike)."
-            )
-    header = ("score", "method", "collapsed", "mean, all", "mean without", "difference, all", "difference without")
-    note = (
-        "Question (a), t intervals on the method's own seeds, df = n − 1; a difference without collapsed runs "
-        "leaves out each pair in which either run collapsed. Leaving runs out after seeing them answers what "
-        "happens if training works, not what to expect."
+# --- the plot ---------------------------------------------------------------------------------------------------------
+
+
+def draw_scores(section: Section) -> Figure | None:
+    """Draw a panel per score: a line per method, every seed a dot, the mean a diamond with its t interval."""
+    columns = scored_columns(section)
+    if not columns:
+        return None
+    methods = shown_methods(section)
+    means = {(score.column, score.method): score.estimate for score in scores(section)}
+    names = [short(method) for method in methods]
+    across = panels_across(len(columns))
+    down = math.ceil(len(columns) / across)
+    figure = Figure(
+        figsize=(0.075 * max(map(len, names)) + 2.6 * across + 0.4, (0.27 * len(methods) + 0.95) * down + 0.3),
+        layout="constrained",
     )
-    return [table("collapsed", header, rows), *bullets([note, *rates])]
+    for index, column in enumerate(columns):
+        axes = figure.add_subplot(down, across, index + 1)
+        low, high = limits(*_fixed_values(section, column, means), longest=0.75)
+        _draw_seeds(axes, section, column, (low, high))
+        known = [
+            (float(height), means[column, method], method_style(section, method)[0])
+            for height, method in enumerate(methods)
+            if means[column, method].n
+        ]
+        draw_intervals(axes, known, (low, high))
+        panel_title(axes, column.title)
+        axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
+        axes.set_ylim(len(methods) - 0.4, -0.6)
+        name_lines(axes, names, leftmost=index % across == 0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+        if section.baseline and means[column, section.baseline].n:
+            axes.axvline(means[column, section.baseline].value, color="black", lw=0.8, ls=":", zorder=1)
+    marks = "dots: seeds (×: collapsed), diamond: mean, bar: 95 % t interval over seeds (arrow: goes on)"
+    caption(figure, "score (× 100)", marks, "dotted: baseline", left_out_text(section))
+    return figure
 
 
-def _with_n(estimate: stats.Estimate) -> str:
-    return "—" if estimate.n == 0 else f"{interval(estimate, sign=True)} n={estimate.n}"
+def _draw_seeds(axes: Axes, section: Section, column: Column, ends: tuple[float, float]) -> None:
+    """Draw every seed a little below its method's line, so that it doesn't hide the interval."""
+    low, high = ends
+    dots: list[tuple[float, float]] = []
+    colours: list[str] = []
+    for height, method in enumerate(shown_methods(section)):
+        colour, _, _ = method_style(section, method)
+        values = section.scores(method, column)
+        broken = section.collapse_mask(method, column.task) & np.isfinite(values)
+        fine = values[np.isfinite(values) & ~broken]
+        dots += [(value, height + 0.2) for value in fine]
+        colours += [colour] * len(fine)
+        for value in values[broken]:
+            axes.plot([min(max(value, low), high)], [height + 0.2], "x", ms=4.5, mew=1.2, color=colour)
+            if not low <= value <= high:
+                x, side = (low, "left") if value < low else (high, "right")
+                axes.text(x, height + 0.22, f"   {value:.1f}   ", ha=side, va="center", fontsize=7, color=colour)
+        if not np.isfinite(values).any():
+            axes.text(low, height, " no score", va="center", fontsize=7.5, color=GREY)
+    if dots:
+        xs, ys = zip(*dots, strict=True)
+        axes.scatter(xs, ys, s=11, c=colours, linewidths=0, alpha=0.6)
+
+
+def _fixed_values(
+    section: Section, column: Column, means: Mapping[tuple[Column, str], Estimate]
+) -> tuple[np.ndarray, list[Estimate]]:
+    """Return what the axis must hold: all means, and seeds that didn't collapse; a collapsed run would flatten them."""
+    values = []
+    for method in shown_methods(section):
+        values.append(np.where(section.collapse_mask(method, column.task), np.nan, section.scores(method, column)))
+        values.append(np.array([means[column, method].value]))
+    return np.concatenate(values), [means[column, method] for method in shown_methods(section)]
+
+
+TOPIC = Topic(
+    title="Scores",
+    blocks=_blocks,
+    frame=Frame(
+        file="comparison",
+        record=Score,
+        records=lambda data, section: scores(section),
+        methods=lambda score: [score.method],
+    ),
+)

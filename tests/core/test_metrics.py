@@ -104,6 +104,7 @@ def test_numpys_global_generator_is_left_alone() -> None:
     assert (np.random.get_state()[1] == before).all()  # type: ignore[index]
 
 
+@pytest.mark.slow
 def test_nothing_is_written_and_no_home_is_needed(tmp_path: Path) -> None:
     program = "\n".join(
         [

@@ -103,7 +103,7 @@ def test_plugins(tmp_path: Path) -> None:
     again.write_text(file.read_text("utf-8"), "utf-8")
     with pytest.raises(UsageError, match="the name 'quiet' in .* is taken"):
         registry.load_plugin(again)
-    del registry._tried["methods"]["quiet"]
+    del registry._added["methods"]["quiet"]
 
 
 @pytest.mark.parametrize(

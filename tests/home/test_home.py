@@ -24,6 +24,7 @@ from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.recipe import Recipe
 from finetune_bench.task import Batch
 from finetune_bench.testing.toys import ARCHITECTURES, CPU, toy_examples, toy_model, toy_task
+from finetune_bench.training.examples import training_steps
 from finetune_bench.training.loop import make_scheduler, train
 from finetune_bench.training.run import TrainingRun
 
@@ -57,8 +58,8 @@ def inside(
     stack = registry.make_stack(method)
     model = toy_model("bert", kind, stack.dropout)
     task = toy_task(kind)
-    run = TrainingRun(model, task, encoded(kind), recipe, seed=3, device=CPU, keep_pretrained=stack.reads_pretrained)
-    train(run, stack)
+    run = TrainingRun(model, task, encoded(kind), recipe, stack, seed=3, device=CPU)
+    train(run)
     with stack.evaluating(run):
         scored = {name: weight.detach().clone() for name, weight in run.params.items()}
     stack.teardown(run)
@@ -75,7 +76,8 @@ def as_dict(batch: Batch) -> dict[str, Tensor]:
 def outside(method: str, recipe: Recipe = RECIPE, kind: Kind = "classification") -> nn.Module:
     """A model trained in a loop of one's own on the same batches."""
     model = toy_model("bert", kind, Dropout.KEEP)
-    data = TrainingRun(toy_model("bert", kind, Dropout.KEEP), toy_task(kind), encoded(kind), recipe, seed=3, device=CPU)
+    vanilla = registry.make_stack("vanilla")
+    data = TrainingRun(nn.Linear(1, 1), toy_task(kind), encoded(kind), recipe, vanilla, seed=3, device=CPU)
     options: dict[str, Any] = {"batch_size": recipe.batch_size, "accumulation": recipe.accumulation}
     with home.attach(
         method,
@@ -168,7 +170,7 @@ def test_the_kind_is_the_models() -> None:
     tuned = home.attach("vanilla", model, total_steps=1)
     assert tuned.run.task.kind == "regression"
     integers = batch_of("regression") | {"labels": torch.arange(8)}
-    assert tuned.run.batch(integers).labels.dtype == torch.float32
+    assert home.to_batch(integers, "regression", CPU).labels.dtype == torch.float32
     assert home.attach("vanilla", bert(), total_steps=1).run.task.outputs == 3
 
 
@@ -292,9 +294,7 @@ class InOrder(Sampler):
     """The order of the benchmark's run."""
 
     def __init__(self, recipe: Recipe, kind: Kind) -> None:
-        task = toy_task(kind)
-        run = TrainingRun(nn.Linear(1, 1), task, encoded(kind), recipe, seed=3, device=CPU)
-        self.steps = run.steps()
+        self.steps = training_steps(27, recipe, 3, toy_task(kind).name)
 
     def __len__(self) -> int:
         return 27
@@ -349,6 +349,7 @@ def trainer_of(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [RECIPE, ACCUMULATED], ids=["plain", "accumulated"])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_trainer_trains_as_the_benchmark_does(method: str, recipe: Recipe, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from torch.optim import AdamW
 from finetune_bench.errors import FinetuneBenchError, ParameterError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Passes
-from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run
 from finetune_bench.methods.child_tuning import (
     ChildTuningD,
@@ -42,9 +41,9 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def trained(run: TrainingRun, method: Method) -> dict[str, Tensor]:
-    train(run, method)
-    method.teardown(run)
+def trained(run: TrainingRun) -> dict[str, Tensor]:
+    train(run)
+    run.method.teardown(run)
     return {name: weight.detach().clone() for name, weight in run.params.items()}
 
 
@@ -169,7 +168,7 @@ def test_ties_are_kept() -> None:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_encoder_weights_are_those_of_the_official_rule(architecture: str) -> None:
-    run = tiny_run(architecture)
+    run = tiny_run(architecture=architecture)
     by_name = {name for name in run.params if "layer" in name}
     assert set(encoder_weights(run)) == by_name
     assert not any(name.startswith(HEADS) or "embeddings" in name for name in by_name)
@@ -215,11 +214,11 @@ def test_masks_are_those_of_an_independent_measurement(fisher: str) -> None:
 @pytest.mark.parametrize("task", [CLASSIFICATION, REGRESSION], ids=lambda task: task.kind)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_masked_weights_only_decay_and_the_rest_trains(architecture: str, task: Task) -> None:
-    run = tiny_run(architecture, task=task)
     method = ChildTuningD()
+    run = tiny_run(method, architecture=architecture, task=task)
     method.setup(run)
     optimizer = make_optimizer(run)
-    step = first_step(run, method)
+    step = first_step(run)
     for _ in range(3):
         optimizer.zero_grad()
         step.objective().loss.backward()
@@ -241,8 +240,8 @@ def test_masked_weights_only_decay_and_the_rest_trains(architecture: str, task: 
 @pytest.mark.parametrize("values", [{"strict": True, "decay": 0.5}, {"strict": False, "decay": 0.0}])
 def test_masked_weights_stay_to_the_last_bit(values: dict[str, float]) -> None:
     method = ChildTuningD(strict=bool(values["strict"]))
-    run = tiny_run(weight_decay=values["decay"], steps=4)
-    after = trained(run, method)
+    run = tiny_run(method, weight_decay=values["decay"], steps=4)
+    after = trained(run)
     for name, mask in method.masks_.items():
         assert torch.equal(after[name][~mask], run.pretrained[name][~mask]), name
     moved = torch.cat([(after[name] != run.pretrained[name])[mask] for name, mask in method.masks_.items()])
@@ -250,7 +249,7 @@ def test_masked_weights_stay_to_the_last_bit(values: dict[str, float]) -> None:
 
 
 def test_strict_keeps_the_trained_weights_as_they_would_be() -> None:
-    loose, strict = (trained(tiny_run(examples=8), ChildTuningD(strict=flag)) for flag in (False, True))
+    loose, strict = (trained(tiny_run(ChildTuningD(strict=flag), examples=8)) for flag in (False, True))
     method = ChildTuningD()
     method.setup(tiny_run(examples=8))
     for name, mask in method.masks_.items():  # one step only: then nothing has fed back yet
@@ -292,8 +291,7 @@ class Watcher(Method):
 
 def test_stack_perturbs_the_measurement_but_mixout_waits() -> None:
     def masks(*methods: Method) -> dict[str, Tensor]:
-        run = tiny_run(dropout=Dropout.ALL_OFF)
-        train(run, Stack(methods))
+        train(tiny_run(*methods, dropout=Dropout.ALL_OFF))
         return next(method for method in methods if isinstance(method, ChildTuningD)).masks_
 
     watcher = Watcher()
@@ -337,25 +335,25 @@ def test_a_loss_that_is_not_finite_fails_with_the_reason() -> None:
 @pytest.mark.parametrize("kind", [ChildTuningF, ChildTuningD])
 @pytest.mark.parametrize("dropout", [Dropout.KEEP, Dropout.ALL_OFF])
 def test_neutral_equals_vanilla_to_the_last_bit(kind: type[ChildTuningF | ChildTuningD], dropout: Dropout) -> None:
-    vanilla = trained(tiny_run(dropout=dropout), Vanilla())
-    assert not differ(vanilla, trained(tiny_run(dropout=dropout), kind(**kind.neutral)))
-    assert differ(vanilla, trained(tiny_run(dropout=dropout), kind()))
+    vanilla = trained(tiny_run(Vanilla(), dropout=dropout))
+    assert not differ(vanilla, trained(tiny_run(kind(**kind.neutral), dropout=dropout)))
+    assert differ(vanilla, trained(tiny_run(kind(), dropout=dropout)))
     assert kind().passes(Passes()) == Passes()
 
 
 @pytest.mark.parametrize("kind", [ChildTuningF, ChildTuningD])
 def test_same_seed_gives_the_same_weights(kind: type[ChildTuningF | ChildTuningD]) -> None:
-    runs = [trained(tiny_run(seed=seed), kind()) for seed in (3, 3, 4)]
+    runs = [trained(tiny_run(kind(), seed=seed)) for seed in (3, 3, 4)]
     assert not differ(runs[0], runs[1])
     assert differ(runs[0], runs[2])
 
 
 def test_kept_share_is_in_the_trace() -> None:
     method = ChildTuningD(reserve_p=0.2)
-    trace = train(tiny_run(), method)
-    assert trace.steps["kept"].tolist() == [method.kept_] * 2
+    result = train(tiny_run(method))
+    assert result.steps["kept"].tolist() == [method.kept_] * 2
     assert method.kept_ == pytest.approx(0.2, abs=0.001)
-    assert trace.setup_forwards == 2
+    assert result.setup_forwards == 2
 
 
 def test_a_model_without_layers_is_skipped() -> None:

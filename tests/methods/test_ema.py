@@ -61,7 +61,7 @@ def test_constant_weights_are_their_own_average_and_weights_come_back(method: EM
         assert all(torch.equal(weight, run.pretrained[name]) for name, weight in run.params.items())
         assert {name: weight.data_ptr() for name, weight in run.params.items()} == storage
     run, stack = toys.toy_run(method)
-    train(run, stack)
+    train(run)
     raw = {name: weight.detach().clone() for name, weight in run.params.items()}
     with pytest.raises(RuntimeError, match="inside"), stack.evaluating(run):
         assert any(not torch.equal(weight, raw[name]) for name, weight in run.params.items())
@@ -72,10 +72,10 @@ def test_constant_weights_are_their_own_average_and_weights_come_back(method: EM
 @pytest.mark.parametrize("name", ["ema", "swa"])
 def test_the_run_beneath_is_vanillas(name: str) -> None:
     method: Method = registry.method_class(name)()
-    run, trace, predictions = toys.toy_train(method)
+    run, result, predictions = toys.toy_train(method)
     twin, twin_trace, twin_predictions = toys.toy_train(Vanilla())
     assert toys.same(run, twin)
-    assert np.array_equal(trace.steps["loss"], twin_trace.steps["loss"])
+    assert np.array_equal(result.steps["loss"], twin_trace.steps["loss"])
     assert not np.array_equal(predictions, twin_predictions)
 
 

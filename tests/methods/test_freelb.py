@@ -49,9 +49,9 @@ class Spy(Method):
 
 def test_the_gradient_is_the_mean_over_the_climb() -> None:
     """Against K separate passes at the noises that were met, and the norm stays in the ball."""
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     freelb, spy = FreeLB(steps=3, max_norm=0.2), Spy()
-    step = first_step(run, freelb, spy)
+    run = tiny_run(freelb, spy, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
     freelb.setup(run)
     step.backward(step.objective().loss, View())
     found = {name: weight.grad.clone() for name, weight in run.params.items() if weight.grad is not None}
@@ -73,9 +73,9 @@ def test_the_gradient_is_the_mean_over_the_climb() -> None:
 
 
 def test_all_passes_have_the_same_masks() -> None:
-    run = tiny_run()
     freelb, spy = FreeLB(init_magnitude=0.0, learning_rate=0.0), Spy()
-    step = first_step(run, freelb, spy)
+    run = tiny_run(freelb, spy)
+    step = first_step(run)
     freelb.setup(run)
     step.objective()
     first, *others = (logits for _, logits in spy.seen_)

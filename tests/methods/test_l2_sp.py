@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from finetune_bench.method.stack import Stack
 from finetune_bench.methods.l2_sp import L2SP, squared_distance
 from finetune_bench.methods.prior_decay import PriorDecay
 from finetune_bench.methods.rdrop import RDrop
@@ -27,10 +26,9 @@ def test_hand_computed_numbers() -> None:
 
 @pytest.mark.parametrize("stack", ["alone", "rdrop+l2_sp", "l2_sp+rdrop"])
 def test_gradient_is_alpha_times_the_distance_once(stack: str) -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method, rdrop = L2SP(alpha=0.3, beta=0.7), RDrop()
     methods = {"alone": [method], "rdrop+l2_sp": [rdrop, method], "l2_sp+rdrop": [method, rdrop]}[stack]
-    run.method = Stack(methods)
+    run = tiny_run(*methods, dropout=Dropout.ALL_OFF)
     run.method.optimizer(make_optimizer(run), run)
     with torch.no_grad():
         for weight in run.params.values():

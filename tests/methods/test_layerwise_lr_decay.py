@@ -42,7 +42,7 @@ def test_hand_computed_rates() -> None:
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
 def test_every_parameter_is_in_one_group_with_its_own_decay(architecture: str) -> None:
-    run = tiny_run(architecture)
+    run = tiny_run(architecture=architecture)
     optimizer = LayerwiseLRDecay(decay=0.5).optimizer(make_optimizer(run), run)
     listed = [weight for group in optimizer.param_groups for weight in group["params"]]
     assert len(listed) == len(set(listed)) == len(run.params)

@@ -42,9 +42,9 @@ def test_states_between_layers(architecture: str) -> None:
 
 @pytest.mark.parametrize("architecture", ["bert", "xlnet"])
 def test_the_penalty_against_two_passes(architecture: str) -> None:
-    run = tiny_run(architecture)
     lnsr = LNSR(strength=2.0, noise=0.3)
-    step = first_step(run, lnsr)
+    run = tiny_run(lnsr, architecture=architecture)
+    step = first_step(run)
     lnsr.setup(run)
     mark = step.mark()
     found = step.objective()
@@ -57,9 +57,9 @@ def test_the_penalty_against_two_passes(architecture: str) -> None:
 
 def test_without_noise_the_penalty_is_zero_and_small_noise_counts_by_its_square() -> None:
     def distance(noise: float) -> float:
-        run = tiny_run()  # dropout on: both passes have the same masks
         lnsr = LNSR(noise=noise)
-        step = first_step(run, lnsr)
+        run = tiny_run(lnsr)  # dropout on: both passes have the same masks
+        step = first_step(run)
         lnsr.setup(run)
         torch.manual_seed(3)
         return float(step.objective().logs["lnsr_distance"])
@@ -70,9 +70,9 @@ def test_without_noise_the_penalty_is_zero_and_small_noise_counts_by_its_square(
 
 def test_the_clean_pass_may_be_detached() -> None:
     def gradient(**parameters: object) -> torch.Tensor:
-        run = tiny_run()
         lnsr = LNSR(strength=10.0, noise=0.3, **parameters)  # type: ignore[arg-type]
-        step = first_step(run, lnsr)
+        run = tiny_run(lnsr)
+        step = first_step(run)
         lnsr.setup(run)
         torch.manual_seed(3)
         return run.grad(step.objective().loss, [run.params["bert.encoder.layer.1.output.dense.weight"]])[0]

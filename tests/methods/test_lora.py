@@ -39,7 +39,7 @@ def test_it_starts_as_the_plain_model() -> None:
 def test_merged_predicts_what_unmerged_predicts() -> None:
     run, stack = toys.toy_run(LoRA(dropout="all_off"))
     start = {name: weight.detach().clone() for name, weight in run.params.items()}
-    train(run, stack)
+    train(run)
     run.model.eval()
     batch = run.examples.batch(range(6), toys.CPU)
     unmerged = run.forward(batch, View()).logits

@@ -43,9 +43,9 @@ def test_reordering_the_batch_reorders_the_mixture() -> None:
 
 @pytest.mark.parametrize("strength", [1.0, 0.25])
 def test_the_head_sees_the_mixture(strength: float) -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method = MatchTuning(strength=strength)
-    step = first_step(run, method)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
     method.setup(run)
     pooled = run.model.bert(**step.batch.inputs).pooler_output  # type: ignore[operator, union-attr]
     mixed = (1 - strength) * pooled + strength * (match_batch(pooled, 1.0) @ pooled)
@@ -57,9 +57,9 @@ def test_the_head_sees_the_mixture(strength: float) -> None:
 
 
 def test_alone_an_example_is_its_own_mixture_and_a_reordered_batch_is_reordered() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method = MatchTuning()
-    first_step(run, method)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
+    first_step(run)
     method.setup(run)
     single = run.examples.batch([3], toys.CPU)
     torch.testing.assert_close(run.forward(single).logits, run.forward(single, View(perturb=False)).logits)
@@ -70,9 +70,9 @@ def test_alone_an_example_is_its_own_mixture_and_a_reordered_batch_is_reordered(
 
 
 def test_the_two_passes_of_rdrop_mix_within_themselves() -> None:
-    run = tiny_run()
     method = MatchTuning()
-    step = first_step(run, registry.method_class("rdrop")(), method)
+    run = tiny_run(registry.method_class("rdrop")(), method)
+    step = first_step(run)
     method.setup(run)
     seen: list[int] = []
     run.model.classifier.register_forward_hook(lambda _module, inputs, _output: seen.append(len(inputs[0])))  # type: ignore[union-attr]

@@ -7,7 +7,7 @@ from torch.func import functional_call
 from torch.nn.utils.parametrizations import orthogonal
 
 from finetune_bench.errors import FinetuneBenchError, ParameterError
-from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.base import Facts
 from finetune_bench.method.cost import Passes
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import View
@@ -40,9 +40,8 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def mixing(run: TrainingRun, **values: object) -> Mixout:
-    """Mixout on a run whose weights have moved away from the pre-trained ones."""
-    method = Mixout(**values)
+def mixing(run: TrainingRun, method: Mixout) -> Mixout:
+    """Set Mixout up on a run, whose weights then move away from the pre-trained ones."""
     method.setup(run)
     method.optimizer(make_optimizer(run), run)
     with torch.no_grad():
@@ -126,8 +125,8 @@ def test_reference_gradient_leaves_the_correction_out() -> None:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_linear_layer_of_the_body_is_mixed(architecture: str) -> None:
-    run = tiny_run(architecture)
-    names = mixed_names(run, mixing(run))
+    run = tiny_run(architecture=architecture)
+    names = mixed_names(run, mixing(run, Mixout()))
     assert len(names) == MIXED[architecture]
     prefix = run.model.base_model_prefix
     linear = {
@@ -137,7 +136,7 @@ def test_every_linear_layer_of_the_body_is_mixed(architecture: str) -> None:
     }
     bare = {name for name in run.params if ".rel_attn." in name and name[-2:] in (".q", ".k", ".v", ".o", ".r")}
     assert set(names) == linear | bare
-    with_head = mixed_names(run, mixing(run, include_head=True))
+    with_head = mixed_names(run, mixing(run, Mixout(include_head=True)))
     assert {name for name in with_head if not name.startswith(prefix)} == {
         f"{path}.weight"
         for path, module in run.model.named_modules()
@@ -148,10 +147,11 @@ def test_every_linear_layer_of_the_body_is_mixed(architecture: str) -> None:
 @pytest.mark.parametrize("reference", [False, True])
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_gradients_are_those_of_the_mixed_weights(architecture: str, reference: bool) -> None:
-    run = tiny_run(architecture, dropout=Dropout.ALL_OFF)
-    method = mixing(run, p=0.6, reference_gradient=reference)
+    method = Mixout(p=0.6, reference_gradient=reference)
+    run = tiny_run(method, architecture=architecture, dropout=Dropout.ALL_OFF)
+    mixing(run, method)
     state = run.generator("mixout").get_state()
-    step = first_step(run, method)
+    step = first_step(run)
     names = mixed_names(run, method)
     weights = [run.params[name] for name in names]
     run.generator("mixout").set_state(state)
@@ -175,7 +175,7 @@ def test_gradients_are_those_of_the_mixed_weights(architecture: str, reference: 
 
 def test_masks_are_constant_along_columns_and_meet_p() -> None:
     run = tiny_run()
-    method = mixing(run, p=0.75)
+    method = mixing(run, Mixout(p=0.75))
     replaced = columns = 0
     for _ in range(40):
         for name in mixed_names(run, method)[:1]:
@@ -193,8 +193,8 @@ def test_masks_are_constant_along_columns_and_meet_p() -> None:
 
 def test_a_column_belongs_to_one_input() -> None:
     """With U = 0 Mixout is dropout on the layer's input; XLNet's tensors are laid out in their own way."""
-    run = tiny_run("xlnet")
-    method = mixing(run, p=0.5)
+    run = tiny_run(architecture="xlnet")
+    method = mixing(run, Mixout(p=0.5))
     for target in method.targets_:
         target.anchor.zero_()
     x = torch.randn(3, 2, 16, generator=generator(3))
@@ -222,8 +222,10 @@ def test_a_column_belongs_to_one_input() -> None:
 
 
 def test_each_training_pass_has_its_own_mask_and_clean_passes_have_none() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
-    step = first_step(run, mixing(run, p=0.5))
+    method = Mixout(p=0.5)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
+    mixing(run, method)
+    step = first_step(run)
     clean = run.forward(step.batch, View(perturb=False)).logits
     first, second = step.forward().logits, step.forward().logits
     assert not torch.equal(first, second)
@@ -256,21 +258,21 @@ def test_anchor_is_the_clean_point_under_noisytune() -> None:
             assert torch.equal(anchors[id(weight)], run.pretrained[name])
 
 
-def trained(run: TrainingRun, method: Method) -> dict[str, Tensor]:
-    train(run, method)
-    method.teardown(run)
+def trained(run: TrainingRun) -> dict[str, Tensor]:
+    train(run)
+    run.method.teardown(run)
     return {name: weight.detach().clone() for name, weight in run.model.state_dict().items()}
 
 
 @pytest.mark.parametrize("task", [CLASSIFICATION, REGRESSION], ids=lambda task: task.kind)
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_training_moves_weights_and_leaves_a_plain_model(architecture: str, task: Task) -> None:
-    run = tiny_run(architecture, task=task, dropout=Dropout.ALL_OFF)
+    run = tiny_run(Mixout(p=0.5), architecture=architecture, task=task, dropout=Dropout.ALL_OFF)
     fresh = tiny_model(architecture, task)
     objects = {name: id(weight) for name, weight in run.model.named_parameters()}
     attributes = {path: set(vars(module)) for path, module in run.model.named_modules()}
     before = {name: weight.clone() for name, weight in run.pretrained.items()}
-    after = trained(run, Mixout(p=0.5))
+    after = trained(run)
     assert list(after) == list(fresh.state_dict())
     assert {name: id(weight) for name, weight in run.model.named_parameters()} == objects
     assert {path: set(vars(module)) for path, module in run.model.named_modules()} == attributes
@@ -279,36 +281,36 @@ def test_training_moves_weights_and_leaves_a_plain_model(architecture: str, task
 
 
 def test_neutral_equals_vanilla_to_the_last_bit() -> None:
-    vanilla = trained(tiny_run(dropout=Dropout.ALL_OFF), Vanilla())
-    neutral = trained(tiny_run(dropout=Dropout.ALL_OFF), Mixout(**Mixout.neutral))
-    alive = trained(tiny_run(dropout=Dropout.ALL_OFF), Mixout(p=0.5))
+    vanilla = trained(tiny_run(Vanilla(), dropout=Dropout.ALL_OFF))
+    neutral = trained(tiny_run(Mixout(**Mixout.neutral), dropout=Dropout.ALL_OFF))
+    alive = trained(tiny_run(Mixout(p=0.5), dropout=Dropout.ALL_OFF))
     assert all(torch.equal(weight, neutral[name]) for name, weight in vanilla.items())
     assert any(not torch.equal(weight, alive[name]) for name, weight in vanilla.items())
 
 
 def test_p_zero_uses_the_weights_themselves() -> None:
     run = tiny_run()
-    assert mixed_names(run, mixing(run, p=0.0)) == []  # U + (W − U) is not W to the last bit
+    assert mixed_names(run, mixing(run, Mixout(p=0.0))) == []  # U + (W − U) is not W to the last bit
 
 
 def test_p_one_without_decay_trains_only_what_is_not_mixed() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF, weight_decay=0.0)
     method = Mixout(p=1.0)
-    after = trained(run, method)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF, weight_decay=0.0)
+    after = trained(run)
     mixed = set(mixed_names(run, method))
     for name in run.params:
         assert torch.equal(after[name], run.pretrained[name]) == (name in mixed), name
 
 
 def test_same_seed_gives_the_same_weights() -> None:
-    weights = [trained(tiny_run(seed=seed), Mixout())["classifier.weight"] for seed in (3, 3, 4)]
+    weights = [trained(tiny_run(Mixout(), seed=seed))["classifier.weight"] for seed in (3, 3, 4)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
 
 
 def test_an_error_inside_a_pass_leaves_a_plain_model() -> None:
     run = tiny_run()
-    method = mixing(run)
+    method = mixing(run, Mixout())
     with pytest.raises(RuntimeError, match="inside"), method.perturbing(run):
         raise RuntimeError("inside")
     assert all(attribute(run, name) is weight for name, weight in run.params.items())

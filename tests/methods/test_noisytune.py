@@ -42,7 +42,7 @@ def test_half_precision_keeps_its_dtype() -> None:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_every_tensor_with_spread_moves_once(architecture: str) -> None:
-    run = tiny_run(architecture)
+    run = tiny_run(architecture=architecture)
     objects = {name: id(weight) for name, weight in run.params.items()}
     NoisyTune().setup(run)
     for name, weight in run.params.items():

@@ -80,7 +80,7 @@ def test_noise_takes_the_embeddings_precision_after_it_is_drawn() -> None:
 
 @pytest.mark.parametrize("architecture", CONFIGS)
 def test_embeddings_path_equals_the_ids_path(architecture: str) -> None:
-    run = tiny_run(architecture, dropout=Dropout.ALL_OFF)
+    run = tiny_run(architecture=architecture, dropout=Dropout.ALL_OFF)
     step = first_step(run)
     by_ids = step.forward()
     assert step.embeds().ndim == 3
@@ -90,10 +90,10 @@ def test_embeddings_path_equals_the_ids_path(architecture: str) -> None:
 @pytest.mark.parametrize("architecture", CONFIGS)
 @pytest.mark.parametrize("task", [CLASSIFICATION, REGRESSION], ids=lambda task: task.kind)
 def test_objective_is_the_formula(architecture: str, task: Task) -> None:
-    run = tiny_run(architecture, task=task, dropout=Dropout.ALL_OFF)
     method = R3F(strength=0.7, eps=0.3)
+    run = tiny_run(method, architecture=architecture, task=task, dropout=Dropout.ALL_OFF)
     method.setup(run)
-    step = first_step(run, method)
+    step = first_step(run)
     objective = step.objective()
 
     noise = torch.rand(step.embeds().shape, generator=tiny_run().generator("r3f")) * 0.6 - 0.3
@@ -112,17 +112,17 @@ def test_objective_is_the_formula(architecture: str, task: Task) -> None:
 
 
 def test_zero_eps_without_dropout_gives_exactly_zero() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method = R3F(eps=0)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
     method.setup(run)
-    assert first_step(run, method).objective().logs["divergence"] == 0
+    assert first_step(run).objective().logs["divergence"] == 0
 
 
 def test_gradient_flows_to_both_sides_but_to_the_embeddings_from_the_clean_one_only() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method = R3F(eps=0.3)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
     method.setup(run)
-    step = first_step(run, method)
+    step = first_step(run)
     sides = {}
     for side in ("clean", "noised"):
         state = method.generator_.get_state()
@@ -146,11 +146,11 @@ def test_gradient_flows_to_both_sides_but_to_the_embeddings_from_the_clean_one_o
 
 
 def test_stack_perturbs_the_second_pass_only() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     for methods in ([HeadNoise(), R3F()], [R3F(), HeadNoise()], [HeadNoise(), R3F(noise="none")]):
         partner = next(method for method in methods if isinstance(method, HeadNoise))
+        run = tiny_run(*methods, dropout=Dropout.ALL_OFF)
         next(method for method in methods if isinstance(method, R3F)).setup(run)
-        step = first_step(run, *methods)
+        step = first_step(run)
         objective = step.objective()
         assert partner.passes_seen == 1
         assert torch.equal(objective.output.logits, step.forward(View(perturb=False)).logits)
@@ -158,20 +158,20 @@ def test_stack_perturbs_the_second_pass_only() -> None:
 
 
 def test_noise_none_draws_nothing() -> None:
-    run = tiny_run()
     method = R3F(noise="none")
+    run = tiny_run(method)
     method.setup(run)
     state = run.generator("r3f").get_state()
-    first_step(run, method).objective()
+    first_step(run).objective()
     assert torch.equal(run.generator("r3f").get_state(), state)
     assert method.noise_scale() is None
 
 
 def test_outer_embeddings_and_outer_clean_pass_are_kept() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method, partner = R3F(eps=0.0), HeadNoise()
+    run = tiny_run(method, partner, dropout=Dropout.ALL_OFF)
     method.setup(run)
-    step = first_step(run, method, partner)
+    step = first_step(run)
     view = View(embeds=step.embeds() + 0.5, perturb=False)
     objective = method.objective(step, step.task_objective, view)
     assert torch.equal(objective.output.logits, step.forward(view).logits)
@@ -180,10 +180,10 @@ def test_outer_embeddings_and_outer_clean_pass_are_kept() -> None:
 
 
 def test_loss_does_not_depend_on_the_batch_size() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method = R3F(noise="normal", eps=0.2)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
     method.setup(run)
-    step = first_step(run, method)
+    step = first_step(run)
     embeds = step.embeds()
     noised = add_noise(embeds, "normal", 0.2, generator())
     once = step.divergence(step.forward(View(embeds=embeds)), step.forward(View(embeds=noised)))
@@ -195,17 +195,17 @@ def test_loss_does_not_depend_on_the_batch_size() -> None:
     torch.testing.assert_close(once, twice)
 
 
-def trained(run: TrainingRun, method: Method) -> tuple[torch.Tensor, float]:
-    trace = train(run, method)
-    method.teardown(run)
-    return torch.cat([weight.detach().reshape(-1) for weight in run.params.values()]), trace.forwards_per_step
+def trained(run: TrainingRun) -> tuple[torch.Tensor, float]:
+    result = train(run)
+    run.method.teardown(run)
+    return torch.cat([weight.detach().reshape(-1) for weight in run.params.values()]), result.forwards_per_step
 
 
 @pytest.mark.parametrize("task", [CLASSIFICATION, REGRESSION], ids=lambda task: task.kind)
 def test_neutral_equals_vanilla_to_the_last_bit(task: Task) -> None:
-    vanilla, _ = trained(tiny_run(task=task, dropout=Dropout.ALL_OFF), Vanilla())
-    neutral, passes = trained(tiny_run(task=task, dropout=Dropout.ALL_OFF), R3F(**R3F.neutral))
-    alive, _ = trained(tiny_run(task=task, dropout=Dropout.ALL_OFF), R3F(strength=1.0, eps=0.3))
+    vanilla, _ = trained(tiny_run(Vanilla(), task=task, dropout=Dropout.ALL_OFF))
+    neutral, passes = trained(tiny_run(R3F(**R3F.neutral), task=task, dropout=Dropout.ALL_OFF))
+    alive, _ = trained(tiny_run(R3F(strength=1.0, eps=0.3), task=task, dropout=Dropout.ALL_OFF))
     assert torch.equal(vanilla, neutral)
     assert not torch.equal(vanilla, alive)
     assert passes == R3F().passes(Passes()).forwards == 2
@@ -213,7 +213,7 @@ def test_neutral_equals_vanilla_to_the_last_bit(task: Task) -> None:
 
 
 def test_same_seed_gives_the_same_weights() -> None:
-    runs = [trained(tiny_run(seed=seed), R3F(eps=0.1))[0] for seed in (3, 3, 4)]
+    runs = [trained(tiny_run(R3F(eps=0.1), seed=seed))[0] for seed in (3, 3, 4)]
     assert torch.equal(runs[0], runs[1])
     assert not torch.equal(runs[0], runs[2])
 

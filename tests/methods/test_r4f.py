@@ -23,7 +23,7 @@ def test_the_power_method_finds_the_largest_singular_value() -> None:
 def test_what_is_used_and_kept_has_a_norm_of_one() -> None:
     for kind in toys.KINDS:
         run, stack = toys.toy_run(R4F(), kind=kind)
-        train(run, stack)
+        train(run)
         layer = output_layer(run.model)
         with stack.evaluating(run):
             inside = layer.weight.detach().clone()
@@ -35,9 +35,9 @@ def test_what_is_used_and_kept_has_a_norm_of_one() -> None:
 
 def test_a_pass_divides_by_the_singular_value_with_its_gradient() -> None:
     """Without the penalty, against the exact matrix norm, whose gradient treats the vectors as constants too."""
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     method = R4F(strength=0.0)
-    step = first_step(run, method)
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
     method.setup(run)
     method.left_, method.right_ = iterate_power(output_layer(run.model).weight.detach(), method.left_, 500)
     head, bias = run.params["classifier.weight"], run.params["classifier.bias"]
@@ -53,9 +53,9 @@ def test_a_pass_divides_by_the_singular_value_with_its_gradient() -> None:
 
 
 def test_the_vectors_move_once_per_step() -> None:
-    run = tiny_run()
     method = R4F()
-    step = first_step(run, method)
+    run = tiny_run(method)
+    step = first_step(run)
     method.setup(run)
     left = method.left_.clone()
     step.objective()  # two passes
@@ -69,18 +69,16 @@ def test_the_vectors_move_once_per_step() -> None:
 
 
 def test_mixed_weights_are_divided_last() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     r4f, mixout = R4F(strength=0.0), registry.method_class("mixout")(p=0.5, include_head=True)
-    step = first_step(run, r4f, mixout)
-    stack = Stack([r4f, mixout])
-    run.method = stack
-    stack.setup(run)
+    run = tiny_run(r4f, mixout, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
+    run.method.setup(run)
     with torch.no_grad():
         run.params["classifier.weight"].add_(0.5)
     mixout.mixing_ = True  # type: ignore[attr-defined]
     logits = [step.forward().logits for _ in range(4)]
     assert not all(torch.equal(logits[0], other) for other in logits[1:])  # the mixed matrix is what is divided
-    stack.teardown(run)
+    run.method.teardown(run)
 
 
 def test_r3f_says_when_its_noise_does_nothing() -> None:

@@ -97,7 +97,7 @@ def test_passes_that_hardly_differ_are_told() -> None:
 def test_hype_and_rdrop_noise_both_passes() -> None:
     """HyPe + R-Drop needs no code of its own: with all dropout off, only HyPe's noise makes the passes differ."""
     methods = [registry.method_class("hype")(eps=0.3, dropout="all_off"), registry.method_class("rdrop")()]
-    _, trace, _ = toys.toy_train(methods)
-    assert (trace.steps["rdrop_divergence"] > 0).all()
+    _, result, _ = toys.toy_train(methods)
+    assert (result.steps["rdrop_divergence"] > 0).all()
     still = [registry.method_class("hype")(eps=0.0, dropout="all_off"), registry.method_class("rdrop")()]
     assert np.array_equal(toys.toy_train(still)[1].steps["rdrop_divergence"], np.zeros(6))

@@ -7,7 +7,7 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.methods.l2_sp import L2SP
 from finetune_bench.methods.mixout import Mixout
 from finetune_bench.methods.reinit_layers import ReinitLayers, redraw_weights
-from finetune_bench.model.structure import layers, places
+from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.testing import toys
 from tests.tiny_run import CONFIGS, tiny_run
 
@@ -16,16 +16,16 @@ from tests.tiny_run import CONFIGS, tiny_run
 def test_exactly_the_top_layers_are_drawn_anew(architecture: str) -> None:
     method = ReinitLayers(layers=2 if architecture == "albert" else 1)
     assert toys.unsupported(method, architecture) is None
-    run = tiny_run(architecture)
+    run = tiny_run(architecture=architecture)
     before = {name: weight.detach().clone() for name, weight in run.params.items()}
     state = torch.get_rng_state()
     method.setup(run)
     assert torch.equal(state, torch.get_rng_state())
-    place = places(run.model)
+    depth = parameter_depths(run.model)
     pooler = getattr(run.model.base_model, "pooler", None)
     poolers = set() if pooler is None else set(pooler.parameters())
     for name, weight in run.params.items():
-        if place[weight] == 1 or weight in poolers:
+        if depth[weight] == 1 or weight in poolers:
             if weight.ndim > 1:
                 assert not torch.equal(weight, before[name]), name
                 assert 0.3 * 0.02 < float(weight.detach().std()) < 2 * 0.02, name

@@ -57,9 +57,9 @@ def test_the_gradient_of_a_quadratic(adaptive: bool) -> None:
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_the_gradient_is_that_at_moved_weights(adaptive: bool) -> None:
     """Against weights that are really moved by e, without dropout."""
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     sam = SAM(rho=0.3, adaptive=adaptive)
-    step = first_step(run, sam)
+    run = tiny_run(sam, dropout=Dropout.ALL_OFF)
+    step = first_step(run)
     sam.setup(run)
     before = {name: weight.detach().clone() for name, weight in run.params.items()}
     weights = list(run.params.values())
@@ -80,9 +80,9 @@ def test_the_gradient_is_that_at_moved_weights(adaptive: bool) -> None:
 
 def test_both_evaluations_have_the_same_masks() -> None:
     """With ρ = 0 the second evaluation repeats the first, dropout, noise and all."""
-    run = tiny_run()
     hype, sam = method("hype", eps=0.1, dropout="keep"), SAM(rho=0.0)
-    step = first_step(run, sam, hype)
+    run = tiny_run(sam, hype)
+    step = first_step(run)
     sam.setup(run)
     assert float(step.objective().logs["sam_rise"]) == 0
     different = [run.forward(step.batch).logits for _ in range(2)]
@@ -90,9 +90,9 @@ def test_both_evaluations_have_the_same_masks() -> None:
 
 
 def test_up_there_the_masks_are_those_below_and_the_loss_is_higher() -> None:
-    run = tiny_run()
     sam = SAM(rho=0.05)
-    step = first_step(run, sam)
+    run = tiny_run(sam)
+    step = first_step(run)
     sam.setup(run)
     masks: list[torch.Tensor] = []
     drops = [module for module in run.model.modules() if isinstance(module, torch.nn.Dropout) and module.p > 0]
@@ -112,7 +112,7 @@ def test_what_does_not_train_does_not_climb(monkeypatch: pytest.MonkeyPatch) -> 
     run, stack = toys.toy_run([SAM(), method("child_tuning_d"), method("top_k", k=1)])
     stack.setup(run)
     run.model.train()
-    step = first_step(run, *stack.methods)
+    step = first_step(run)
     plain = run.forward
 
     def spy(batch: object, view: View | None = None) -> object:

@@ -20,9 +20,9 @@ def test_the_climb_by_hand() -> None:
 
 
 def test_the_noise_is_in_its_ball_and_touches_no_gradient() -> None:
-    run = tiny_run()
     smart = SMART(eps=0.05, init_scale=0.1, learning_rate=0.1, steps=3)
-    step = first_step(run, smart)
+    run = tiny_run(smart)
+    step = first_step(run)
     smart.setup(run)
     mark = step.mark()
     clean = step.forward()
@@ -36,24 +36,25 @@ def test_the_noise_is_in_its_ball_and_touches_no_gradient() -> None:
 
 def test_without_noise_the_passes_are_one() -> None:
     """Dropout on: the adversarial pass repeats the clean one's masks, and embeds nothing twice."""
-    run = tiny_run()
     smart = SMART(init_scale=0.0, learning_rate=0.0)
-    step = first_step(run, smart)
+    run = tiny_run(smart)
+    step = first_step(run)
     smart.setup(run)
     logs = step.objective().logs
     assert float(logs["smart_divergence"]) == 0
     assert float(logs["smart_teacher_divergence"]) == 0  # θ̄ = θ
     fresh = SMART(init_scale=0.0, learning_rate=0.0, share_masks=False)
+    run = tiny_run(fresh)
     fresh.setup(run)
-    assert float(first_step(run, fresh).objective().logs["smart_divergence"]) > 1e-4
+    assert float(first_step(run).objective().logs["smart_divergence"]) > 1e-4
 
 
 def test_the_climb_finds_more_than_chance() -> None:
-    run = tiny_run(dropout=Dropout.ALL_OFF)
     found = []
     for steps, rate in ((1, 0.0), (3, 0.02)):
         smart = SMART(eps=0.05, init_scale=0.01, learning_rate=rate, steps=steps, mu=0.0)
-        step = first_step(run, smart)
+        run = tiny_run(smart, dropout=Dropout.ALL_OFF)
+        step = first_step(run)
         run.generator("smart").manual_seed(1)
         smart.setup(run)
         found.append(float(step.objective().logs["smart_divergence"]))
@@ -61,8 +62,8 @@ def test_the_climb_finds_more_than_chance() -> None:
 
 
 def test_the_teacher_follows() -> None:
-    run = tiny_run()
     smart = SMART(beta=0.75)
+    run = tiny_run(smart)
     smart.setup(run)
     start = {name: weight.detach().clone() for name, weight in run.params.items()}
     with torch.no_grad():
@@ -71,18 +72,18 @@ def test_the_teacher_follows() -> None:
     smart.after_step(run)
     for name, teacher in smart.teacher_.items():
         torch.testing.assert_close(teacher, start[name] + 0.25)
-    step = first_step(run, smart)
+    step = first_step(run)
     assert float(step.objective().logs["smart_teacher_divergence"]) > 0
 
 
 def test_both_terms_are_in_the_loss() -> None:
-    run = tiny_run()
     smart = SMART(strength=3.0, mu=5.0, eps=0.1, init_scale=0.1, learning_rate=0.1)
+    run = tiny_run(smart)
     smart.setup(run)
     with torch.no_grad():
         for weight in run.params.values():
             weight.mul_(1.1)
-    step = first_step(run, smart)
+    step = first_step(run)
     torch.manual_seed(0)
     found = step.objective()
     terms = 3.0 * found.logs["smart_divergence"] + 5.0 * found.logs["smart_teacher_divergence"]

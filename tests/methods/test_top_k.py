@@ -10,7 +10,7 @@ from finetune_bench.method.base import Method
 from finetune_bench.methods.child_tuning import ChildTuningD
 from finetune_bench.methods.reinit_layers import ReinitLayers
 from finetune_bench.methods.top_k import TopKTuning
-from finetune_bench.model.structure import layers, places
+from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.testing import toys
 from tests.tiny_run import CONFIGS, tiny_model, tiny_run
 
@@ -25,21 +25,21 @@ def trained(method: Method, architecture: str) -> tuple[set[str], set[str]]:
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
-def test_every_parameter_has_a_place(architecture: str) -> None:
+def test_every_parameter_has_a_depth(architecture: str) -> None:
     model = tiny_model(architecture)
-    found = places(model)
-    assert set(found) == set(model.parameters())
-    names = {name: found[weight] for name, weight in model.named_parameters()}
+    depth_of = parameter_depths(model)
+    assert set(depth_of) == set(model.parameters())
+    names = {name: depth_of[weight] for name, weight in model.named_parameters()}
     top = ("classifier", "pooler", "head", "final_norm", "sequence_summary", "logits_proj", "pre_classifier")
-    for name, place in names.items():
+    for name, depth in names.items():
         if any(word in name for word in top):
-            assert place == 2, name
+            assert depth == 2, name
         elif any(f".{number}." in name for number in (0, 1)) and "albert" not in name:
-            assert place == int(next(part for part in name.split(".") if part in ("0", "1"))), name
+            assert depth == int(next(part for part in name.split(".") if part in ("0", "1"))), name
         elif "albert_layers" in name:
-            assert place == 1, name  # where the shared layer runs last
+            assert depth == 1, name  # where the shared layer runs last
         else:
-            assert place == -1, name
+            assert depth == -1, name
 
 
 @pytest.mark.parametrize("k", [0, 1, 2])
@@ -51,8 +51,8 @@ def test_what_is_below_the_top_layers_stays_to_the_last_bit(architecture: str, k
         return
     _, stayed = trained(TopKTuning(k=k), architecture)
     model = tiny_model(architecture)
-    place = {name: places(model)[weight] for name, weight in model.named_parameters()}
-    frozen = {name for name in place if place[name] < (len(layers(model)) - k if place[name] >= 0 else 2)}
+    depth = {name: parameter_depths(model)[weight] for name, weight in model.named_parameters()}
+    frozen = {name for name in depth if depth[name] < (len(layers(model)) - k if depth[name] >= 0 else 2)}
     assert frozen <= stayed
     never_moved = trained(TopKTuning(k=None, embeddings=True), architecture)[1]
     assert stayed - frozen <= never_moved

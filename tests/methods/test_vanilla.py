@@ -18,7 +18,7 @@ from finetune_bench.testing import toys
 def test_vanilla_equals_a_plain_loop(kind: Kind) -> None:
     recipe = Recipe(lr=2e-3, batch_size=7, epochs=3, warmup=0.2, weight_decay=0.1)
     vanilla = registry.method_class("vanilla")()
-    trained, trace, _ = toys.toy_train(vanilla, kind=kind, recipe=recipe)
+    trained, result, _ = toys.toy_train(vanilla, kind=kind, recipe=recipe)
 
     run, _ = toys.toy_run(vanilla, kind=kind, recipe=recipe)  # for its fresh model only
     model, examples = run.model, run.examples
@@ -59,6 +59,6 @@ def test_vanilla_equals_a_plain_loop(kind: Kind) -> None:
             losses.append(loss.item())
             step += 1
     assert step == total
-    assert np.array_equal(np.array(losses), trace.steps["loss"])
+    assert np.array_equal(np.array(losses), result.steps["loss"])
     for name, weight in toys.weights(run).items():
         assert torch.equal(weight, toys.weights(trained)[name]), name

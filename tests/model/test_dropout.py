@@ -100,8 +100,8 @@ def test_a_request_that_reached_less_before_marks_the_checkpoint(tiny_checkpoint
 def test_dropout_that_no_attribute_holds_is_seen() -> None:
     class Stubborn(BertForSequenceClassification):
         def forward(self, *args: Any, **kwargs: Any) -> Any:
-            found = super().forward(*args, **kwargs)
-            return nn.functional.dropout(found.logits, 0.5, self.training)
+            output = super().forward(*args, **kwargs)
+            return nn.functional.dropout(output.logits, 0.5, self.training)
 
     with torch.device("meta"):
         model = Stubborn(with_dropout(toy_config("bert", "classification", Dropout.ALL_OFF), Dropout.ALL_OFF))

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForMaskedLM, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
 from finetune_bench.errors import ModelError
 from finetune_bench.model import digest, identity, load, pretrained, taken
 from finetune_bench.model.files import INDEX, check_weights, weight_files
 from finetune_bench.model.weights import check_head
 from finetune_bench.recipe import Recipe
-from finetune_bench.runner.cell import Place, run_cell
+from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.testing.toys import ARCHITECTURES, CPU
 from tests.model.checkpoints import FILE, Weights, body_only, planned, variant, weights_of, with_tokenizer_of
 
@@ -54,8 +54,6 @@ def test_weights_that_are_not_taken_are_refused(  # noqa: PLR0917 — fixtures
 @pytest.mark.parametrize("kind", ["body", "masked language model", "classifier"])
 def test_what_is_fresh_is_the_head(architecture: str, kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Poolers of a body saved without one are fresh too; ModernBERT's head was pre-trained, and is kept."""
-    from transformers import AutoModel
-
     classes = {
         "body": AutoModel,
         "masked language model": AutoModelForMaskedLM,
@@ -69,21 +67,19 @@ def test_what_is_fresh_is_the_head(architecture: str, kind: str, tiny_checkpoint
         pytest.skip("there is no such class")
     saved.save_pretrained(tmp_path)
     with_tokenizer_of(tiny_checkpoint, tmp_path)
-    found = taken(str(tmp_path))
-    assert found.redraw == (kind == "classifier")
-    assert any("classifier" in name or "logits_proj" in name for name in found.fresh)
+    judged = taken(str(tmp_path))
+    assert judged.redraw == (kind == "classifier")
+    assert any("classifier" in name or "logits_proj" in name for name in judged.fresh)
     parts = ("classifier", "logits_proj", "pooler", "sequence_summary", "head.")
-    assert all(any(part in name for part in parts) for name in found.fresh)
+    assert all(any(part in name for part in parts) for name in judged.fresh)
     if architecture == "modernbert" and kind == "masked language model":
-        assert not any(name.startswith("head.") for name in found.fresh)
+        assert not any(name.startswith("head.") for name in judged.fresh)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_a_checkpoint_without_a_head_starts_as_the_library_starts_it(
     architecture: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
-    from transformers import AutoModel
-
     model_type, values = ARCHITECTURES[architecture]
     AutoModel.from_config(AutoConfig.for_model(model_type, **values)).save_pretrained(tmp_path)
     name = str(with_tokenizer_of(tiny_checkpoint, tmp_path))
@@ -102,14 +98,14 @@ def test_a_head_of_another_task_is_drawn_anew(tiny_checkpoint: Path, tiny_data: 
         plan = planned(tiny_checkpoint, tiny_data, tmp_path / str(seed), recipe=SHORT, baseline=False)
         cell = plan.cells[0]
         assert cell.weights.endswith("-fresh-head")
-        row = run_cell(dataclasses.replace(cell, seed=seed), Place(plan.store, CPU))
+        row = run_cell(dataclasses.replace(cell, seed=seed), WorkerContext(plan.store, CPU))
         assert row["fresh_weights"] == ["classifier.bias", "classifier.weight"]
         hashes.add(row["hashes"]["init"])
     assert len(hashes) == 2
     name, config = str(tiny_checkpoint), pretrained.config(str(tiny_checkpoint), 2)
-    own = weights_of(tiny_checkpoint)["classifier.weight"]
-    assert not torch.equal(load(name, config, 1).state_dict()["classifier.weight"], own)
-    assert torch.equal(load(name, config, 1, keep_head=True).state_dict()["classifier.weight"], own)
+    stored = weights_of(tiny_checkpoint)["classifier.weight"]
+    assert not torch.equal(load(name, config, 1).state_dict()["classifier.weight"], stored)
+    assert torch.equal(load(name, config, 1, keep_head=True).state_dict()["classifier.weight"], stored)
     for width in (2, 3):
         head = load(name, pretrained.config(name, width), 1).state_dict()
         assert head["classifier.weight"].std() == pytest.approx(0.02, rel=0.3)
@@ -128,12 +124,12 @@ def test_the_whole_head_is_fresh(tiny_checkpoint: Path, tmp_path: Path) -> None:
     model_type, values = ARCHITECTURES["roberta"]
     AutoModelForSequenceClassification.from_config(AutoConfig.for_model(model_type, **values)).save_pretrained(tmp_path)
     name = str(with_tokenizer_of(tiny_checkpoint, tmp_path))
-    own = weights_of(tmp_path)
+    stored = weights_of(tmp_path)
     for width in (2, 5):
-        found = load(name, pretrained.config(name, width), 1).state_dict()
-        assert not torch.equal(found["classifier.dense.weight"], own["classifier.dense.weight"])
+        loaded = load(name, pretrained.config(name, width), 1).state_dict()
+        assert not torch.equal(loaded["classifier.dense.weight"], stored["classifier.dense.weight"])
         key = "roberta.encoder.layer.1.output.dense.weight"
-        assert torch.equal(found[key], own[key])
+        assert torch.equal(loaded[key], stored[key])
 
 
 def test_a_head_is_kept_only_where_the_classes_agree(tiny_checkpoint: Path, tmp_path: Path) -> None:

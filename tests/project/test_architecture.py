@@ -18,7 +18,7 @@ from finetune_bench.spec import parse_stack, split
 from tests import ROOT
 
 CORE = sorted((ROOT / "finetune_bench").rglob("*.py"))
-PLUGINS = {room: sorted((ROOT / room).glob("*.py")) for room in ("methods", "tasks", "reports")}
+PLUGINS = {room: sorted((ROOT / room).rglob("*.py")) for room in ("methods", "tasks", "reports")}
 SOURCES = [*CORE, *PLUGINS["methods"], *PLUGINS["tasks"], *PLUGINS["reports"]]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 EVERYWHERE = [*SOURCES, *TESTS]
@@ -34,14 +34,14 @@ def tree(path: Path) -> ast.Module:
 
 def imports(path: Path) -> set[str]:
     """Every module that a file imports, anywhere in it."""
-    found: set[str] = set()
+    modules: set[str] = set()
     for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{name_of(path)} has a relative import"
-            found |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return found
+            modules |= {str(node.module)} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return modules
 
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
@@ -53,9 +53,9 @@ def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
 
 def keyword(node: ast.Call, name: str) -> object:
     """A keyword's constant; None where it isn't given, its expression where it is no constant."""
-    for found in node.keywords:
-        if found.arg == name:
-            return found.value.value if isinstance(found.value, ast.Constant) else ast.unparse(found.value)
+    for argument in node.keywords:
+        if argument.arg == name:
+            return argument.value.value if isinstance(argument.value, ast.Constant) else ast.unparse(argument.value)
     return None
 
 
@@ -117,13 +117,13 @@ def test_a_method_draws_from_no_global_stream(path: Path) -> None:
 
 def test_only_the_step_calls_backward() -> None:
     """Methods ask the step to; the checks of the contract derive a loss as a whole."""
-    found = {
+    callers = {
         name_of(path)
         for path in SOURCES
         for called, _ in calls(path)
         if called.endswith(".backward") and called not in ("step.backward", "tuned.backward")
     }
-    assert found == {f"finetune_bench/{file}.py" for file in ("training/run", "training/memory", "testing/checks")}
+    assert callers == {f"finetune_bench/{file}.py" for file in ("training/run", "training/memory", "testing/stacks")}
 
 
 @pytest.mark.parametrize("path", EVERYWHERE, ids=name_of)
@@ -143,7 +143,8 @@ def test_nothing_that_can_run_foreign_code_is_loaded(path: Path) -> None:
 def test_reports_and_studies_need_no_torch() -> None:
     parts = ["errors", "parameters", "spec", "study", "stats", "store", "registry", "report", "seeds"]
     modules = [f"finetune_bench.{part}" for part in parts]
-    modules += [f"finetune_bench.reports.{path.stem}" for path in PLUGINS["reports"] if path.stem != "__init__"]
+    paths = [path.relative_to(ROOT).with_suffix("") for path in PLUGINS["reports"] if path.stem != "__init__"]
+    modules += [f"finetune_bench.{'.'.join(path.parts)}" for path in paths]
     code = f"import sys, {', '.join(modules)}; print(sorted({{'torch', 'transformers'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
@@ -196,12 +197,12 @@ def test_no_file_names_a_machine_or_a_registry() -> None:
     hosts = ["pypi" + ".org", "python" + "hosted", "download" + ".pytorch", "index" + "-url"]
     # Not the end of a longer path or address, such as docs/home/.
     machine = re.compile(rf"(?<![\w.~}}-])({'|'.join(map(re.escape, folders))})")
-    found = []
+    mentions = []
     for path in tracked():
         text = path.read_bytes().decode("utf-8", "replace")
-        found += [f"{name_of(path)}: {match[0]}" for match in machine.finditer(text) if path != Path(__file__)]
-        found += [f"{name_of(path)}: {host}" for host in hosts if host in text]
-    assert found == []
+        mentions += [f"{name_of(path)}: {match[0]}" for match in machine.finditer(text) if path != Path(__file__)]
+        mentions += [f"{name_of(path)}: {host}" for host in hosts if host in text]
+    assert mentions == []
 
 
 def test_text_files_are_utf8_and_end_with_one_line_end() -> None:

@@ -27,12 +27,13 @@ from finetune_bench.runner.dose import read_doses
 from finetune_bench.spec import parse_call
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
-from finetune_bench.study.options import OPTIONS
-from finetune_bench.study.study import Study, make_study
+from finetune_bench.study.sources import OPTIONS, make_study
+from finetune_bench.study.study import Study
 from finetune_bench.testing import toys
+from scripts import architecture
 from tests import ROOT
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
 TUTORIAL = ROOT / "docs" / "first-method.md"
 
 
@@ -50,7 +51,7 @@ def commands(page: Path) -> list[str]:
 
 def mentioned(page: Path) -> list[str]:
     """The sub-commands that a page names without arguments."""
-    return re.findall(r"`finetune-bench (\w+)`", page.read_text("utf-8"))
+    return re.findall(r"`finetune-bench ([a-z]+)`", page.read_text("utf-8"))
 
 
 def plugin(page: Path) -> str:
@@ -62,7 +63,7 @@ def plugin(page: Path) -> str:
 @pytest.fixture
 def load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str, str], Path]:
     """Write a plugin file and load it, for the length of one test."""
-    monkeypatch.setattr(registry, "_tried", {"methods": {}, "tasks": {}, "reports": {}})
+    monkeypatch.setattr(registry, "_added", {"methods": {}, "tasks": {}, "reports": {}})
 
     def load(name: str, text: str) -> Path:
         path = tmp_path / name
@@ -88,15 +89,17 @@ def call(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Co
 
 
 def test_the_readme_opens_with_two_commands_and_ci_runs_the_second() -> None:
+    """CI then runs the scripts for style and types, which no test does."""
     run, test = (block.strip() for block in blocks(ROOT / "README.md", "sh")[:2])
     setup = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e "
     assert run == f"{setup}'.[offline]' && .venv/bin/finetune-bench run"
-    assert test == f"{setup}'.[offline,test]' && .venv/bin/python -m pytest"
+    assert test == f"{setup}'.[offline,test]' && .venv/bin/python -m pytest -n 2"
     script = ROOT / ".ci" / "run"
     lines = script.read_text("utf-8").splitlines()
-    assert test in lines
+    assert lines[-3:] == [test, "scripts/lint", "scripts/typecheck"]
     assert "set -euo pipefail" in lines
-    assert os.access(script, os.X_OK)
+    scripts = [ROOT / "scripts" / name for name in ("check", "lint", "test", "typecheck")]
+    assert all(os.access(path, os.X_OK) for path in (script, *scripts))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -253,18 +256,20 @@ def test_the_architecture_names_every_module() -> None:
     assert [path.name for path in modules if path.name != "__init__.py" and path.name not in text] == []
 
 
-def test_the_architecture_says_who_uses_which_hook() -> None:
-    from finetune_bench.method.base import Method
+def test_the_architecture_is_up_to_date() -> None:
+    """Its picture, its table of hooks and its list of files are those of the code."""
+    page = architecture.PAGE.read_text("utf-8")
+    assert architecture.render(page) == page, "run: python -m scripts.architecture"
 
-    rows = re.findall(
-        r"^\| `(\w+)\(.*\|(.*)\|$", (ROOT / "docs" / "architecture.md").read_text("utf-8"), flags=re.MULTILINE
-    )
-    for hook, users in rows:
-        told = set(re.findall(r"\w+", users)) & set(registry._installed("methods"))
-        owners = {name: registry.method_class(name) for name in registry._installed("methods")}
-        assert told == {name for name, owner in owners.items() if getattr(owner, hook) is not getattr(Method, hook)}, (
-            hook
-        )
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_that_a_page_names_exist(page: Path) -> None:
+    """Names with a folder, from the top of the checkout or within the package."""
+    text, _, _ = page.read_text("utf-8").partition("## Every file")
+    named = sorted(set(re.findall(r"(?<![\w/])\w+(?:/\w+)+\.py", text)))
+    assert len(named) > 20 or page != architecture.PAGE
+    folders = (ROOT, ROOT / "finetune_bench")
+    assert [name for name in named if not any((folder / name).is_file() for folder in folders)] == []
 
 
 def test_the_tutorials_own_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,10 +59,10 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
     programs = {name: shutil.which(name) for name in ("chromium", "chromedriver")}
     missing = [name for name, path in programs.items() if path is None]
     if missing:
-        told = f"not installed: {', '.join(missing)} (on Debian: apt-get install chromium chromium-driver)"
+        text = f"not installed: {', '.join(missing)} (on Debian: apt-get install chromium chromium-driver)"
         if os.environ.get("FINETUNE_BENCH_BROWSER") == "required":
-            pytest.fail(told)
-        pytest.skip(told)
+            pytest.fail(text)
+        pytest.skip(text)
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
@@ -84,39 +84,62 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
             driver.quit()
 
 
-def column(driver: Any, table: Any, place: int) -> list[str]:
+def column(driver: Any, table: Any, index: int) -> list[str]:
     """The texts of one column's visible rows."""
     return driver.execute_script(
         "return [...arguments[0].tBodies[0].rows].filter(row => !row.hidden)"
         ".map(row => row.cells[arguments[1]].innerText)",
         table,
-        place,
+        index,
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("browser", WIDTHS, indirect=True)
 def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
+    """One page is opened once per width, since starting a browser takes seconds."""
     from selenium.webdriver.common.by import By
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def wait(until: Any) -> Any:
-        return WebDriverWait(browser, 20).until(lambda _: until())
 
     browser.get(page.as_uri())
-    root = browser.find_element(By.TAG_NAME, "html")
+    check_pictures(browser)
+    check_themes(browser)
+    box = browser.find_element(By.CSS_SELECTOR, ".box:has([aria-label=scores])")
+    table = box.find_element(By.TAG_NAME, "table")
+    check_sorting(browser, table)
+    check_filters(browser, box, table)
+    check_runs_of_a_number(browser, table)
+    # The attack is text, and nothing complained.
+    assert "onerror" in browser.find_element(By.TAG_NAME, "main").text
+    assert browser.title != "broken into"
+    assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
 
-    # Every plot is there, and nothing is wider than the screen: tables and plots scroll inside their own boxes.
+
+def wait(browser: Any, until: Any) -> Any:
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    return WebDriverWait(browser, 20).until(lambda _: until())
+
+
+def check_pictures(browser: Any) -> None:
+    """Every plot is there, and nothing is wider than the screen: tables and plots scroll inside their own boxes."""
+    from selenium.webdriver.common.by import By
+
     pictures = browser.find_elements(By.TAG_NAME, "img")
     assert len(pictures) >= 9
-    wait(lambda: all(int(picture.get_property("naturalWidth")) > 0 for picture in pictures))
+    wait(browser, lambda: all(int(picture.get_property("naturalWidth")) > 0 for picture in pictures))
     assert all(picture.get_attribute("alt") for picture in pictures)
     width = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1], f"the page is {width[0]} pixels wide on a screen of {width[1]}"
 
-    # Light and dark.
+
+def check_themes(browser: Any) -> None:
+    """The button turns light to dark, and back."""
+    from selenium.webdriver.common.by import By
+
     def paper() -> str:
         return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
 
+    root = browser.find_element(By.TAG_NAME, "html")
     theme, before = root.get_attribute("data-theme"), paper()
     browser.find_element(By.CSS_SELECTOR, "header .theme").click()
     assert {theme, root.get_attribute("data-theme")} == {"light", "dark"}
@@ -124,9 +147,11 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
     browser.find_element(By.CSS_SELECTOR, "header .theme").click()
     assert (root.get_attribute("data-theme"), paper()) == (theme, before)
 
-    # The comparison table sorts by the mean, downwards first, then upwards.
-    box = browser.find_element(By.CSS_SELECTOR, ".box:has([aria-label=scores])")
-    table = box.find_element(By.TAG_NAME, "table")
+
+def check_sorting(browser: Any, table: Any) -> None:
+    """The comparison table sorts by the mean, downwards first, then upwards."""
+    from selenium.webdriver.common.by import By
+
     head = table.find_elements(By.TAG_NAME, "th")[1]
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", head)
     for direction in ("descending", "ascending"):
@@ -140,7 +165,11 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
         assert there == sorted(there, reverse=direction == "descending")
         assert len(set(there)) > 3
 
-    # The filter of one table, and the filter of all.
+
+def check_filters(browser: Any, box: Any, table: Any) -> None:
+    """The filter of one table, and the filter of all."""
+    from selenium.webdriver.common.by import By
+
     field = box.find_element(By.CSS_SELECTOR, "input")
     field.send_keys("rdrop")
     shown = column(browser, table, 0)
@@ -155,22 +184,21 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
     browser.execute_script("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))", everywhere)
     assert len(column(browser, table, 0)) >= len(THIRTEEN)
 
-    # A number leads to its runs, with their hyper-parameters and environment.
+
+def check_runs_of_a_number(browser: Any, table: Any) -> None:
+    """A number leads to its runs, with their hyper-parameters and environment."""
+    from selenium.webdriver.common.by import By
+
     number = table.find_element(By.CSS_SELECTOR, "td:nth-child(2) button")
     browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", number)
     number.click()
     dialog = browser.find_element(By.TAG_NAME, "dialog")
-    wait(dialog.is_displayed)
+    wait(browser, dialog.is_displayed)
     runs = dialog.find_elements(By.TAG_NAME, "details")
     assert len(runs) == 3
     runs[0].find_element(By.TAG_NAME, "summary").click()
-    wait(lambda: "recipe.batch_size" in runs[0].text)
+    wait(browser, lambda: "recipe.batch_size" in runs[0].text)
     assert "environment.torch" in runs[0].text
     assert "hashes.init" in runs[0].text
     dialog.find_element(By.CSS_SELECTOR, ".theme").click()
-    wait(lambda: not dialog.is_displayed())
-
-    # The attack is text, and nothing complained.
-    assert "onerror" in browser.find_element(By.TAG_NAME, "main").text
-    assert browser.title != "broken into"
-    assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
+    wait(browser, lambda: not dialog.is_displayed())

@@ -41,8 +41,8 @@ def store_with_longer_runs(folder: Path, lengths: tuple[float, ...] = (2.0, 3.0)
 
 def of(store: Store, method: str, basis: str) -> FairDifference:
     (section,) = load(store).sections
-    (found,) = [one for one in fair_differences(section) if (one.method, one.basis) == (method, basis)]
-    return found
+    (record,) = [record for record in fair_differences(section) if (record.method, record.basis) == (method, basis)]
+    return record
 
 
 def scores(method: str) -> np.ndarray:
@@ -54,11 +54,11 @@ def test_a_dearer_method_is_compared_at_equal_steps_passes_and_seconds(tmp_path:
     gap = scores("rdrop") - scores("vanilla")
     expected = {STEPS: (1.0, 0.0), PASSES: (2.0, 3.0), SECONDS: (2.5, 4.0)}  # at 2.5 halfway between 3 and 5 points
     for basis, (factor, longer) in expected.items():
-        found = of(store, "rdrop", basis)
-        assert found.factor == pytest.approx(factor)
+        record = of(store, "rdrop", basis)
+        assert record.factor == pytest.approx(factor)
         by_hand = stats.t_interval(gap - longer)
-        assert found.estimate.value == pytest.approx(by_hand.value)
-        assert (found.estimate.low, found.estimate.n) == (pytest.approx(by_hand.low), 3)
+        assert record.estimate.value == pytest.approx(by_hand.value)
+        assert (record.estimate.low, record.estimate.n) == (pytest.approx(by_hand.low), 3)
 
 
 def test_longer_runs_are_in_no_other_table(tmp_path: Path) -> None:
@@ -114,6 +114,7 @@ def test_without_longer_runs_there_is_no_table(tmp_path: Path) -> None:
     assert "At equal cost" not in render(load(store))
 
 
+@pytest.mark.slow
 def test_a_real_run(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any) -> None:
     words = ["--methods", "rdrop,smart", "--fair-cost", "--tasks", str(tiny_data), "--model", str(tiny_checkpoint)]
     words += ["--seeds", "2", "--steps", "4", "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--out", str(tmp_path)]
@@ -128,6 +129,6 @@ def test_a_real_run(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, caps
     assert usual["id"] != long["id"]
     assert long["cost"]["forwards_per_step"] == 1
     (section,) = load(Store(tmp_path)).sections
-    found = {(one.method, one.basis): one for one in fair_differences(section)}
-    assert found["rdrop", PASSES].estimate.n == 2
-    assert found["smart", PASSES].factor == 4
+    records = {(record.method, record.basis): record for record in fair_differences(section)}
+    assert records["rdrop", PASSES].estimate.n == 2
+    assert records["smart", PASSES].factor == 4

@@ -104,6 +104,7 @@ def test_the_page_is_whole_and_closed(tmp_path: Path) -> None:
     assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img")
 
 
+@pytest.mark.slow
 def test_the_policy_lets_run_what_is_the_pages_own(tmp_path: Path) -> None:
     reader = read(write(make_store(tmp_path / "run"), tmp_path / "out"))
     (policy,) = [a["content"] or "" for tag, a in reader.tags if a.get("http-equiv") == "Content-Security-Policy"]
@@ -116,6 +117,7 @@ def test_the_policy_lets_run_what_is_the_pages_own(tmp_path: Path) -> None:
         assert f"{kind} 'sha256-{digest}'" in policy
 
 
+@pytest.mark.slow
 def test_what_comes_from_data_is_text(hostile: Store, tmp_path: Path) -> None:
     path = write(hostile, tmp_path / "out")
     reader = read(path)
@@ -136,6 +138,7 @@ def test_what_comes_from_data_is_text(hostile: Store, tmp_path: Path) -> None:
         assert run["id"] in rows
 
 
+@pytest.mark.slow
 def test_every_run_is_behind_its_numbers(tmp_path: Path) -> None:
     store = make_store(tmp_path / "run", methods=THIRTEEN[:5], tasks=("rte", "cola"))
     reader = read(write(store, tmp_path / "out"))
@@ -156,6 +159,7 @@ def test_every_run_is_behind_its_numbers(tmp_path: Path) -> None:
     assert reached == set(range(len(runs)))
 
 
+@pytest.mark.slow
 def test_equal_rows_make_equal_pages(tmp_path: Path) -> None:
     pages = [write(make_store(tmp_path / f"run{i}"), tmp_path / f"out{i}").read_bytes() for i in range(2)]
     assert pages[0] == pages[1]

@@ -13,7 +13,7 @@ import pytest
 from finetune_bench.reports.document import table
 from finetune_bench.reports.latex import Latex, tabular
 from finetune_bench.reports.markdown import render
-from finetune_bench.reports.rows.sections import load
+from finetune_bench.reports.rows.sections import read_data
 from finetune_bench.store.store import Store
 from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
 
@@ -38,6 +38,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return make_store(tmp_path / "run", methods=THIRTEEN, tasks=("rte", "cola", HOSTILE), change=change)
 
 
+@pytest.mark.slow
 def test_tables_are_booktabs_with_the_same_numbers(tmp_path: Path) -> None:
     store = make_store(tmp_path / "run", seeds=5)
     files = write(store, tmp_path / "out")
@@ -52,7 +53,7 @@ def test_tables_are_booktabs_with_the_same_numbers(tmp_path: Path) -> None:
         assert all(
             len(re.findall(r"(?<!\\)&", line)) == columns - 1 for line in text.splitlines() if line[-2:] == r"\\"
         )
-    page = render(load(store))
+    page = render(read_data(store))
     scores = tables[0]
     for line in scores.splitlines():
         for number in re.findall(r"\d+\.\d \[\d+\.\d, \d+\.\d\]", line):
@@ -61,6 +62,7 @@ def test_tables_are_booktabs_with_the_same_numbers(tmp_path: Path) -> None:
     assert files[0].read_text("utf-8").count(r"\includegraphics") == sum(path.suffix == ".pdf" for path in files)
 
 
+@pytest.mark.slow
 def test_text_is_text(hostile: Store, tmp_path: Path) -> None:
     for path in write(hostile, tmp_path / "out"):
         if path.suffix == ".tex":
@@ -72,6 +74,7 @@ def test_text_is_text(hostile: Store, tmp_path: Path) -> None:
     assert r"\textbackslash{}textbf\{x\} & \$1\textasciicircum{}2\$ \\" in text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["usual", "hostile", "empty"])
 def test_it_compiles(kind: str, hostile: Store, tmp_path: Path) -> None:
     pdflatex = shutil.which("pdflatex")

@@ -11,12 +11,12 @@ import pytest
 
 from finetune_bench import cli, stats
 from finetune_bench.report import Options
+from finetune_bench.reports.draw import draw
 from finetune_bench.reports.markdown import render
-from finetune_bench.reports.plots.draw import draw
-from finetune_bench.reports.plots.looks import MOST, crowd, few, short, shown
+from finetune_bench.reports.plots.style import MAX_METHODS, left_out_text, short, shown_columns, shown_methods
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data, Section
-from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, block, suite_column
+from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, complete_block, suite_column
 from finetune_bench.reports.topics.cost import footprints, pareto_front
 from finetune_bench.reports.topics.differences import differences, noise_floors
 from finetune_bench.reports.topics.scores import scores
@@ -33,20 +33,23 @@ def only(data: Data) -> Section:
 # --- another baseline, a margin, the bootstrap ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_another_baseline(tmp_path: Path, capsys: Any) -> None:
     store = make_store(tmp_path / "run")
     data = load(store, Options(baseline="rdrop"))
     section = only(data)
     assert section.methods[0] == section.reference == "rdrop"
     assert section.baseline == "vanilla"
-    found = [one for one in differences(section, "rdrop") if one.column.task == "rte" and one.method == "hype"]
-    plain = [
-        one
-        for one in differences(only(load(store)), "vanilla")
-        if one.column.task == "rte" and one.method in ("hype", "rdrop")
+    records = [
+        record for record in differences(section, "rdrop") if record.column.task == "rte" and record.method == "hype"
     ]
-    values = {one.method: one.estimate.value for one in plain}
-    assert found[0].estimate.value == pytest.approx(values["hype"] - values["rdrop"])
+    plain = [
+        record
+        for record in differences(only(load(store)), "vanilla")
+        if record.column.task == "rte" and record.method in ("hype", "rdrop")
+    ]
+    values = {record.method: record.estimate.value for record in plain}
+    assert records[0].estimate.value == pytest.approx(values["hype"] - values["rdrop"])
     assert "| `rdrop` − itself, other seeds |" in render(data)
     assert cli.main(["report", str(store.root), "--baseline", "rdrop", "--format", "markdown"]) == 0
     assert cli.main(["report", str(store.root), "--baseline", "rdop"]) == 2
@@ -55,19 +58,21 @@ def test_another_baseline(tmp_path: Path, capsys: Any) -> None:
     assert "rdrop" in said
 
 
+@pytest.mark.slow
 def test_equality_within_a_margin(tmp_path: Path, capsys: Any) -> None:
     store = make_store(tmp_path / "run", seeds=5, noise=0.0005)
     section = only(load(store))
-    found = {one.method: one for one in suite_tests(section, 3.0)}
-    for method, one in found.items():
-        assert one.equivalence == pytest.approx(stats.equivalence(one.estimate, 3.0)), method
-    assert found[CONTROL].equivalence < 0.05
+    records = {record.method: record for record in suite_tests(section, 3.0)}
+    for method, record in records.items():
+        assert record.equivalence == pytest.approx(stats.equivalence(record.estimate, 3.0)), method
+    assert records[CONTROL].equivalence < 0.05
     assert "equal within 3, p" in render(load(store, Options(margin=3.0)))
     for wrong in ("0", "-1"):
         assert cli.main(["report", str(store.root), "--margin", wrong]) == 2
     assert "--margin: expected a number of points above 0" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.slow
 def test_the_bootstrap_reads_predictions_of_pairs(tmp_path: Path) -> None:
     store = Store(tmp_path)
     rng = np.random.default_rng(0)
@@ -129,17 +134,17 @@ def test_a_near_twin_stays_outside_the_block(tmp_path: Path) -> None:
             row["metrics"]["validation"]["accuracy"] = score
 
     section = only(load(make_store(tmp_path, methods=FIVE[:4], tasks=("rte",), seeds=5, change=change)))
-    residuals = block(section, section.columns[0], "vanilla")
+    residuals = complete_block(section, section.columns[0], "vanilla")
     assert residuals is not None
     assert residuals.methods == ("vanilla", CONTROL, "rdrop")
-    found = {one.method: one for one in differences(section, "vanilla")}
-    assert found["rdrop"].interval == TWO_WAY
+    records = {record.method: record for record in differences(section, "vanilla")}
+    assert records["rdrop"].interval == TWO_WAY
     # Against vanilla it stands in its twin's place, so that two runs that hardly differ get the same interval.
-    assert found["hype"].interval == TWO_WAY
-    twin, own = found[CONTROL].estimate, found["hype"].estimate
-    assert (own.low, own.high, own.df) == (pytest.approx(twin.low, abs=0.02), pytest.approx(twin.high, abs=0.02), 8)
+    assert records["hype"].interval == TWO_WAY
+    twin, hype = records[CONTROL].estimate, records["hype"].estimate
+    assert (hype.low, hype.high, hype.df) == (pytest.approx(twin.low, abs=0.02), pytest.approx(twin.high, abs=0.02), 8)
     # Against the twin itself only their own pairs count.
-    (against,) = [one for one in differences(section, CONTROL) if one.method == "hype"]
+    (against,) = [record for record in differences(section, CONTROL) if record.method == "hype"]
     assert against.interval == PAIRED
     assert against.estimate.high - against.estimate.low < 0.01
 
@@ -180,6 +185,7 @@ ODD: dict[str, tuple[dict[str, Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ODD)
 def test_an_odd_store_gets_a_whole_report(name: str, tmp_path: Path, capsys: Any) -> None:
     words, change = ODD[name]
@@ -198,9 +204,9 @@ def test_an_odd_store_gets_a_whole_report(name: str, tmp_path: Path, capsys: Any
 def test_nothing_is_claimed_from_unpaired_rows(tmp_path: Path) -> None:
     store = make_store(tmp_path, seeds=6, change=ODD["unpaired"][1])
     section = only(load(store))
-    for one in differences(section, "vanilla"):
-        assert not one.estimate.separated
-        assert one.estimate.n == 0
+    for record in differences(section, "vanilla"):
+        assert not record.estimate.separated
+        assert record.estimate.n == 0
     text = render(load(store))
     assert "Separated " not in text.partition("## ")[2].partition("## ")[0]
 
@@ -208,7 +214,7 @@ def test_nothing_is_claimed_from_unpaired_rows(tmp_path: Path) -> None:
 def test_a_hole_is_never_averaged_over(tmp_path: Path) -> None:
     store = make_store(tmp_path, change=lambda row: (row["method"], row["task"]) != ("rdrop", "cola"))
     section = only(load(store))
-    (suite,) = [one for one in scores(section) if not one.column.task and one.method == "rdrop"]
+    (suite,) = [record for record in scores(section) if not record.column.task and record.method == "rdrop"]
     assert np.isnan(suite.estimate.value)
     assert suite.missing == ("cola",)
 
@@ -216,22 +222,24 @@ def test_a_hole_is_never_averaged_over(tmp_path: Path) -> None:
 # --- crowds -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_crowded_plot_shows_vanilla_and_the_best_and_says_so(tmp_path: Path) -> None:
     methods = ["vanilla", CONTROL, *(f"hype(eps={i}e-3)" for i in range(1, 30))]
     store = make_store(tmp_path / "run", methods=methods, tasks=("rte",), seeds=2)
     data = load(store)
     section = only(data)
     assert len(section.methods) == 31
-    kept = shown(section)
-    assert len(kept) == MOST < 31
+    kept = shown_methods(section)
+    assert len(kept) == MAX_METHODS < 31
     assert {"vanilla", CONTROL} <= set(kept)
     means = {m: float(np.mean(section.scores(m, section.columns[0]))) for m in section.methods}
     left_out = set(section.methods) - set(kept)
     assert max(means[m] for m in left_out) <= min(means[m] for m in kept if m not in ("vanilla", CONTROL))
-    assert crowd(section).startswith(f"{MOST} of 31 methods")
+    assert left_out_text(section).startswith(f"{MAX_METHODS} of 31 methods")
     assert {plot.kind for plot in draw(data, tmp_path / "plots")} >= {"scores", "differences", "memory", "curves"}
 
 
+@pytest.mark.slow
 def test_many_tasks_are_drawn_as_their_mean_where_a_panel_each_is_too_much(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,8 +248,8 @@ def test_many_tasks_are_drawn_as_their_mean_where_a_panel_each_is_too_much(
         monkeypatch.setitem(TASKS, name, TASKS["rte"])
     section = only(load(make_store(tmp_path, methods=THIRTEEN[:4], tasks=names, seeds=2)))
     columns = [*section.columns, suite_column(section)]
-    assert [column.task for column in few(columns)] == [""]
-    assert few(columns[:3]) == columns[:3]
+    assert [column.task for column in shown_columns(columns)] == [""]
+    assert shown_columns(columns[:3]) == columns[:3]
 
 
 def test_a_long_name_keeps_its_ends() -> None:
@@ -261,11 +269,11 @@ def test_pareto_front_by_hand() -> None:
 
 def test_footprints_add_up_to_what_is_known(tmp_path: Path) -> None:
     section = only(load(make_store(tmp_path)))
-    for one in footprints(section):
-        assert one.weights == one.gradients == 4 * 108_311_810
-        assert one.optimiser == 2 * one.weights
-        saved = [row["cost"]["saved_activation_bytes"] for row in section.rows(one.method, status="done")]
-        assert one.activations == np.median(saved)
+    for record in footprints(section):
+        assert record.weights == record.gradients == 4 * 108_311_810
+        assert record.optimiser == 2 * record.weights
+        saved = [row["cost"]["saved_activation_bytes"] for row in section.rows(record.method, status="done")]
+        assert record.activations == np.median(saved)
 
 
 def test_energy_has_columns_where_it_was_measured(tmp_path: Path) -> None:

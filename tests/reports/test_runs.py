@@ -49,7 +49,7 @@ def test_a_difference_is_second_minus_first_in_points(store: Store, tmp_path: Pa
 
     other = make_store(tmp_path / "other", methods=("vanilla", "hype"), change=change)
     lines, notes = compare(store, other)
-    (moved,) = [one for one in lines if one.equal < one.both]
+    (moved,) = [record for record in lines if record.equal < record.both]
     assert (moved.method, moved.task, moved.both, moved.equal) == ("hype", "rte", 3, 0)
     expected = stats.t_interval([1, 2, 3])
     assert (moved.difference.value, moved.difference.low) == pytest.approx((expected.value, expected.low))
@@ -62,7 +62,7 @@ def test_rows_of_other_data_are_no_pairs(store: Store, tmp_path: Path) -> None:
             row["hashes"]["data"] = "other"
 
     lines, _ = compare(store, make_store(tmp_path / "other", methods=("vanilla", "hype"), change=change))
-    assert {(one.task, one.unpaired, one.difference.n) for one in lines} == {("cola", 3, 0), ("rte", 0, 3)}
+    assert {(record.task, record.unpaired, record.difference.n) for record in lines} == {("cola", 3, 0), ("rte", 0, 3)}
 
 
 def test_what_is_in_one_only_and_other_environments_are_told(store: Store, tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_two_machines_stores_make_one(tmp_path: Path, capsys: Any) -> None:
     merged = Store(tmp_path / "c")
     assert merged.rows() == sorted(first.rows() + second.rows(), key=lambda row: row["id"])
     assert merged.study() == {"methods": ["vanilla", "hype"], "tasks": ["rte", "cola"], "cells": ["1", "2"]}
-    one = merged.rows()[0]["id"]
-    source = first if first.row(one) else second
-    for path in source.folder(one).iterdir():
-        assert (merged.folder(one) / path.name).read_bytes() == path.read_bytes()
+    cell = merged.rows()[0]["id"]
+    source = first if first.row(cell) else second
+    for path in source.folder(cell).iterdir():
+        assert (merged.folder(cell) / path.name).read_bytes() == path.read_bytes()
     code, out, _ = run(capsys, "merge", tmp_path / "c", first.root, second.root)
     assert "0 cells copied" in out
     assert "12 were there already" in out
@@ -112,7 +112,7 @@ def test_a_finished_cell_wins_over_a_failed_one(store: Store, tmp_path: Path, ca
     failed = make_store(tmp_path / "failed", methods=("vanilla", "hype"), change=lambda row: fail(row, "out of memory"))
     for order in ([failed, store], [store, failed]):
         target = tmp_path / f"to-{order[0].root.name}"
-        assert run(capsys, "merge", target, *(one.root for one in order))[0] == 0
+        assert run(capsys, "merge", target, *(record.root for record in order))[0] == 0
         assert {row["status"] for row in Store(target).rows()} == {"done"}
 
 
@@ -187,6 +187,7 @@ def test_power_of_one_seed_says_what_is_missing(tmp_path: Path, capsys: Any) -> 
 # --- show CELL --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_any_number_leads_to_its_cells(store: Store, tmp_path: Path, capsys: Any) -> None:
     assert run(capsys, "report", store.root)[0] == 0
     table = pd.read_csv(store.root / "report" / "differences.csv")
@@ -230,7 +231,7 @@ def test_what_is_no_cell(store: Store, capsys: Any) -> None:
     assert "deadbeef00" in err
     ids = sorted(row["id"] for row in store.rows())
     for letter in "0123456789abcdef":
-        fitting = [one for one in ids if one.startswith(letter)]
+        fitting = [record for record in ids if record.startswith(letter)]
         if len(fitting) > 1:
             code, _, err = run(capsys, "show", letter, "--run", store.root)
             assert code == 2
@@ -243,6 +244,7 @@ def test_what_is_no_cell(store: Store, capsys: Any) -> None:
 # --- report --check ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_written_report_is_what_its_store_gives(store: Store, capsys: Any) -> None:
     assert run(capsys, "report", store.root, "--format", FORMATS)[0] == 0
     code, out, _ = run(capsys, "report", store.root, "--format", FORMATS, "--check")
@@ -251,6 +253,7 @@ def test_a_written_report_is_what_its_store_gives(store: Store, capsys: Any) -> 
     assert int(out.split()[0]) > 25
 
 
+@pytest.mark.slow
 def test_a_changed_number_is_found(store: Store, capsys: Any) -> None:
     run(capsys, "report", store.root)
     folder = store.root / "report"
@@ -270,6 +273,7 @@ def test_a_changed_number_is_found(store: Store, capsys: Any) -> None:
     assert lines[-1].endswith(" 3 differ.")
 
 
+@pytest.mark.slow
 def test_a_report_of_older_rows_is_found(store: Store, capsys: Any) -> None:
     run(capsys, "report", store.root)
     row = make_row("hype", "rte", 1)

@@ -19,6 +19,7 @@ def words(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> list[str]:
     return [*common, "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--out", str(tmp_path)]
 
 
+@pytest.mark.slow
 def test_a_dose_response(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["dose", "hype", "--eps", "0,1e-5,1e-4,1e-3,0.5", *words]) == 0
     out = capsys.readouterr().out
@@ -38,6 +39,7 @@ def test_a_dose_response(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert (folder / "dose.png").stat().st_size > 20_000
 
 
+@pytest.mark.slow
 def test_noise_on_weights_and_in_a_second_pass_is_seen(words: list[str], tmp_path: Path) -> None:
     assert cli.main(["dose", "noisytune", "--intensity=0.01,0.1", *words]) == 0
     assert cli.main(["dose", "r3f+hype", "--r3f.eps", "0.01,0.1", *words]) == 0
@@ -87,6 +89,7 @@ def test_doses_are_read_from_the_parameter_that_is_meant() -> None:
         read_doses("hype", "eps", "")
 
 
+@pytest.mark.slow
 def test_a_dose_is_part_of_the_runs_report(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["dose", "hype", "--eps", "1e-5,0.5", *words]) == 0
     assert cli.main(["dose", "rdrop", "--alpha", "0.5,2", *words]) == 0

@@ -19,6 +19,7 @@ from finetune_bench import cli
 from finetune_bench.errors import MachineError, UsageError
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.execution import execute
+from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
 from finetune_bench.runner.executors.ray import capacity, check_room
 from finetune_bench.runner.executors.slurm import SlurmExecutor
 from finetune_bench.runner.plan import make_plan
@@ -27,6 +28,9 @@ from finetune_bench.study.study import Study
 
 pytestmark = pytest.mark.slow
 
+SETTINGS = WorkerSettings(
+    out="x", data_root=None, save_model=False, checkpoint_every=5, retry_failed=False, plugins=("a", "b")
+)
 METHODS = ("vanilla", "hype(eps=0.1)", "rdrop", "mixout", "ema", "smart", "child_tuning_d", "noisytune")
 
 
@@ -101,6 +105,15 @@ def test_ray_says_what_it_can_never_have(study: Study, tmp_path: Path, own_ray: 
         finish(study, tmp_path / "many", executor="ray", workers=4096)
 
 
+def test_messages_are_read_back_as_they_were_sent() -> None:
+    assert WorkerSettings.from_json(SETTINGS.to_json()) == SETTINGS
+    answer = Answer("0123456789abcdef", EventStatus.FAILED, "out of memory", 1.5, broken=True)
+    read = Answer.from_json(answer.to_json())
+    assert read == answer
+    assert isinstance(read.status, EventStatus)
+    assert "\n" not in SETTINGS.to_json() + answer.to_json()
+
+
 def test_room_is_counted_node_by_node() -> None:
     nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 4.0}]
     assert capacity(nodes, {"CPU": 1.0}) == 12
@@ -167,9 +180,7 @@ def test_the_script_that_sbatch_gets(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tools / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
     options = {"partition": "gpu", "time": "240", "account": "lab"}
-    executor = SlurmExecutor(
-        "cuda", workers=1, threads=4, settings={"out": "x"}, logs=tmp_path / "logs", options=options
-    )
+    executor = SlurmExecutor("cuda", workers=1, threads=4, settings=SETTINGS, logs=tmp_path / "logs", options=options)
     cells = make_plan(dataclasses.replace(study, out=tmp_path / "run")).todo[:2]
     events = list(executor.run(cells))
     script = (tmp_path / "script.sh").read_text()

@@ -1,4 +1,4 @@
-"""A checkpoint is tried in the plan: what it can't do is refused, or done in another way, and said."""
+"""Tests that a checkpoint is tried in the plan: what it can't do is refused, or done in another way, and said."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ import torch
 from transformers import AutoConfig, AutoTokenizer
 
 from finetune_bench.errors import ModelError, Unsupported
-from finetune_bench.model import build, pretrained
+from finetune_bench.method.stack import Stack
+from finetune_bench.methods.mixout import Mixout
+from finetune_bench.model import body, build, pretrained
 from finetune_bench.recipe import Recipe
-from finetune_bench.runner.cell import Place, run_cell
+from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.testing.toys import CPU, toy_examples
 from finetune_bench.training.run import TrainingRun
 from tests.model.checkpoints import planned, variant, with_tokenizer_of
@@ -42,7 +44,7 @@ def test_a_pass_without_padding_attends_as_the_models_own(
 ) -> None:
     model = variant(tiny_checkpoint, tmp_path / "model", is_decoder=decoder)
     plan = planned(model, tiny_data, tmp_path / "run", recipe=SHORT)
-    assert plan.cells[0].recipe.arrangement == ("padded" if decoder else "trimmed")
+    assert plan.cells[0].recipe.batch_layout == ("padded" if decoder else "unpadded_trimmed")
     assert any("attends otherwise without padding" in note for note in plan.notes) == decoder
 
 
@@ -53,7 +55,7 @@ def test_a_decoder_finds_its_padding_token_in_the_tokenizer(
     plan = planned(model, tiny_data, tmp_path / "run", recipe=SHORT)
     assert pretrained.config(str(model), 2).pad_token_id == AutoTokenizer.from_pretrained(model).pad_token_id
     assert "-padding" not in plan.cells[0].weights
-    assert run_cell(plan.cells[0], Place(plan.store, CPU))["status"] == "done"
+    assert run_cell(plan.cells[0], WorkerContext(plan.store, CPU))["status"] == "done"
 
 
 def test_a_stale_padding_token_is_put_right_and_marked(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -70,7 +72,7 @@ def test_without_a_padding_token_the_end_token_stands_for_it(
     model = without_padding_token(made("gpt2", tiny_checkpoint, tmp_path / "model"), end=True)
     plan = planned(model, tiny_data, tmp_path / "run", recipe=SHORT)
     assert any("has no padding token; its end token, [SEP], stands for it" in note for note in plan.notes)
-    assert run_cell(plan.cells[0], Place(plan.store, CPU))["status"] == "done"
+    assert run_cell(plan.cells[0], WorkerContext(plan.store, CPU))["status"] == "done"
     bare = without_padding_token(variant(tiny_checkpoint, tmp_path / "bare"), end=False)
     with pytest.raises(ModelError, match="neither a padding token"):
         planned(bare, tiny_data, tmp_path / "none")
@@ -91,25 +93,22 @@ def test_texts_longer_than_the_positions_are_refused(
 def test_noise_on_the_embeddings_is_refused_where_they_are_not_the_tokens(
     method: str, family: str, tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """T5 and BART fail without tokens; a decoder finds no padding in embeddings, and would read another place."""
+    """T5 and BART fail without tokens; a decoder finds no padding in embeddings, and would read from elsewhere."""
     model = made(family, tiny_checkpoint, tmp_path / "model")
     with pytest.raises(Unsupported, match="computes something else of its token embeddings"):
         planned(model, tiny_data, tmp_path / "run", (method,), recipe=SHORT)
 
 
 def test_mixout_mixes_the_matrices_of_gpt2(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """Its matrices stand in a class of their own, input before output; one draw swaps all that leaves an input."""
-    from finetune_bench.methods.mixout import Mixout
-    from finetune_bench.model import body
-
+    """Its matrices stand in another class, input before output; one draw swaps all that leaves an input."""
     model = made("gpt2", tiny_checkpoint, tmp_path / "model")
     plan = planned(model, tiny_data, tmp_path / "run", ("mixout",), recipe=SHORT, baseline=False)
-    assert run_cell(plan.cells[0], Place(plan.store, CPU))["status"] == "done"
-    run = TrainingRun(
-        build(pretrained.config(str(model), 3)), CLASSIFICATION, toy_examples("classification"), SHORT, seed=1,
-        device=CPU, keep_pretrained=True,
-    )  # fmt: skip
+    assert run_cell(plan.cells[0], WorkerContext(plan.store, CPU))["status"] == "done"
     mixout = Mixout(p=0.5)
+    run = TrainingRun(
+        build(pretrained.config(str(model), 3)), CLASSIFICATION, toy_examples("classification"), SHORT, Stack([mixout]),
+        seed=1, device=CPU,
+    )  # fmt: skip
     mixout.setup(run)
     assert {target.owner for target in mixout.targets_} == {
         module for module in body(run.model).modules() if type(module).__name__ == "Conv1D"
@@ -127,7 +126,7 @@ def test_saved_models_name_the_classes_of_the_task(tiny_checkpoint: Path, tmp_pa
     data.write_text("\n".join(map(json.dumps, lines)), "utf-8")
     plan = planned(named, data, tmp_path / "run", recipe=SHORT, save_model=True, baseline=False)
     cell = plan.cells[0]
-    assert run_cell(cell, Place(plan.store, CPU, save_model=True))["status"] == "done"
+    assert run_cell(cell, WorkerContext(plan.store, CPU, save_model=True))["status"] == "done"
     saved = AutoConfig.from_pretrained(plan.store.folder(cell.id) / "model")
     assert sorted(saved.id2label.values()) == ["neg", "pos"]
     assert saved.label2id == {label: number for number, label in saved.id2label.items()}

@@ -32,6 +32,7 @@ def test_intervals_cover(covers: str, seeds: int) -> None:
     assert 0.92 <= share <= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rejects", ["suite_rejects", "pairs_reject", "tasks_reject", "friedman_rejects", "holm_errs"])
 def test_nothing_is_found_where_nothing_is(rejects: str) -> None:
     for share in simulations.share(getattr(simulations, rejects), RUNS).values():
@@ -51,8 +52,9 @@ def test_the_simulations_see_a_wrong_interval(monkeypatch: pytest.MonkeyPatch) -
     assert simulations.share(simulations.mean_covers, RUNS, (3,))[3] < 0.87
 
 
+@pytest.mark.slow
 def test_the_page_holds_every_line_within_its_band() -> None:
-    lines = simulations.lines(1)
+    lines = simulations.simulate(1)
     assert len(lines) >= 20
     for line in lines:
         row = line_of(line.name)

@@ -15,7 +15,7 @@ from finetune_bench.reports.markdown import render, summary_table
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import NO_EFFECT
 from finetune_bench.reports.topics import attribution
-from finetune_bench.reports.topics.departures import departures
+from finetune_bench.reports.topics.divergence import divergences
 from finetune_bench.store.store import Store
 from finetune_bench.study.attribution import effect_chain, label_of
 from tests.synthetic_store import CONTROL, make_row, make_store, make_trace, put
@@ -71,6 +71,7 @@ def test_a_chain_with_a_hole_is_left_out(tmp_path: Path) -> None:
     assert attribution.attributions(data, data.sections[0]) == []
 
 
+@pytest.mark.slow
 def test_the_flag_adds_the_twins(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any) -> None:
     method = "hype(eps=0.1,noise=uniform_onesided)"
     words = ["run", "--methods", method, "--tasks", str(tiny_data), "--model", str(tiny_checkpoint), "--seeds", "2"]
@@ -116,7 +117,7 @@ def test_departures_by_hand(tmp_path: Path) -> None:
     moved["sketch"][3:, 7] -= 3.0
     put(store, make_row("rdrop", "rte", 1), moved)
     data = load(store)
-    (one,) = departures(data, data.sections[0])
+    (one,) = divergences(data, data.sections[0])
     assert (one.method, one.twin, one.loss_step) == ("rdrop", "vanilla", 5)
     assert one.loss == pytest.approx(0.5 * (120 - 4) / 120, rel=1e-5)
     assert one.weights_step == trace["sketch_steps"][3]
@@ -145,6 +146,7 @@ def test_no_effect_stands_in_every_table(tmp_path: Path, scored: bool) -> None:
         assert "No effect: ema equals vanilla" in page
 
 
+@pytest.mark.slow
 def test_a_real_average_has_an_effect(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
     words = ["run", "--methods", "ema,swa(share=0)", "--tasks", str(tiny_data), "--model", str(tiny_checkpoint)]
     words += ["--seeds", "1", "--steps", "4", "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--out", str(tmp_path)]

@@ -213,6 +213,7 @@ def test_no_setting_ended_well(tmp_path: Path) -> None:
 # --- for real ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_search_runs_and_reports(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any) -> None:
     words = ["--methods", "hype,rdrop", "--search", "3", "--tasks", str(tiny_data), "--model", str(tiny_checkpoint)]
     words += ["--seeds", "2", "--steps", "3", "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--out", str(tmp_path)]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from finetune_bench.cli.arguments import make_parser
 from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.recipe import Recipe
-from finetune_bench.study.options import OPTIONS, read_options, read_toml
-from finetune_bench.study.study import Study, make_study
+from finetune_bench.study.options import GROUPS
+from finetune_bench.study.sources import OPTIONS, make_study, read_options, read_toml
+from finetune_bench.study.study import Study, run_name
 
 
 def embedded() -> dict[str, Any]:
@@ -63,10 +66,124 @@ def test_every_option_is_a_flag() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
-        "arrangement budget executor gpus-per-worker slurm "
+        "batch-layout budget executor gpus-per-worker slurm "
         "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
+
+
+def test_no_flag_goes_away() -> None:
+    names = (
+        "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
+        "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
+        "batch-layout budget executor gpus-per-worker slurm "
+        "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
+    )
+    assert {f"--{name}" for name in names.split()} <= {option.flag for option in OPTIONS}
+
+
+@pytest.mark.parametrize(
+    ("former", "layout"), [("padded", "padded"), ("packed", "unpadded"), ("trimmed", "unpadded_trimmed")]
+)
+def test_the_former_words_for_the_batch_layout_are_understood(former: str, layout: str, tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text(f'arrangement = "{former}"\n', "utf-8")
+    assert read_toml(str(tmp_path / "study.toml")) == {"batch_layout": layout}
+    parsed = make_parser().parse_args(["run", "--arrangement", former])
+    assert study(tasks="rte", batch_layout=parsed.batch_layout).batch_layout == layout
+    assert run_name(study(tasks="rte", arrangement=former)) == run_name(study(tasks="rte", batch_layout=layout))
+    recipe = Recipe(batch_layout=layout)
+    assert recipe.to_dict()["arrangement"] == former
+    assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_a_plugins_arrangement_is_its_batch_layout() -> None:
+    from finetune_bench.method import Method
+
+    class Former(Method):
+        """Does nothing."""
+
+        name = "former"
+        arrangement = "packed"
+
+    assert Former().batch_layout == "unpadded"
+
+
+def test_every_field_declares_its_option() -> None:
+    declared = {option.field for option in OPTIONS}
+    assert {field.name for field in dataclasses.fields(Study)} - declared == {"recipe"}
+    # The study says these for the recipes of all its cells; --betas is two of them.
+    assert {field.name for field in dataclasses.fields(Recipe)} - declared == {"lr", "beta1", "beta2"}
+    assert {option.name for option in OPTIONS if not option.field} == {"betas", "config"}
+    assert all(option.help and option.group in GROUPS for option in OPTIONS)
+    assert len({option.name for option in OPTIONS}) == len(OPTIONS)
+
+
+def test_the_default_of_a_field_is_told_in_its_help() -> None:
+    told = {option.name: option.help for option in OPTIONS}
+    assert told["threads"].endswith("(default 1)")
+    assert told["adam_eps"].endswith("(1e-6)")
+    assert told["lr"].startswith("peak learning rate (default 2e-5)")
+    assert told["betas"].endswith("(0.9,0.99)")
+    assert not any("{" in line for line in told.values())
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        ({}, "one-two-05eefd"),
+        ({"tasks": "rte"}, "rte-b263af"),
+        ({"tasks": "rte,mrpc,cola,stsb,sst2", "model": "bert-base-uncased,roberta-base"}, "rte-mrpc-cola-stsb-84662d"),
+        ({"tasks": "reviews.csv(text=body,label=stars)", "lr": "1e-5,3e-5", "limit_train": "100"}, "reviews-25929e"),
+        (
+            {"tasks": "rte", "data_root": "data", "threads": "2", "search": "5", "batch_layout": "unpadded"},
+            "rte-3d0b9e",
+        ),
+        (
+            {
+                "tasks": "rte",
+                "steps": "50",
+                "batch_size": "32",
+                "accumulation": "2",
+                "warmup": "7",
+                "weight_decay": "0",
+                "betas": "0.9,0.98",
+                "adam_eps": "1e-8",
+                "clip": "inf",
+                "max_length": "64",
+                "precision": "bf16",
+                "gradient_checkpointing": True,
+                "deterministic": True,
+            },
+            "rte-05608d",
+        ),
+        ({"tasks": "rte", "epochs": "5"}, "rte-5589b7"),
+        (
+            {
+                "tasks": "rte",
+                "methods": "hype,rdrop",
+                "seeds": "11,12",
+                "no_baseline": True,
+                "attribution": True,
+                "fair_cost": True,
+                "plugin": "/own.py",
+                "out": "here",
+                "device": "cuda:1",
+                "workers": "3",
+                "timeout": "30m",
+                "budget": "2h",
+                "checkpoint_every": "10",
+                "save_model": True,
+                "retry_failed": True,
+            },
+            "rte-b263af",
+        ),
+        ({"tasks": "rte", "executor": "slurm", "slurm": "partition=gpu,time=240"}, "rte-b263af"),
+        ({"tasks": "rte", "gpus_per_worker": "0.5"}, "rte-b263af"),
+    ],
+)
+def test_the_run_folders_name_stays_what_it_was(flags: dict[str, Any], name: str) -> None:
+    """A run of an earlier version is found again; these are the names that version 0.1.0 gave."""
+    assert run_name(study(**flags)) == name
 
 
 @pytest.mark.parametrize(
@@ -145,6 +262,8 @@ def test_unknown_option_is_told() -> None:
         ({"threads": 0}, "'threads' must be a whole number of at least 1; got 0"),
         ({"workers": 0}, "'workers' must be"),
         ({"data_root": 5}, "'data_root' must be a text"),
+        ({"device": 0}, "'device' must be a text"),
+        ({"save_model": "no"}, "'save_model' must be true or false; got 'no'"),
     ],
 )
 def test_the_python_door_checks_as_the_flags_do(fields: dict[str, Any], message: str) -> None:

@@ -14,10 +14,26 @@ from finetune_bench.metrics import Kind
 from finetune_bench.testing import toys
 
 METHODS = registry.names("methods")
-ORDERED_PAIRS = [(a, b) for a in METHODS for b in METHODS if a != b and registry.BASELINE not in (a, b)]
+STACKED = [name for name in METHODS if name != registry.BASELINE]
+ORDERED_PAIRS = [(a, b) for a in STACKED for b in STACKED if a != b]
+# Every method is once on the left and once on the right of a pair that is tried quickly.
+QUICK_PAIRS = set(zip(STACKED, [*STACKED[1:], STACKED[0]], strict=True))
+SLOW_CHECKS = (
+    testing.trains_everywhere,
+    testing.arranges,
+    testing.resumes,
+    testing.accumulates,
+    testing.leaves_a_plain_model,
+    testing.survives_checkpointing,
+)
+CHECKS = [
+    pytest.param(check, marks=[pytest.mark.slow] if check in SLOW_CHECKS else [], id=check.__name__)
+    for check in testing.CHECKS
+    if check is not testing.pairs
+]
 
 
-@pytest.mark.parametrize("check", [c for c in testing.CHECKS if c is not testing.pairs], ids=lambda c: c.__name__)
+@pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", METHODS)
 def test_method_keeps_the_contract(name: str, check: Callable[[type[Method]], None]) -> None:
     try:
@@ -26,7 +42,10 @@ def test_method_keeps_the_contract(name: str, check: Callable[[type[Method]], No
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize(("left", "right"), ORDERED_PAIRS)
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [pytest.param(*pair, marks=[] if pair in QUICK_PAIRS else [pytest.mark.slow]) for pair in ORDERED_PAIRS],
+)
 def test_pair_on_bert(left: str, right: str) -> None:
     check_pair(left, right, "bert", "classification")
 
@@ -46,6 +65,7 @@ def covering_sample() -> list[tuple[str, str, str, Kind]]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("left", "right", "architecture", "kind"), covering_sample())
 def test_pair_of_a_covering_sample(left: str, right: str, architecture: str, kind: Kind) -> None:
     check_pair(left, right, architecture, kind)
@@ -113,6 +133,7 @@ def test_a_method_that_forgets_its_state_fails_its_check() -> None:
     testing.resumes(Mindful)
 
 
+@pytest.mark.slow
 def test_a_broken_method_fails_its_checks() -> None:
     """The checks can fail: here is a method that draws while evaluating, moves the weights and leaves a hook."""
 

@@ -44,8 +44,8 @@ def measure(text):
     device.reset_peak(testing.CPU)
     model = build(with_dropout(config, stack.dropout))
     run = TrainingRun(model, testing.toy_task("classification"), examples, Recipe(batch_size=16, steps=3, warmup=0.0),
-                      seed=1, device=testing.CPU, keep_pretrained=stack.reads_pretrained)
-    train(run, stack)
+                      stack, seed=1, device=testing.CPU)
+    train(run)
     peak = device.peak(testing.CPU)[0] - before
     frozen = {name for name, weight in run.params.items() if not weight.requires_grad}
     sizes = memory_sizes(run, frozen) if stack.methods[0].name == "vanilla" else {}
@@ -103,8 +103,8 @@ def test_formulas_are_right_to_the_byte(name: str) -> None:
 @pytest.mark.parametrize("k", [1, 2])
 def test_frozen_layers_save_nothing_below(k: int) -> None:
     method = registry.method_class("top_k")(k=k)
-    run, stack = toys.toy_run(method)
-    train(run, stack)
+    run, _ = toys.toy_run(method)
+    train(run)
     frozen = {name for name, weight in run.params.items() if not weight.requires_grad}
     sizes = memory_sizes(toys.toy_run(registry.method_class("vanilla")())[0], frozen)
     assert saved_activation_bytes(run) == expected_bytes(method.memory(Memory()), sizes)[0]
@@ -115,7 +115,7 @@ def test_frozen_layers_save_nothing_below(k: int) -> None:
 def test_stacks_save_what_their_formulas_add_up_to(text: str) -> None:
     run, stack = toys.toy_run(list(registry.make_stack(text).methods))
     plain, _ = toys.toy_run(registry.method_class("vanilla")(dropout=stack.dropout))
-    train(run, stack)
+    train(run)
     frozen = {name for name, weight in run.params.items() if not weight.requires_grad}
     expected, _ = expected_bytes(stack.memory(Memory()), memory_sizes(plain, frozen))
     assert saved_activation_bytes(run) == expected

@@ -127,17 +127,17 @@ def test_accumulation_gives_the_same_weights(examples: int) -> None:
     for accumulation in (1, 4):
         # A large epsilon: Adam divides by the gradient, which blows up the last bits of those near zero.
         recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, accumulation=accumulation, adam_eps=1e-2)
-        run, stack = toys.toy_run(vanilla(dropout="all_off"), recipe=recipe)
+        run, _ = toys.toy_run(vanilla(dropout="all_off"), recipe=recipe)
         run.examples = toys.toy_examples("classification", examples)
-        train(run, stack)
+        train(run)
         found.append(toys.weights(run))
     worst = max(float((found[0][n].double() - found[1][n].double()).abs().max()) for n in found[0])
     assert worst < 1e-6
 
 
 def test_accumulation_counts_passes_per_micro_batch() -> None:
-    _, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=8, accumulation=4, epochs=1))
-    assert (trace.forwards_per_step, trace.backwards_per_step) == (1.0, 1.0)
+    _, result, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=8, accumulation=4, epochs=1))
+    assert (result.forwards_per_step, result.backwards_per_step) == (1.0, 1.0)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -177,8 +177,8 @@ def test_a_log_cannot_replace_the_runs_own_record() -> None:
 
 
 def test_examples_are_counted_as_they_came() -> None:
-    _, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=10, epochs=2))
-    assert trace.examples.tolist() == [10, 10, 4] * 2
+    _, result, _ = toys.toy_train(vanilla(), recipe=Recipe(batch_size=10, epochs=2))
+    assert result.examples.tolist() == [10, 10, 4] * 2
 
 
 def test_streams_do_not_touch_each_other() -> None:
@@ -214,11 +214,11 @@ def test_order_is_the_same_for_every_method() -> None:
 
 
 def test_bf16_is_autocast_over_fp32_weights() -> None:
-    run, trace, _ = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2, precision="bf16"))
+    run, result, _ = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2, precision="bf16"))
     assert {p.dtype for p in run.params.values()} == {torch.float32}
     exact = toys.toy_train(vanilla(), recipe=Recipe(lr=1e-3, batch_size=8, epochs=2))[1]
-    assert not np.array_equal(trace.steps["loss"], exact.steps["loss"])
-    np.testing.assert_allclose(trace.steps["loss"], exact.steps["loss"], rtol=0.02)
+    assert not np.array_equal(result.steps["loss"], exact.steps["loss"])
+    np.testing.assert_allclose(result.steps["loss"], exact.steps["loss"], rtol=0.02)
 
 
 def test_embeds_replace_the_token_embeddings_exactly() -> None:
@@ -272,8 +272,8 @@ def test_a_counted_graph_is_let_go_without_a_backward_pass() -> None:
 
 def test_saved_bytes_of_methods() -> None:
     def saved(name: str, **parameters: Any) -> int:
-        run, stack = toys.toy_run(registry.method_class(name)(**parameters))
-        train(run, stack)
+        run, _ = toys.toy_run(registry.method_class(name)(**parameters))
+        train(run)
         before = torch.get_rng_state(), toys.weights(run)["classifier.weight"].clone()
         count = saved_activation_bytes(run)
         assert torch.equal(before[0], torch.get_rng_state())
@@ -303,8 +303,8 @@ def test_mask_keeps_the_stated_share() -> None:
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str) -> None:
     owner = registry.method_class(name)
-    arrangement = "padded" if owner.arrangement == "padded" else "packed"
-    recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision, arrangement=arrangement)
+    batch_layout = "padded" if owner.batch_layout == "padded" else "unpadded"
+    recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision, batch_layout=batch_layout)
     toy, stack = toys.toy_run(owner(), recipe=recipe)
     device = torch.device("cuda", 0)
     run = TrainingRun(
@@ -312,11 +312,10 @@ def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str)
         toy.task,
         toy.examples,
         recipe,
+        stack,
         seed=3,
         device=device,
-        keep_pretrained=stack.reads_pretrained,
     )
-    run.method = stack
     stack.setup(run)
     stack.optimizer(make_optimizer(run), run)
     run.model.train()

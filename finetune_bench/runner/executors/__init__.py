@@ -7,29 +7,28 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from finetune_bench.runner.executors.base import Executor
+from finetune_bench.runner.executors.local import LocalExecutor
+from finetune_bench.runner.executors.messages import WorkerSettings
+from finetune_bench.runner.executors.ray import RayExecutor
+from finetune_bench.runner.executors.slurm import SlurmExecutor
+from finetune_bench.study.study import Study
 
-if TYPE_CHECKING:
-    from finetune_bench.study.study import Study
 
-
-def make(study: Study, devices: Sequence[str], settings: dict[str, Any], logs: Path) -> Executor:
-    """The executor that a study asks for.
+def make_executor(study: Study, devices: Sequence[str], settings: WorkerSettings, logs: Path) -> Executor:
+    """Return the executor that a study asks for.
 
     Args:
-        study: names it, with its options.
-        devices: one name per worker ("cpu", "cuda:0") on this machine.
-        settings: what a worker needs besides cells and a device.
-        logs: folder for the workers' output.
+        study: the study, which names the executor and its options.
+        devices: one torch device per worker on this machine, as "cpu" or "cuda:0".
+        settings: what workers need beside cells and a device.
+        logs: the folder for the workers' output.
 
     Raises:
         MachineError: its library is not installed, or what it would run on isn't there.
     """
     if study.executor == "ray":
-        from finetune_bench.runner.executors.ray import RayExecutor
-
         return RayExecutor(
             devices[0],
             workers=study.workers,
@@ -39,8 +38,6 @@ def make(study: Study, devices: Sequence[str], settings: dict[str, Any], logs: P
             timeout=study.timeout,
         )
     if study.executor == "slurm":
-        from finetune_bench.runner.executors.slurm import SlurmExecutor
-
         return SlurmExecutor(
             devices[0],
             workers=study.workers,
@@ -49,6 +46,4 @@ def make(study: Study, devices: Sequence[str], settings: dict[str, Any], logs: P
             logs=logs,
             options=dict(study.slurm),
         )
-    from finetune_bench.runner.executors.local import LocalExecutor
-
     return LocalExecutor(devices, settings, study.threads, logs, study.timeout)

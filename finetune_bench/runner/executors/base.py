@@ -4,28 +4,47 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:
-    from finetune_bench.study.grid import Cell
+from finetune_bench.runner.executors.messages import Answer, EventStatus
+from finetune_bench.store.row import Retry
+from finetune_bench.study.grid import Cell
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a cell: started, done, cached, failed, or died (with its worker)."""
+    """Something that happened to a cell.
+
+    Attributes:
+        cell: the cell.
+        status: what happened to it.
+        reason: why it failed or died, a sentence.
+        seconds: wall seconds that it took, where it ran.
+        log: of a cell that died: what its worker printed.
+        retry: of a cell that died: when it is run again.
+    """
 
     cell: Cell
-    status: str
+    status: EventStatus
     reason: str | None = None
     seconds: float = 0.0
     log: str = ""
-    retry: str = "always"  # of a cell that died: whether the next run tries it again by itself, or only when asked
+    retry: Retry = Retry.ALWAYS
+
+    @classmethod
+    def from_answer(cls, cell: Cell, answer: Answer) -> Event:
+        """Return the event that a worker's answer tells of."""
+        return cls(cell, answer.status, answer.reason, answer.seconds)
 
 
 class Executor(Protocol):
-    """Runs cells somewhere."""
+    """Runs cells somewhere.
 
-    running: dict[int, Cell]  # by worker: the cells in flight, for the caller of an interrupted run
+    Attributes:
+        running: the cells in flight, by the worker's number, for the caller of an interrupted run.
+    """
+
+    running: dict[int, Cell]
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Event]:
         """Run cells and yield what happens; closing the iterator ends every worker at once."""

@@ -13,43 +13,49 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
+from finetune_bench.store.row import Retry
 from finetune_bench.study.grid import Cell
 
-_BUSY_SECONDS = 1.0  # between two looks at a cell that another process is running
-_GRACE_SECONDS = 2.0  # between telling a late worker to say where it is, to end, and to be killed
+BUSY_SECONDS = 1.0  # before a cell that another process is running is tried again
+GRACE_SECONDS = 2.0  # for a late worker: between the order to say where it is, the order to end, and the kill
 
-# The child gets this process's import path, whatever it came from, and never imports the caller's main module.
-_START = """
-import json, sys
+# The child gets this process's import path, whatever it came from, and never imports the caller's main module. What a
+# library prints, from its import on, goes to the log and not between the answers.
+START = """
+import json, os, sys
 sys.path[:] = json.loads(sys.argv[1])
-from finetune_bench.runner.executors.worker import main
-main()
+answers = os.dup(1)
+os.dup2(2, 1)
+from finetune_bench.runner.executors.worker import serve
+serve(answers)
 """
 
 
 class LocalExecutor:
-    """Worker processes that pull cells from one queue.
+    """Worker processes that take their cells from one queue, each served by a thread of this process.
 
     Args:
-        devices: one name per worker ("cpu", "cuda:0").
-        settings: what a worker needs besides cells and a device; see `worker.Worker`.
+        devices: one torch device per worker, as "cpu" or "cuda:0".
+        settings: what workers need beside cells and a device.
         threads: torch threads per worker on a CPU.
-        logs: folder for the workers' output.
+        logs: the folder for the workers' output.
         timeout: seconds that a cell may take; None for no limit.
     """
 
     def __init__(
-        self, devices: Sequence[str], settings: dict[str, Any], threads: int, logs: Path, timeout: float | None = None
+        self, devices: Sequence[str], settings: WorkerSettings, threads: int, logs: Path, timeout: float | None = None
     ) -> None:
         self.devices, self.settings, self.threads, self.logs = list(devices), settings, threads, logs
         self.timeout = timeout
-        self.running: dict[int, Cell] = {}  # by worker: the cells in flight, for the caller of an interrupted run
+        self.running: dict[int, Cell] = {}
         self._todo: deque[Cell] = deque()
-        self._events: queue.Queue[Event | BaseException | None] = queue.Queue()
+        self._events: queue.Queue[Event | BaseException | None] = queue.Queue()  # None: a worker's thread has ended
         self._workers: dict[int, subprocess.Popen[str]] = {}
         self._lock = threading.Lock()
         self._stopped = False
@@ -63,11 +69,11 @@ class LocalExecutor:
         for thread in threads:
             thread.start()
         try:
-            left = len(threads)
-            while left:
+            serving = len(threads)
+            while serving:
                 event = self._events.get()
                 if event is None:
-                    left -= 1
+                    serving -= 1
                 elif isinstance(event, Event):
                     yield event
                 else:
@@ -86,16 +92,16 @@ class LocalExecutor:
                 worker.kill()
 
     def _serve(self, number: int) -> None:
-        """One worker's life, in a thread of its own; starts another process where one died."""
+        """Give cells to one worker until none is left, in a thread of its own; start another process where one died."""
         log = self.logs / f"worker-{number}.log"
         try:
             while (cell := self._next()) is not None:
-                event = self._attempt(number, cell, log)
+                event = self._run_cell(number, cell, log)
                 if event is None:
                     break
-                if event.status == "busy":
+                if event.status == EventStatus.BUSY:
                     self._todo.append(cell)
-                    time.sleep(_BUSY_SECONDS)
+                    time.sleep(BUSY_SECONDS)
                 else:
                     self._events.put(event)
             self._end(number)
@@ -107,20 +113,21 @@ class LocalExecutor:
         with self._lock:
             return None if self._stopped or not self._todo else self._todo.popleft()
 
-    def _attempt(self, number: int, cell: Cell, log: Path) -> Event | None:
+    def _run_cell(self, number: int, cell: Cell, log: Path) -> Event | None:
         """Run one cell on a worker; None where everything is being stopped."""
-        fresh = number not in self._workers
-        worker = self._start(number, log) if fresh else self._workers[number]
+        is_new = number not in self._workers
+        worker = self._start(number, log) if is_new else self._workers[number]
         if worker is None:
             return None
-        begin = log.stat().st_size
+        log_start = log.stat().st_size
         self.running[number] = cell
-        self._events.put(Event(cell, "started"))
+        self._events.put(Event(cell, EventStatus.STARTED))
         late = threading.Event()
         try:
-            if fresh and not _answers(worker).readline():  # it says when it is ready, so that no cell pays for imports
+            # A new worker says when it is ready, so that no cell pays for imports.
+            if is_new and not _answers(worker).readline():
                 raise BrokenPipeError
-            _send(worker, cell.to_dict())
+            _send(worker, json.dumps(cell.to_dict()))
             with _stopped_after(self.timeout, worker, late):
                 line = _answers(worker).readline()
         except BrokenPipeError:
@@ -129,21 +136,21 @@ class LocalExecutor:
             return None
         del self.running[number]
         if line:
-            answer = json.loads(line)
-            if answer.get("last") or late.is_set():  # a device error that spoils later cells, or an end just in time
+            answer = Answer.from_json(line)
+            if answer.broken or late.is_set():  # late: it ended just in time, and may have been told to end
                 self._end(number)
-            return Event(cell, answer["status"], answer.get("reason"), answer.get("seconds") or 0.0)
-        _release(worker)
-        del self._workers[number]
+            return Event.from_answer(cell, answer)
+        self._end(number)
         with open(log, "rb") as file:
-            file.seek(begin)
-            said = file.read().decode("utf-8", "replace")
+            file.seek(log_start)
+            printed = file.read().decode("utf-8", "replace")
         if late.is_set():
             reason = f"took longer than --timeout {self.timeout:g}s and was stopped; its log shows where it was"
-            return Event(cell, "died", reason, log=said, retry="asked")
-        return Event(cell, "died", _death(worker.returncode), log=said)
+            return Event(cell, EventStatus.DIED, reason, log=printed, retry=Retry.ASKED)
+        return Event(cell, EventStatus.DIED, _cause_of_death(worker.returncode), log=printed)
 
     def _start(self, number: int, log: Path) -> subprocess.Popen[str] | None:
+        """Start a worker's process and give it its settings; None where everything is being stopped."""
         environment = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"}
         if self.devices[number] == "cpu":
             environment["OMP_NUM_THREADS"] = str(self.threads)
@@ -151,7 +158,7 @@ class LocalExecutor:
             if self._stopped:
                 return None
             worker = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-c", _START, json.dumps(sys.path)],
+                [sys.executable, "-c", START, json.dumps(sys.path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -160,7 +167,7 @@ class LocalExecutor:
                 start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends the workers
             )
             self._workers[number] = worker
-        _send(worker, self.settings | {"device": self.devices[number]})
+        _send(worker, replace(self.settings, device=self.devices[number]).to_json())
         return worker
 
     def _end(self, number: int) -> None:
@@ -183,7 +190,7 @@ def _stopped_after(seconds: float | None, worker: subprocess.Popen[str], late: t
         late.set()
         for order in ("SIGUSR1", "SIGTERM", "SIGKILL"):
             worker.send_signal(getattr(signal, order, signal.SIGTERM))
-            if answered.wait(_GRACE_SECONDS):
+            if answered.wait(GRACE_SECONDS):
                 return
 
     watch = threading.Thread(target=stop, daemon=True)
@@ -195,9 +202,9 @@ def _stopped_after(seconds: float | None, worker: subprocess.Popen[str], late: t
         watch.join()
 
 
-def _send(worker: subprocess.Popen[str], message: dict[str, Any]) -> None:
+def _send(worker: subprocess.Popen[str], line: str) -> None:
     assert worker.stdin is not None
-    worker.stdin.write(json.dumps(message) + "\n")
+    worker.stdin.write(line + "\n")
     worker.stdin.flush()
 
 
@@ -209,14 +216,14 @@ def _answers(worker: subprocess.Popen[str]) -> IO[str]:
 def _release(worker: subprocess.Popen[str]) -> None:
     """Close the pipes, at which the worker ends, and wait for it."""
     for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
         with suppress(BrokenPipeError):  # what could not be sent to a dead worker
-            assert pipe is not None
             pipe.close()
     worker.wait()
 
 
-def _death(code: int) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
+def _cause_of_death(exit_code: int) -> str:
+    if exit_code < 0:
+        name = signal.Signals(-exit_code).name
         return f"its worker was killed by {name}{' (out of memory, or by hand)' if name == 'SIGKILL' else ''}"
-    return f"its worker ended with exit code {code}"
+    return f"its worker ended with exit code {exit_code}"

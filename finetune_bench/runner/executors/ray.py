@@ -10,26 +10,30 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from finetune_bench.errors import MachineError, UsageError
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.messages import EventStatus, WorkerSettings
 from finetune_bench.runner.executors.worker import Worker
+from finetune_bench.store.row import Retry
 from finetune_bench.study.grid import Cell
 
-ATTEMPTS = 3  # of a cell whose worker is lost, by a node that goes away as well as by one that the cell brings down
-_LOOK_SECONDS = 1.0
+# Times that a cell is tried whose worker is lost: a node may have gone away, or the cell may bring down every worker.
+ATTEMPTS = 3
+WAIT_SECONDS = 1.0  # for an answer, before cells are looked at that take too long
 
 
 class RayExecutor:
     """Ray actors that are given one cell after another.
 
     Args:
-        device: of the cells, "cpu" or "cuda"; which GPU it is, Ray decides.
-        workers: how many; None for as many as the cluster has room for.
-        gpus: that each worker takes, as 0.5.
+        device: "cpu" or "cuda"; which GPU it is, Ray decides.
+        workers: number of actors; None for as many as the cluster has room for.
+        gpus: share of a GPU that each worker takes, as 0.5.
         threads: CPU threads of each worker.
-        settings: what a worker needs besides cells and a device.
+        settings: what workers need beside cells and a device.
         timeout: seconds that a cell may take; None for no limit.
     """
 
@@ -40,7 +44,7 @@ class RayExecutor:
         workers: int | None,
         gpus: float,
         threads: int,
-        settings: dict[str, Any],
+        settings: WorkerSettings,
         timeout: float | None = None,
     ) -> None:
         try:
@@ -50,104 +54,127 @@ class RayExecutor:
         self._ray: Any = ray
         kind = device.partition(":")[0]
         self.needs = {"CPU": float(threads)} | ({} if kind == "cpu" else {"GPU": gpus})
-        self.settings = settings | {"device": "cpu" if kind == "cpu" else f"{kind}:0"}
+        actor = ray.remote(num_cpus=self.needs["CPU"], num_gpus=self.needs.get("GPU", 0), max_restarts=0)
+        self._actor_class: Any = actor(Worker)
+        self.settings = replace(settings, device="cpu" if kind == "cpu" else f"{kind}:0")
         self.workers, self.timeout = workers, timeout
         self.running: dict[int, Cell] = {}
+        self._todo: deque[Cell] = deque()
+        self._losses = Counter[str]()  # by cell id: how many workers were lost with it
+        self._actors: dict[int, Any] = {}  # by number
+        self._pending: dict[Any, int] = {}  # by the answer that is waited for: its actor's number
+        self._since: dict[int, float] = {}  # by number: when the actor was given its cell, on the steady clock
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Event]:
         """Run cells and yield what happens; closing the iterator ends every worker."""
         ray = self._ray
-        ours = not ray.is_initialized()
-        if ours:
+        starts_ray = not ray.is_initialized()
+        if starts_ray:
             ray.init(log_to_driver=False, include_dashboard=False)
-        actors: dict[int, Any] = {}
         try:
             room = capacity([node["Resources"] for node in ray.nodes() if node["Alive"]], self.needs)
             count = check_room(self.workers, room, self.needs)
-            yield from self._serve(cells, actors, min(count, len(cells)))
+            self._todo.extend(cells)
+            for number in range(min(count, len(cells))):
+                self._start(number)
+            while self._pending:
+                yield from self._take_answers()
+                yield from self._stop_late()
         finally:
-            for actor in actors.values():
+            for actor in self._actors.values():
                 ray.kill(actor)
-            if ours:
+            if starts_ray:
                 ray.shutdown()
 
-    def _serve(self, cells: Sequence[Cell], actors: dict[int, Any], count: int) -> Iterator[Event]:
-        ray, todo, lost = self._ray, deque(cells), Counter[str]()
-        make = ray.remote(num_cpus=self.needs["CPU"], num_gpus=self.needs.get("GPU", 0), max_restarts=0)(Worker)
-        pending: dict[Any, int] = {}  # by answer that is waited for: the worker
-        since: dict[int, float] = {}
+    def _start(self, number: int) -> None:
+        """Start an actor; it gets its first cell when it is ready, so that no cell's time pays for imports."""
+        self._actors[number] = self._actor_class.remote(self.settings)
+        self._pending[self._actors[number].__ray_ready__.remote()] = number
 
-        def give(number: int) -> Iterator[Event]:
-            if todo:
-                cell = self.running[number] = todo.popleft()
-                since[number] = time.monotonic()
-                pending[actors[number].work.remote(cell.to_dict())] = number
-                yield Event(cell, "started")
+    def _give(self, number: int) -> Iterator[Event]:
+        """Give an actor its next cell, if one is left."""
+        if self._todo:
+            cell = self.running[number] = self._todo.popleft()
+            self._since[number] = time.monotonic()
+            self._pending[self._actors[number].work.remote(cell)] = number
+            yield Event(cell, EventStatus.STARTED)
 
-        def start(number: int) -> None:
-            actors[number] = make.remote(self.settings)
-            pending[actors[number].__ray_ready__.remote()] = number  # so that no cell's time pays for imports
+    def _take_answers(self) -> Iterator[Event]:
+        """Wait for an answer, or a second; where there is one, give its actor the next cell."""
+        ready, _ = self._ray.wait(list(self._pending), num_returns=1, timeout=WAIT_SECONDS)
+        for reference in ready:
+            number = self._pending.pop(reference)
+            cell = self.running.pop(number, None)
+            try:
+                answer = self._ray.get(reference)
+            except self._ray.exceptions.RayActorError as error:
+                yield from self._lost(cell, str(error))
+                if self._todo:
+                    self._start(number)
+                continue
+            if cell is None:  # the actor is ready
+                yield from self._give(number)
+            elif answer.status == EventStatus.BUSY:
+                self._todo.append(cell)
+                time.sleep(WAIT_SECONDS)
+                yield from self._give(number)
+            else:
+                yield Event.from_answer(cell, answer)
+                if answer.broken and self._todo:
+                    self._ray.kill(self._actors[number])
+                    self._start(number)
+                else:
+                    yield from self._give(number)
 
-        for number in range(count):
-            start(number)
-        while pending:
-            ready, _ = ray.wait(list(pending), num_returns=1, timeout=_LOOK_SECONDS)
-            for answer in ready:
-                number = pending.pop(answer)
-                cell = self.running.pop(number, None)
-                try:
-                    found = ray.get(answer)
-                except ray.exceptions.RayActorError as error:
-                    event, again = self._lost(cell, lost, str(error))
-                    todo.extend(again)
-                    if event:
-                        yield event
-                    if todo:
-                        start(number)
-                    continue
-                if cell is not None and found["status"] == "busy":
-                    todo.append(cell)
-                    time.sleep(_LOOK_SECONDS)
-                elif cell is not None:
-                    yield Event(cell, found["status"], found.get("reason"), found.get("seconds") or 0.0)
-                    if found.get("last") and todo:
-                        ray.kill(actors[number])
-                        start(number)
-                        continue
-                yield from give(number)
-            for number in self._late(since):
-                cell = self.running.pop(number)
-                pending = {answer: other for answer, other in pending.items() if other != number}
-                ray.kill(actors[number])
-                reason = f"took longer than --timeout {self.timeout:g}s and was stopped"
-                yield Event(cell, "died", reason, retry="asked")
-                if todo:
-                    start(number)
+    def _lost(self, cell: Cell | None, error: str) -> Iterator[Event]:
+        """Put the cell of a lost actor back in the queue; after some such losses it has died.
 
-    def _late(self, since: dict[int, float]) -> list[int]:
-        now = time.monotonic()
-        return [n for n in self.running if self.timeout is not None and now - since[n] > self.timeout]
-
-    def _lost(self, cell: Cell | None, lost: Counter[str], said: str) -> tuple[Event | None, list[Cell]]:
-        """What to say of a cell whose worker was lost, and the cells to try again."""
-        what = said.strip().splitlines()[0] if said.strip() else "no reason given"
+        Raises:
+            MachineError: the actor was lost before it had a cell.
+        """
+        first_line = error.strip().splitlines()[0] if error.strip() else "no reason given"
         if cell is None:
-            raise MachineError(f"--executor ray: a worker could not start: {what}")
-        lost[cell.id] += 1
-        if lost[cell.id] < ATTEMPTS:
-            return None, [cell]
-        return Event(cell, "died", f"its worker was lost {ATTEMPTS} times: {what}", log=said), []
+            raise MachineError(f"--executor ray: a worker could not start: {first_line}")
+        self._losses[cell.id] += 1
+        if self._losses[cell.id] < ATTEMPTS:
+            self._todo.append(cell)
+        else:
+            yield Event(cell, EventStatus.DIED, f"its worker was lost {ATTEMPTS} times: {first_line}", log=error)
+
+    def _stop_late(self) -> Iterator[Event]:
+        """End the actors whose cells take too long, and start others in their place."""
+        if self.timeout is None:
+            return
+        now = time.monotonic()
+        for number in [number for number in self.running if now - self._since[number] > self.timeout]:
+            cell = self.running.pop(number)
+            self._pending = {reference: other for reference, other in self._pending.items() if other != number}
+            self._ray.kill(self._actors[number])
+            reason = f"took longer than --timeout {self.timeout:g}s and was stopped"
+            yield Event(cell, EventStatus.DIED, reason, retry=Retry.ASKED)
+            if self._todo:
+                self._start(number)
 
 
 def capacity(nodes: Sequence[dict[str, float]], needs: dict[str, float]) -> int:
-    """How many workers the nodes have room for; a worker never spans two of them."""
+    """Return how many workers the nodes have room for; a worker never spans two of them.
+
+    Args:
+        nodes: what each node has, by resource ("CPU", "GPU").
+        needs: what a worker takes, by resource.
+    """
     return sum(
         min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items() if amount > 0) for node in nodes
     )
 
 
 def check_room(workers: int | None, room: int, needs: dict[str, float]) -> int:
-    """The number of workers.
+    """Return the number of workers.
+
+    Args:
+        workers: how many are asked for; None for as many as there is room for.
+        room: how many the cluster has room for.
+        needs: what a worker takes, by resource.
 
     Raises:
         MachineError: no node has room for a single one.

@@ -1,8 +1,8 @@
 """A worker: runs cells one after another, and keeps libraries, tokenised data and initial weights between them.
 
-Every executor's workers are this one. As a process of its own it reads cells from stdin and answers on stdout, one JSON
-line each. It ends when stdin does, at once and in the middle of a cell if need be: it never outlives the run that
-started it.
+Every executor's workers are this one. As a process of its own it reads its settings and then cells from stdin, and
+answers on what was stdout, one JSON line each. It ends when stdin does, in the middle of a cell if need be: it never
+outlives the run that started it.
 """
 
 from __future__ import annotations
@@ -15,93 +15,84 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Any
+
+import numpy as np
+import torch
+
+from finetune_bench import registry
+from finetune_bench.metrics import compute
+from finetune_bench.runner.cell import WorkerContext, run_cell
+from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
+from finetune_bench.runner.row import final_row
+from finetune_bench.store.row import Status
+from finetune_bench.store.store import Store
+from finetune_bench.study.grid import Cell
 
 
 class Worker:
     """Runs cells in this process.
 
     Args:
-        settings: `out`, `data_root`, `save_model`, `checkpoint_every`, `retry_failed`, `plugins` and `device`.
+        settings: what it is given at its start.
     """
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        import numpy as np
-        import torch
-
-        from finetune_bench import registry
-        from finetune_bench.metrics import compute
-        from finetune_bench.runner.cell import Place
-        from finetune_bench.store.store import Store
-
-        for plugin in settings["plugins"]:
+    def __init__(self, settings: WorkerSettings) -> None:
+        for plugin in settings.plugins:
             registry.load_plugin(plugin)
         # What scoring imports would otherwise count as memory of every cell but the first.
         for metric in ("accuracy", "pearson_spearman"):
             compute(metric, np.array([0, 1]), np.array([0, 1]))
-        self.retry_failed = settings["retry_failed"]
-        self.place = Place(
-            store=Store(settings["out"]),
-            device=torch.device(settings["device"]),
-            data_root=Path(settings["data_root"]) if settings["data_root"] else None,
-            save_model=settings["save_model"],
-            checkpoint_every=settings["checkpoint_every"],
+        self.retry_failed = settings.retry_failed
+        self.context = WorkerContext(
+            store=Store(settings.out),
+            device=torch.device(settings.device),
+            data_root=Path(settings.data_root) if settings.data_root else None,
+            save_model=settings.save_model,
+            checkpoint_every=settings.checkpoint_every,
         )
 
-    def work(self, values: dict[str, Any]) -> dict[str, Any]:
-        """Run a cell, if nobody else does and it isn't done.
-
-        Args:
-            values: of the cell, as `Cell.to_dict` gives them.
-
-        Returns:
-            Its `status` (done, failed, cached; busy where another process runs it), `reason`, `seconds`, and `last`
-            where this process should run no more cells.
-        """
-        from finetune_bench.runner.cell import run_cell
-        from finetune_bench.study.grid import Cell
-
-        cell, store = Cell.from_dict(values), self.place.store
-        if answer := self._known(cell.id):
+    def work(self, cell: Cell) -> Answer:
+        """Run a cell, if no other process does and it isn't done."""
+        if answer := self._stored(cell):
             return answer
-        with store.claim(cell.id) as mine:
-            if not mine:
-                return {"status": "busy"}
-            if answer := self._known(cell.id):
+        with self.context.store.claim(cell.id) as claimed:
+            if not claimed:
+                return Answer(cell.id, EventStatus.BUSY)
+            if answer := self._stored(cell):
                 return answer
-            row = run_cell(cell, self.place)
-        return {key: row[key] for key in ("status", "reason", "seconds")} | {"last": row.get("broken", False)}
+            row = run_cell(cell, self.context)
+        return Answer(cell.id, EventStatus(row["status"]), row["reason"], row["seconds"], row.get("broken", False))
 
-    def _known(self, cell_id: str) -> dict[str, Any] | None:
-        """The answer where no run is needed: another one may have made the row since this one was planned."""
-        store = self.place.store
-        row = store.row(cell_id) or {}
-        if row.get("status") == "done" and (not self.place.save_model or (store.folder(cell_id) / "model").is_dir()):
-            return {"status": "cached"}
-        if row.get("retry") == "asked" and not self.retry_failed:
-            return {"status": "failed", "reason": row["reason"]}
-        return None
+    def _stored(self, cell: Cell) -> Answer | None:
+        """Return the answer where no run is needed: another process may have made the row since the run was planned."""
+        context = self.context
+        row = final_row(context.store, cell, save_model=context.save_model, retry_failed=self.retry_failed)
+        if row is None:
+            return None
+        if row["status"] == Status.DONE:
+            return Answer(cell.id, EventStatus.CACHED)
+        return Answer(cell.id, EventStatus.FAILED, row["reason"])
 
 
-def main() -> None:
-    """Serve until stdin ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+def serve(handle: int) -> None:
+    """Run cells until stdin ends.
+
+    Args:
+        handle: the file descriptor of the pipe that takes the answers.
+    """
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1)  # a cell that takes too long is asked where it is
-    os.dup2(2, 1)  # whatever a library prints goes to the log, not between the answers
-    orders: queue.Queue[dict[str, Any]] = queue.Queue()
+    lines: queue.Queue[str] = queue.Queue()
 
-    def listen() -> None:
+    def read_lines() -> None:
         for line in sys.stdin:
-            orders.put(json.loads(line))
+            lines.put(line)
         os._exit(0)
 
-    def answer(words: dict[str, Any]) -> None:
-        answers.write(json.dumps(words) + "\n")
-        answers.flush()
-
-    threading.Thread(target=listen, daemon=True).start()
-    worker = Worker(orders.get())
-    answer({"status": "ready"})
-    while True:
-        answer(worker.work(orders.get()))
+    threading.Thread(target=read_lines, daemon=True).start()
+    with os.fdopen(handle, "w", encoding="utf-8") as answers:
+        worker = Worker(WorkerSettings.from_json(lines.get()))
+        print("ready", file=answers, flush=True)
+        while True:
+            cell = Cell.from_dict(json.loads(lines.get()))
+            print(worker.work(cell).to_json(), file=answers, flush=True)

@@ -11,14 +11,14 @@ import torch
 
 from finetune_bench.method.step import View
 from finetune_bench.methods.vanilla import Vanilla
-from finetune_bench.model import packing
+from finetune_bench.model import unpadding
 from finetune_bench.model.dropout import Dropout
-from finetune_bench.model.packing import attend_one_by_one, attend_padded, make_packing
+from finetune_bench.model.unpadding import attend_one_by_one, attend_padded, make_unpadding
 from finetune_bench.testing.toys import CPU, RECIPE, toy_model, toy_run, toy_train, weights
 
-PACKED = dataclasses.replace(RECIPE, arrangement="packed")
-TRIMMED = dataclasses.replace(RECIPE, arrangement="trimmed")
-KINDS = [name for name in packing.MODEL_TYPES if name in ("bert", "roberta", "electra", "distilbert")]
+UNPADDED = dataclasses.replace(RECIPE, batch_layout="unpadded")
+TRIMMED = dataclasses.replace(RECIPE, batch_layout="unpadded_trimmed")
+KINDS = [name for name in unpadding.MODEL_TYPES if name in ("bert", "roberta", "electra", "distilbert")]
 
 
 def off() -> Vanilla:
@@ -28,7 +28,7 @@ def off() -> Vanilla:
 @pytest.mark.parametrize("architecture", KINDS)
 def test_logits_and_gradients_are_those_with_padding(architecture: str) -> None:
     found = []
-    for recipe in (RECIPE, PACKED):
+    for recipe in (RECIPE, UNPADDED):
         run, _ = toy_run(off(), architecture, recipe=recipe)
         run.model.train()
         batch = run.examples.batch(range(8), CPU)
@@ -37,21 +37,21 @@ def test_logits_and_gradients_are_those_with_padding(architecture: str) -> None:
         loss.backward()
         gradients = {name: weight.grad for name, weight in run.params.items()}
         found.append((run.forward(batch).logits, gradients))
-    (logits, gradients), (packed_logits, packed_gradients) = found
-    torch.testing.assert_close(packed_logits, logits, rtol=0, atol=1e-6)
+    (logits, gradients), (unpadded_logits, unpadded_gradients) = found
+    torch.testing.assert_close(unpadded_logits, logits, rtol=0, atol=1e-6)
     for name, gradient in gradients.items():
-        torch.testing.assert_close(packed_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+        torch.testing.assert_close(unpadded_gradients[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
 def test_both_ways_to_attend_are_one() -> None:
     lengths = (5, 1, 3)
     torch.manual_seed(0)
-    packed = make_packing(lengths, CPU)
+    layout = make_unpadding(lengths, CPU)
     for way in (attend_one_by_one, attend_padded):
         parts = tuple(torch.randn(1, 2, 9, 4, generator=torch.Generator().manual_seed(i)) for i in range(3))
         for part in parts:
             part.requires_grad_()
-        out = way(parts, packed, dropout_p=0.0, scale=None)  # type: ignore[arg-type]
+        out = way(parts, layout, dropout_p=0.0, scale=None)  # type: ignore[arg-type]
         assert out.shape == (1, 2, 9, 4)
         (out**2).sum().backward()
         if way is attend_one_by_one:
@@ -65,7 +65,7 @@ def test_both_ways_to_attend_are_one() -> None:
 
 
 def test_layers_see_real_tokens_only_and_outputs_are_whole() -> None:
-    run, _ = toy_run(off(), recipe=PACKED)
+    run, _ = toy_run(off(), recipe=UNPADDED)
     run.model.train()
     batch = run.examples.batch(range(6), CPU)
     assert batch.lengths
@@ -82,7 +82,7 @@ def test_evaluation_is_the_library_s_own() -> None:
         toy_model("bert", "classification", Dropout.KEEP),
         toy_model("bert", "classification", Dropout.KEEP),
     )
-    packing.prepare(prepared)
+    unpadding.prepare(prepared)
     run, _ = toy_run(off())
     inputs = run.examples.batch(range(8), CPU).inputs
     with torch.no_grad():
@@ -91,7 +91,7 @@ def test_evaluation_is_the_library_s_own() -> None:
 
 def test_rows_that_never_come_get_their_weight_decay() -> None:
     usual, _, _ = toy_train(off())
-    run, trace, _ = toy_train(off(), recipe=TRIMMED)
+    run, result, _ = toy_train(off(), recipe=TRIMMED)
     start, _ = toy_run(off())
     used = np.unique(np.concatenate(run.examples.columns["input_ids"]))
     table = run.model.get_input_embeddings().weight  # type: ignore[operator]
@@ -101,15 +101,15 @@ def test_rows_that_never_come_get_their_weight_decay() -> None:
     assert not torch.equal(table[untouched], before[untouched])
     for name, weight in weights(usual).items():
         torch.testing.assert_close(weights(run)[name], weight, rtol=0, atol=2e-5, msg=name)
-    assert len(trace.sketches) == len(trace.sketch_steps)
+    assert len(result.sketches) == len(result.sketch_steps)
 
 
 def test_examples_and_names_are_as_before() -> None:
-    run, stack = toy_run(off(), recipe=TRIMMED)
+    run, _ = toy_run(off(), recipe=TRIMMED)
     table, examples, names = run.model.get_input_embeddings().weight, run.examples, list(run.params)  # type: ignore[operator]
     from finetune_bench.training.loop import train
 
-    train(run, stack)
+    train(run)
     assert run.model.get_input_embeddings().weight is table  # type: ignore[operator]
     assert run.examples is examples
     assert list(run.params) == names
@@ -128,15 +128,15 @@ def test_a_study_takes_the_furthest_that_all_of_it_can_do(
 
     def found(**changes: object) -> tuple[str, str]:
         plan = make_plan(dataclasses.replace(study, **changes))  # type: ignore[arg-type]
-        arrangements = {cell.recipe.arrangement for cell in plan.cells}
-        assert len(arrangements) == 1
-        return arrangements.pop(), " ".join(note for note in plan.notes if "Batches are" in note)
+        batch_layouts = {cell.recipe.batch_layout for cell in plan.cells}
+        assert len(batch_layouts) == 1
+        return batch_layouts.pop(), " ".join(note for note in plan.notes if "Batches are" in note)
 
-    assert found() == ("trimmed", "")
-    assert found(methods=("hype", "ema")) == ("packed", "Batches are packed: 'ema' can do no more.")
+    assert found() == ("unpadded_trimmed", "")
+    assert found(methods=("hype", "ema")) == ("unpadded", "Batches are unpadded: 'ema' can do no more.")
     assert found(methods=("hype+lnsr", "ema")) == ("padded", "Batches are padded: 'hype+lnsr' can do no more.")
     checkpointed = Recipe(gradient_checkpointing=True)
     assert found(recipe=checkpointed)[0] == "padded"
-    assert found(arrangement="padded") == ("padded", "")
-    with pytest.raises(UsageError, match="--arrangement trimmed: 'ema' can be packed at most"):
-        found(methods=("ema",), arrangement="trimmed")
+    assert found(batch_layout="padded") == ("padded", "")
+    with pytest.raises(UsageError, match="--batch-layout unpadded_trimmed: 'ema' can be unpadded at most"):
+        found(methods=("ema",), batch_layout="unpadded_trimmed")

@@ -11,10 +11,13 @@ from pathlib import Path
 import pytest
 
 from finetune_bench import cli, registry
-from finetune_bench.cli import receipt
-from finetune_bench.study.study import make_study
+from finetune_bench.cli import result_cache
+from finetune_bench.study.sources import make_study
 
 PLUGIN = "from finetune_bench.method import Method\n\nclass Own(Method):\n    'Does nothing.'\n    name = 'own'\n"
+
+
+pytestmark = pytest.mark.slow  # the study that all of them read is trained first
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run with copies of all that it read, so that each can be changed."""
     from finetune_bench.testing.toys import tiny_checkpoint, tiny_texts
 
-    folder = tmp_path_factory.mktemp("receipt")
+    folder = tmp_path_factory.mktemp("result_cache")
     tiny_checkpoint(folder / "tiny")
     tiny_texts(folder / "toy.jsonl")
     (folder / "own.py").write_text(PLUGIN, "utf-8")
@@ -41,7 +44,7 @@ def given(folder: Path, *more: str) -> bool:
     flags = {
         word.removeprefix("--").replace("-", "_"): words[i + 1] for i, word in enumerate(words) if word[:2] == "--"
     }
-    return receipt.give(make_study(flags | {"no_baseline": True}, registry.default_options)) is not None
+    return result_cache.look_up(make_study(flags | {"no_baseline": True}, registry.default_options)) is not None
 
 
 def test_the_same_command_answers_without_loading_anything(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,11 +98,11 @@ def test_whatever_changes_ends_it(place: Path, name: str) -> None:
 def test_another_study_has_none(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not given(place, "--lr", "1e-4")
     assert not given(place, "--seeds", "1")
-    monkeypatch.setattr(receipt, "_version", lambda name: "another")
+    monkeypatch.setattr(result_cache, "_version", lambda name: "another")
     assert not given(place)
 
 
-def test_a_broken_receipt_is_none(place: Path) -> None:
+def test_a_broken_file_is_none(place: Path) -> None:
     path = place / "run" / "receipt.json"
     content = path.read_bytes()
     for broken in (b"", b"{}", content[:50], b"\xff"):
@@ -107,3 +110,10 @@ def test_a_broken_receipt_is_none(place: Path) -> None:
         assert not given(place)
     path.write_bytes(content)
     assert given(place)
+
+
+def test_every_file_of_the_package_counts() -> None:
+    """A checkout has three of its folders behind links, with folders of their own."""
+    files = {path.as_posix() for path in result_cache._code()}
+    for name in ("study/grid.py", "methods/hype.py", "tasks/glue.py", "reports/markdown.py", "reports/topics/dose.py"):
+        assert any(file.endswith(f"finetune_bench/{name}") for file in files), name

@@ -11,11 +11,12 @@ Answer = TypeVar("Answer")
 Owner = TypeVar("Owner")
 
 
-def once(question: Callable[Concatenate[Owner, P], Answer]) -> Callable[Concatenate[Owner, P], Answer]:
-    """A function of a section that keeps its answers with the section; they are shared, so nobody may change them.
+def cached(question: Callable[Concatenate[Owner, P], Answer]) -> Callable[Concatenate[Owner, P], Answer]:
+    """Make a function keep its answers with its first argument; they are shared, so nobody may change them.
 
     Args:
-        question: a function or method; all arguments but the first are hashable.
+        question: A function or method whose first argument is a section, a document's data or the like, and whose
+            other arguments are hashable.
     """
 
     @functools.wraps(question)

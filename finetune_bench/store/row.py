@@ -1,0 +1,125 @@
+"""The record of one cell, as `row.json` holds it: its keys and their types, which mypy checks wherever a row is read.
+
+Every row says what its cell was. A row that is done also says what came of it, and a row that was run (done or failed)
+says when and where; the keys for that are absent in other rows, and some are absent in rows of earlier versions. JSON
+knows no NaN: where a number isn't one, the file holds null.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, NotRequired, TypedDict
+
+
+class Status(StrEnum):
+    """What became of a cell. A row that was read from a file holds the plain text, which is equal to it."""
+
+    DONE = "done"
+    FAILED = "failed"
+    SKIPPED = "skipped"  # it can't run, and why was known before the run began
+    INTERRUPTED = "interrupted"
+
+
+class Retry(StrEnum):
+    """When a cell that failed is run again."""
+
+    ALWAYS = "always"  # by the next run of the study: out of memory, or its process was killed
+    ASKED = "asked"  # only with --retry-failed: it would fail in the same way
+
+
+class MethodEntry(TypedDict):
+    """One method of a row's stack."""
+
+    name: str
+    version: int
+    parameters: dict[str, Any]
+
+
+class TrainingFacts(TypedDict):
+    """How the training loss fell, as means over the first and the last tenth of the steps, in nats or squared units."""
+
+    steps: int
+    first_loss: float
+    last_loss: float
+    constant_loss: NotRequired[float]  # of predicting the distribution of the labels, whatever the text
+    hardly_moved: bool
+
+
+class Cost(TypedDict):
+    """What a cell took. Seconds of training leave the first steps out, which pay for allocation and caches."""
+
+    train_seconds: float
+    train_cpu_seconds: float
+    examples_per_second: float | None
+    evaluation_seconds: float
+    setup_seconds: float
+    forwards_per_step: float
+    backwards_per_step: float
+    setup_forwards: int
+    setup_backwards: int
+    parameters: int
+    trainable_parameters: int
+    saved_activation_bytes: int
+    peak_memory_bytes: int | None  # None where the machine doesn't tell; so are the two below
+    peak_reserved_bytes: int | None
+    energy_joules: NotRequired[float | None]
+    resumed_at: NotRequired[int | None]  # the step at which a checkpoint was taken up; None for a run in one go
+
+
+class Hashes(TypedDict):
+    """What a run began from. Rows of different methods with equal hashes are paired."""
+
+    init: str
+    order: str
+    data: str
+
+
+class Outcome(TypedDict, total=False):
+    """What came of a cell: the keys that a row has, or lacks, by its status."""
+
+    # Rows that are done.
+    metrics: dict[str, dict[str, float]]  # by split, then by metric
+    majority: dict[str, dict[str, float]]  # the same for the constant prediction of the majority
+    collapsed: str | None  # why the run counts as collapsed
+    subset: list[str]  # names of the splits that are subsets
+    notes: list[str]  # facts about the data
+    training: TrainingFacts
+    cost: Cost
+    hashes: Hashes
+    dropout: dict[str, float]  # realised probability by kind of module
+    fresh_weights: list[str]  # names of the parameters that were drawn anew: the head's, and a pooler's if it had none
+    accumulated: int  # of a cell that ran out of memory: the accumulation it was trained with in the end
+    files: dict[str, int]  # bytes of each file of arrays; a row whose files have other sizes is none
+
+    # Rows that failed.
+    retry: Retry
+    broken: bool  # whether its process could use its device no more
+
+    # Rows that are done, and those that failed while they ran.
+    environment: dict[str, Any]  # versions of libraries, device, platform, commit
+    started: str  # ISO 8601, in UTC
+    finished: str
+    seconds: float
+    cpu_seconds: float
+
+
+class Row(Outcome):
+    """The record of one cell: what the cell was, its status, and what came of it."""
+
+    schema: int
+    id: str
+    status: Status
+    reason: str | None  # why it isn't done, a sentence
+    method: str  # the label that reports show
+    methods: list[MethodEntry]  # outermost first
+    task: str
+    kind: str
+    metric: str  # the score that tables compare
+    model: str
+    seed: int
+    limit_train: int | None
+    held_out: NotRequired[float]
+    stretch: NotRequired[float]
+    recipe: dict[str, Any]
+    device: str
+    threads: int

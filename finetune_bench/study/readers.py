@@ -1,0 +1,163 @@
+"""How the value of an option is read, from a flag or from a TOML file, and checked when it is set from Python.
+
+A flag gives a text; a file a text, a number, a list or a boolean; Python what a `Study` holds, which is what every
+function here returns. What can't be read is a ValueError that says what was expected; who catches it adds the option's
+name and what came.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from finetune_bench.spec import split
+
+
+def names(value: Any) -> tuple[str, ...]:
+    """Read names, separated by commas outside of brackets; each at most once."""
+    parts = value if isinstance(value, list | tuple) else split(value, ",") if isinstance(value, str) else None
+    if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
+        raise ValueError("one name or more, separated by commas")
+    if doubled := sorted({part for part in parts if list(parts).count(part) > 1}):
+        raise ValueError(f"each name once ('{doubled[0]}' is given twice)")
+    return tuple(parts)
+
+
+def paths(value: Any) -> tuple[str, ...]:
+    """Read paths, separated by commas; they become absolute."""
+    return tuple(os.path.abspath(os.path.expanduser(part)) for part in names(value))  # noqa: PTH100, PTH111
+
+
+def seeds(value: Any) -> tuple[int, ...]:
+    """Read how many seeds (5: seeds 1 to 5), or which ones (11,12)."""
+    expected = "a number of seeds (5), or a list of them (11,12 or 11,)"
+    try:
+        if isinstance(value, str) and "," in value:
+            value = [int(part) for part in split(value, ",")]
+        is_list = isinstance(value, list | tuple)
+        chosen = tuple(value) if is_list else tuple(range(1, number(int, expected)(value) + 1))
+    except (TypeError, ValueError):
+        raise ValueError(expected) from None
+    if not chosen or not all(type(seed) is int and seed >= 0 for seed in chosen) or len(set(chosen)) < len(chosen):
+        raise ValueError(expected + ", each 0 or more and given once")
+    return chosen
+
+
+def number(kind: type[int] | type[float], expected: str) -> Callable[[Any], Any]:
+    """Make a reader of a number; its range is left to whoever holds it.
+
+    Args:
+        kind: int, which refuses 1.5, or float.
+        expected: what the error says was expected.
+    """
+
+    def read(value: Any) -> Any:
+        try:
+            result = kind(value)
+        except (OverflowError, TypeError, ValueError):
+            raise ValueError(expected) from None
+        if isinstance(value, bool) or (kind is int and float(value) != result):
+            raise ValueError(expected)
+        return result
+
+    return read
+
+
+def numbers(value: Any) -> tuple[float, ...]:
+    """Read numbers, separated by commas; each once."""
+    expected = "one number or more, separated by commas"
+    parts = split(value, ",") if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    results = tuple(number(float, expected)(part) for part in parts)
+    if not results or len(set(results)) < len(results):
+        raise ValueError(expected + ", each once")
+    return results
+
+
+def whole_number(least: int) -> Callable[[Any], int]:
+    """Make a reader of a whole number that is not below `least`."""
+    expected = f"a whole number of at least {least}"
+
+    def read(value: Any) -> int:
+        result: int = number(int, expected)(value)
+        if result < least:
+            raise ValueError(expected)
+        return result
+
+    return read
+
+
+def share(value: Any) -> float:
+    """Read a number in (0, 1]."""
+    expected = "a number above 0 and at most 1"
+    result: float = number(float, expected)(value)
+    if not 0 < result <= 1:
+        raise ValueError(expected)
+    return result
+
+
+def betas(value: Any) -> tuple[float, float]:
+    """Read two numbers, separated by a comma."""
+    expected = "two numbers, as 0.9,0.99"
+    parts = split(value, ",") if isinstance(value, str) else value
+    if not isinstance(parts, list | tuple) or len(parts) != 2:
+        raise ValueError(expected)
+    read = number(float, expected)
+    return read(parts[0]), read(parts[1])
+
+
+def text(value: Any) -> str:
+    """Read a text that is not blank."""
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError("a text")
+    return value
+
+
+def duration(value: Any) -> float:
+    """Read `90`, `90s`, `30m` or `2h`; returns seconds."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([smh]?)", str(value).strip())
+    seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
+    if not seconds > 0:
+        raise ValueError("a duration above 0, as 90s, 30m or 2h")
+    return seconds
+
+
+def one_of(choices: tuple[str, ...], former: Mapping[str, str] | None = None) -> Callable[[Any], str]:
+    """Make a reader that takes one of these names.
+
+    Args:
+        choices: the names.
+        former: by earlier names, which are understood too, those of today.
+    """
+
+    def read(value: Any) -> str:
+        name = (former or {}).get(value, value) if isinstance(value, str) else value
+        if name not in choices:
+            raise ValueError(f"one of {', '.join(choices)}")
+        return str(name)
+
+    return read
+
+
+def pairs(value: Any) -> tuple[tuple[str, str], ...]:
+    """Read `key=value,key=value`, a mapping, or pairs."""
+    if isinstance(value, str):
+        value = [part.partition("=")[::2] for part in split(value, ",")]
+    results = list(value.items()) if isinstance(value, Mapping) else list(value)
+    if any(len(pair) != 2 or not all(str(part).strip() for part in pair) for pair in results):
+        raise ValueError("pairs, as partition=gpu,time=240")
+    return tuple((str(key).strip(), str(item).strip()) for key, item in results)
+
+
+def folder(value: Any) -> Path:
+    """Read a folder's path; `~` is the user's home."""
+    return (value if isinstance(value, Path) else Path(text(value))).expanduser()
+
+
+def switch(value: Any) -> bool:
+    """Read true or false; the flag takes no value, and says true."""
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
