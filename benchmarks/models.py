@@ -95,7 +95,7 @@ OWN: dict[str, dict[str, Any]] = {
 
 @dataclass
 class Outcome:
-    """An outcome says what became of a family.
+    """A family was planned and trained, or refused; this says which.
 
     Attributes:
         family: the `model_type`.
@@ -115,7 +115,7 @@ class Outcome:
 
 
 class Watch(TorchFunctionMode):
-    """A watch counts dropouts whose input is no distribution over something."""
+    """Count dropouts whose input is no distribution over something."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ SAVED_WITH = {
 
 @dataclass(frozen=True)
 class Taken:
-    """What a model takes of a checkpoint.
+    """This is what a model takes of a checkpoint.
 
     Attributes:
         fresh: names of the parameters that are drawn anew: the head's, and a pooler's where the checkpoint has none.
