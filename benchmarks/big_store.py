@@ -1,4 +1,4 @@
-"""A store of 10,000 made-up cells, 50 methods × 10 tasks × 20 seeds, to time the reports of a big grid.
+"""Write a store of 10,000 made-up cells, 50 methods × 10 tasks × 20 seeds, to time the reports of a big grid.
 
     python -m benchmarks.big_store FOLDER
     /usr/bin/time -v finetune-bench report FOLDER

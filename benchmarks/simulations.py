@@ -32,7 +32,7 @@ BEGIN, END = "<!-- simulated -->", "<!-- end -->"
 
 @dataclass(frozen=True)
 class Line:
-    """One simulated property.
+    """A line of the output is one simulated property.
 
     Attributes:
         name: What is simulated.

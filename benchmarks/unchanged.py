@@ -60,7 +60,11 @@ MEASURED = re.compile(
     r"|examples_per_second)($|\.)"
 )
 # Words of the earlier reports that were renamed on purpose since, by the ending of the file: (pattern, replacement).
-RENAMED: dict[str, list[tuple[str, str]]] = {}
+LAYOUTS = {"padded": "padded", "packed": "unpadded", "trimmed": "unpadded_trimmed"}
+RENAMED: dict[str, list[tuple[str, str]]] = {
+    ending: [(rf"\barrangement {old}\b", f"batch_layout {new}") for old, new in LAYOUTS.items()]
+    for ending in (".md", ".html")
+}
 
 _MAKE_INPUTS = """
 import json, sys

@@ -1,4 +1,4 @@
-"""finetune-bench: which regulariser helps when fine-tuning a pre-trained transformer, on which task, at what price.
+"""Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, at what price.
 
 The Python door is `run(study)`; the command line is `finetune-bench`. Importing this package is cheap: torch and
 transformers are loaded only by the parts that train.

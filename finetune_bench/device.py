@@ -1,4 +1,4 @@
-"""All that differs between a CPU and an accelerator."""
+"""This file holds all that differs between a CPU and an accelerator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exceptions that finetune-bench raises on purpose.
+"""These are the exceptions that finetune-bench raises on purpose.
 
     FinetuneBenchError
     ├── UsageError            what was typed or written in a file is wrong; exit code 2
@@ -24,7 +24,7 @@ class FinetuneBenchError(Exception):
 
 
 class UsageError(FinetuneBenchError):
-    """What the user typed, or wrote in a file, is wrong."""
+    """The user has typed something wrong, or has written it in a file."""
 
 
 class UnknownName(UsageError):
@@ -61,11 +61,11 @@ class Unsupported(UsageError):
 
 
 class MachineError(FinetuneBenchError):
-    """The machine lacks something that the study needs."""
+    """The machine lacks something for the study, such as a device or a package."""
 
 
 class Diverged(FinetuneBenchError):
-    """Training led to NaN or infinity."""
+    """Training has led to NaN or infinity."""
 
     step: int  # the first step whose loss, or what the model predicts after it, was not finite
 

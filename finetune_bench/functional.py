@@ -1,4 +1,4 @@
-"""Pure functions on tensors that several methods or tasks share. They compute losses in float32 at least."""
+"""These functions on tensors are pure, and shared by methods and tasks. They compute losses in float32 at least."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scores that tasks are compared by: one pure function, `compute`, over arrays of predictions and labels.
+"""`compute` gives the scores that tasks are compared by, from arrays of predictions and labels.
 
 The values pass through `evaluate` (checked and counted by its `Metric` class), the arithmetic is that of scikit-learn
 and scipy. Nothing is downloaded, and nothing is left on the disk. Importing this module is cheap: `evaluate`, which

@@ -1,4 +1,4 @@
-"""Hyper-parameters as dataclass fields: declared once, validated on construction, readable from text.
+"""A hyper-parameter is a dataclass field: declared once, validated on construction, readable from text.
 
     eps: float = parameter(1e-5, interval="[0, inf)", help="standard deviation of the noise")
 

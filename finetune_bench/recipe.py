@@ -1,4 +1,4 @@
-"""The Recipe: how one training run is trained. It is one of a cell's coordinates."""
+"""A Recipe says how one training run is trained; it is one of a cell's coordinates."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From names to plugins. Built-in methods, tasks and reports register as a stranger's do: through entry points.
+"""The registry finds plugins by name. Built-in ones register as a stranger's do: through entry points.
 
 Groups: `finetune_bench.methods` (Method subclasses), `finetune_bench.tasks` (Task objects), `finetune_bench.task_files`
 (by file ending, callables that make a Task from a path and texts), `finetune_bench.reports` (Report subclasses) and

@@ -1,4 +1,4 @@
-"""The Report contract: from rows to files.
+"""A Report makes files from rows; here is the contract that it keeps.
 
 A report reads rows and nothing else; it never trains, and never imports torch. Built-in formats and a stranger's are
 found in the same way: through the entry-point group `finetune_bench.reports`.

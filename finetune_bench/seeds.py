@@ -1,4 +1,4 @@
-"""Named random streams. The seed of each is a hash of the axes that it may depend on, and of nothing else.
+"""Every random stream has a name. Its seed is a hash of the axes that it may depend on, and of nothing else.
 
 init(seed, task, model)   the fresh head's weights: the same for every method of a comparison
 order(seed, task)         the order of the examples: likewise

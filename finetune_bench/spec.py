@@ -1,4 +1,4 @@
-"""The little language of the command line: `name(key=value, ...)`, stacked with `+`, listed with `,`."""
+"""The command line has a little language: `name(key=value, ...)`, stacked with `+`, listed with `,`."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Reports: from the rows of a store to tables, plots and pages."""
+"""Reports make tables, plots and pages of the rows of a store."""

@@ -1,4 +1,4 @@
-"""Shows one cell as text for the command `show`: what was run, what came of it, what it cost, on what machine."""
+"""Show one cell as text for the command `show`: what was run, what came of it, what it cost, on what machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a report says, in order, before it has a format: the head, what came out, each section, and what went wrong."""
+"""A report is built here, in order, before it has a format: its head, the verdict, every section, what went wrong."""
 
 from __future__ import annotations
 

@@ -55,14 +55,14 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph of one sentence or more."""
+    """A paragraph is a text of one sentence or more."""
 
     text: str
 
 
 @dataclass(frozen=True)
 class Bullets:
-    """A list; never empty.
+    """Bullets are a list that is never empty.
 
     Attributes:
         items: One text each.
@@ -75,7 +75,7 @@ class Bullets:
 
 @dataclass(frozen=True)
 class Entry:
-    """One field of a table.
+    """An entry is one field of a table.
 
     Attributes:
         text: What is shown.
@@ -90,7 +90,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Table:
-    """A table.
+    """A table has a header, and rows of entries below it.
 
     Attributes:
         name: What it holds: scores, differences, cost, ...
@@ -128,7 +128,7 @@ class Plot:
 
 @dataclass(frozen=True)
 class Picture:
-    """A plot where it is shown."""
+    """A picture is a plot in the place where it is shown."""
 
     plot: Plot
 

@@ -1,4 +1,4 @@
-"""Draws the plots of all sections into files, which are the same to the last byte for the same rows.
+"""Draw the plots of all sections into files, which are the same to the last byte for the same rows.
 
 Figures are made without pyplot, so nothing global is touched.
 """

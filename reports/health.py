@@ -1,4 +1,4 @@
-"""Which runs failed, collapsed, hardly moved or did nothing, and what they ran with."""
+"""Some runs fail, collapse, hardly move or do nothing: a report tells of them here, and of the environment."""
 
 from __future__ import annotations
 

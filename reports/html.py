@@ -1,4 +1,4 @@
-"""The report as one HTML page that holds everything: plots, tables that sort and filter, and every run's details.
+"""The HTML report is one page with everything in it: plots, tables to sort and filter, and every run's details.
 
 The page needs no network and asks for none: a policy in its head forbids it, and lets only its own style and script
 run. Whatever comes from data or plugins is text, never mark-up.

@@ -1,4 +1,4 @@
-"""The tables as LaTeX for a paper: booktabs, one file per table, plots as PDF, and a document that holds them all."""
+"""The LaTeX report is for a paper: booktabs, one file per table, plots as PDF, and a document to hold them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report as one markdown file with its plots, and the compact table that ends a run on the terminal."""
+"""The markdown report is one file with its plots; here is also the compact table that ends a run on the terminal."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ SEEDS = (3, 5, 10, 20)
 
 @dataclass(frozen=True)
 class Power:
-    """What seeds would find of one method's difference to the baseline.
+    """It takes so many seeds to find one method's difference to the baseline.
 
     Attributes:
         section: Title of the section.

@@ -19,7 +19,7 @@ from finetune_bench.store.store import Store
 
 @dataclass(frozen=True)
 class Compared:
-    """What two runs have of one method on one task.
+    """A method was run on a task in both of two runs, and this is how they compare.
 
     Attributes:
         method: Label of the method.

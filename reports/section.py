@@ -1,4 +1,4 @@
-"""What a report says of one section: every topic under its heading, as blocks of a document."""
+"""A section of a report is written here: every topic under its heading, as blocks of a document."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How numbers and lists are written in the tables and sentences of a report."""
+"""Numbers and lists are written by these functions, in the tables and sentences of every report."""
 
 from __future__ import annotations
 

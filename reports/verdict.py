@@ -1,4 +1,4 @@
-"""What came out, in sentences: which methods are separated from the baseline, and what could not be seen."""
+"""The verdict puts the outcome into words: the methods separated from the baseline, and what is too small to see."""
 
 from __future__ import annotations
 

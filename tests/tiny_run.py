@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from finetune_bench.method.base import Method
@@ -55,4 +56,6 @@ def tiny_run(
 def first_step(run: TrainingRun) -> TrainingStep:
     """Return the first micro-batch of a run, the model in training mode; setup is the caller's."""
     run.model.train()
+    # The loop, too, seeds the stream of the dropout masks before its first step.
+    torch.manual_seed(1)
     return TrainingStep(run, next(run.batches("test")))

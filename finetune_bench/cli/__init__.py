@@ -1,4 +1,4 @@
-"""The command line: `finetune-bench COMMAND`. Loads nothing heavy before a command needs it."""
+"""The command line is `finetune-bench COMMAND`. It loads nothing heavy before a command needs it."""
 
 from __future__ import annotations
 

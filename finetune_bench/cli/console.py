@@ -1,4 +1,4 @@
-"""What the command line says to its user, apart from the data that it prints."""
+"""The command line speaks to its user through `say`, on stderr; the data that it prints go to stdout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that read finished runs: `report`, `compare`, `merge` and `power`."""
+"""`report`, `compare`, `merge` and `power` are the commands for finished runs: they train nothing."""
 
 from __future__ import annotations
 

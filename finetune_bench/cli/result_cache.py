@@ -1,4 +1,4 @@
-"""The result cache: what a finished run answered, so that the same command answers at once and loads no library.
+"""The result cache keeps a finished run's answer, so that the same command says it at once and loads no library.
 
 `RUN/receipt.json` holds the answer of a run that left nothing to do, and a hash of all that it rests on: the study, the
 versions of the libraries, and name, size and time of every file of this package, of plugins, checkpoints, data sets,

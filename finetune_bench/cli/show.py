@@ -1,4 +1,4 @@
-"""The commands that show what there is: `list`, `show` and `check`."""
+"""`list`, `show` and `check` are the commands that tell what there is: methods, tasks, formats and cells."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that train or prepare to: `run`, `plan` and `dose`."""
+"""`run`, `plan` and `dose` are the commands to train, or to prepare for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One cell → one row: load, train, score, measure. Everything that a worker process does for a cell is here."""
+"""`run_cell` makes a row of a cell: load, train, score, measure. All that a worker does for a cell is here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ Arrays = dict[str, dict[str, np.ndarray]]  # of a cell, by file
 
 @dataclass(frozen=True)
 class WorkerContext:
-    """Where a worker runs its cells, and what it keeps of them.
+    """A worker has one context for all its cells: the store, the device, the data, and whether models are kept.
 
     Attributes:
         store: the store that gets the rows.

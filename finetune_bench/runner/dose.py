@@ -1,4 +1,4 @@
-"""How strongly a method disturbs a model at each strength: the change of logits and gradients on a real batch.
+"""A dose study tells how strongly a method disturbs logits and gradients of a real batch, at each strength.
 
     finetune-bench dose hype --eps 1e-6,1e-5,1e-4,1e-3,1e-2,1e-1 --tasks stsb
 
@@ -38,7 +38,7 @@ DRAWS = 3  # of the noise, averaged
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Means over draws; NaN where the method can't run with dropout off.
+    """Both numbers are means over draws, and NaN if the method can't run with dropout off.
 
     Attributes:
         logits: rms of the change of the logits over the rms of the logits, in the pass of a step that changes most.

@@ -1,4 +1,4 @@
-"""The environment of a row: versions of libraries, the machine, and the state of the code."""
+"""A row's environment tells where it was made: versions of libraries, the machine, and the state of the code."""
 
 from __future__ import annotations
 

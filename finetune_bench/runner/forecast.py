@@ -55,7 +55,7 @@ class Forecast:
 
     @property
     def cpu_seconds(self) -> float:
-        """The CPU seconds of all workers together."""
+        """This is the CPU time of all workers together, in seconds."""
         return sum(self.seconds.values()) + self.workers * self.start_seconds
 
     @property

@@ -1,4 +1,4 @@
-"""What a cell is trained on: its data, tokenised, and its model before any training."""
+"""A cell begins with these inputs: its data, tokenised, and its model before any training."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a study to a plan: everything checked, and what its store lacks found out, before any cell runs."""
+"""`make_plan` checks a study and finds out what its store lacks, before any cell runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Live progress of a run on stderr: a bar on a terminal, a line per cell elsewhere."""
+"""A run's progress is told live on stderr: by a bar on a terminal, by a line per cell elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from finetune_bench.runner.executors.messages import EventStatus
 
 @dataclass
 class Counts:
-    """How many cells of a run ended how.
+    """These numbers say where a run stands: its cells in all, and those done, failed or skipped.
 
     Attributes:
         total: all cells of the study.
@@ -41,7 +41,7 @@ class Counts:
 
     @property
     def left(self) -> int:
-        """The cells that still have to run."""
+        """So many cells still have to run."""
         return self.total - self.ended
 
     def add(self, status: EventStatus) -> None:

@@ -1,4 +1,4 @@
-"""The parts of a row, from a cell and from what its run came to."""
+"""A row is put together here, from a cell and the result of its run."""
 
 from __future__ import annotations
 

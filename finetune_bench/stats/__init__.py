@@ -1,4 +1,4 @@
-"""The estimators behind every number of a report; `docs/statistics.md` says which answers which question."""
+"""Every number of a report comes from an estimator here; `docs/statistics.md` tells what question each answers."""
 
 from __future__ import annotations
 

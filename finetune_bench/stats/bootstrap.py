@@ -1,4 +1,4 @@
-"""Seeds and examples resampled together: the multi-bootstrap, paired (Sellam et al., ICLR 2022).
+"""The paired multi-bootstrap resamples seeds and examples together (Sellam et al., ICLR 2022).
 
 It answers questions (a) and (c) at once: how far a difference may move with new seeds and new examples. Examples are
 drawn as counts per example, so that a score of a resample is a weighted score, and a thousand are matrix products.

@@ -1,4 +1,4 @@
-"""Estimates and intervals for method × task × seed comparisons: pure functions on arrays, never torch.
+"""Compute estimates and intervals for method × task × seed comparisons: pure functions on arrays, never torch.
 
 A number answers one of three questions, and each docstring says which:
     (a) this suite: these tasks and these examples, new seeds: the seed is the unit;
@@ -31,7 +31,7 @@ _ENUMERATED_PAIRS = 16
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean with its interval.
+    """An estimate is a mean with its interval.
 
     Attributes:
         value: The mean; NaN where there is nothing to estimate from.

@@ -1,4 +1,4 @@
-"""Aggregates over tasks that no single score dominates: ranks, P(A > B), normalised means and performance profiles.
+"""Ranks, P(A > B), normalised means and performance profiles are aggregates over tasks that no one score dominates.
 
 Pure functions on arrays. Scores are higher-is-better; questions (a), (b) and (c) are those of `stats`.
 """

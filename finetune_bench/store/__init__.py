@@ -1,4 +1,4 @@
-"""The run folder: rows and arrays of every cell, the leases of running ones, and the index of all rows."""
+"""The run folder holds rows and arrays of every cell, the leases of running ones, and the index of all rows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who runs a cell: a lock on a folder that many machines see, made of nothing but create-exclusive.
+"""A lease is a lock for running a cell, on a folder seen by many machines, made of nothing but create-exclusive.
 
 A lease is a file `<name>.<generation>` that its holder made, and rewrites every few seconds. It is free again when its
 holder removed it, when its holder is a process of this machine that is gone, or when it was not rewritten for a long
@@ -23,7 +23,7 @@ DEAD_SECONDS = 150.0  # without a sign of life, after which a holder is given up
 
 
 class Leases:
-    """The leases of one folder, as one process sees them.
+    """This object holds leases in one folder for one process, and sees those of the others.
 
     Args:
         folder: the folder of the lease files; made when it is needed.

@@ -19,7 +19,7 @@ _RANK = {Status.DONE: 3, Status.FAILED: 2, Status.SKIPPED: 1, Status.INTERRUPTED
 
 @dataclass(frozen=True)
 class Merged:
-    """What a merge did.
+    """A merge comes to these numbers, and to these conflicts.
 
     Attributes:
         copied: cells that were copied.

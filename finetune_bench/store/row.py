@@ -12,7 +12,7 @@ from typing import Any, NotRequired, TypedDict
 
 
 class Status(StrEnum):
-    """What became of a cell. A row that was read from a file holds the plain text, which is equal to it."""
+    """A status says what has become of a cell. A row from a file holds the plain text, which is equal to it."""
 
     DONE = "done"
     FAILED = "failed"
@@ -21,14 +21,14 @@ class Status(StrEnum):
 
 
 class Retry(StrEnum):
-    """When a cell that failed is run again."""
+    """A failed cell is run again in one of these cases."""
 
     ALWAYS = "always"  # by the next run of the study: out of memory, or its process was killed
     ASKED = "asked"  # only with --retry-failed: it would fail in the same way
 
 
 class MethodEntry(TypedDict):
-    """One method of a row's stack."""
+    """A row has one entry for each method of its stack."""
 
     name: str
     version: int
@@ -36,7 +36,7 @@ class MethodEntry(TypedDict):
 
 
 class TrainingFacts(TypedDict):
-    """How the training loss fell, as means over the first and the last tenth of the steps, in nats or squared units."""
+    """The training loss is kept as means over the first and the last tenth of the steps, in nats or squared units."""
 
     steps: int
     first_loss: float
@@ -46,7 +46,7 @@ class TrainingFacts(TypedDict):
 
 
 class Cost(TypedDict):
-    """What a cell took. Seconds of training leave the first steps out, which pay for allocation and caches."""
+    """A cell has these costs. Seconds of training leave the first steps out, which pay for allocation and caches."""
 
     train_seconds: float
     train_cpu_seconds: float
@@ -67,7 +67,7 @@ class Cost(TypedDict):
 
 
 class Hashes(TypedDict):
-    """What a run began from. Rows of different methods with equal hashes are paired."""
+    """A run begins from a head, an order and data. Rows of different methods with equal hashes of them are paired."""
 
     init: str
     order: str
@@ -75,7 +75,7 @@ class Hashes(TypedDict):
 
 
 class Outcome(TypedDict, total=False):
-    """What came of a cell: the keys that a row has, or lacks, by its status."""
+    """An outcome tells what came of a cell: a row has, or lacks, these keys by its status."""
 
     # Rows that are done.
     metrics: dict[str, dict[str, float]]  # by split, then by metric
@@ -104,7 +104,7 @@ class Outcome(TypedDict, total=False):
 
 
 class Row(Outcome):
-    """The record of one cell: what the cell was, its status, and what came of it."""
+    """A row is the record of one cell: its specification, its status, and its outcome."""
 
     schema: int
     id: str

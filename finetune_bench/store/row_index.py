@@ -1,4 +1,4 @@
-"""The row index of a store: every row with its trace in one file, so that a report needn't open thousands.
+"""The row index of a store is one file with every row and its trace; a report needn't open thousands of files.
 
 It is `RUN/derived.parquet`: one line per cell, with the time and size of the `row.json` that it was read from. A line
 whose file changed is read again, a line whose file is gone is dropped, and what is missing is added; deleting the index
@@ -35,7 +35,7 @@ _SHARED = ("recipe", "environment", "methods", "majority", "dropout")  # keys wh
 
 
 class Trace:
-    """What was recorded while a cell trained.
+    """A trace holds the numbers that were recorded while a cell trained.
 
     Args:
         line: the cell's line of the index, by column.

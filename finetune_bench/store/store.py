@@ -1,4 +1,4 @@
-"""Rows on disk: one folder per cell, written whole or not at all.
+"""A store keeps rows on disk: one folder per cell, written whole or not at all.
 
     RUN/study.json            what was asked for, to resume and to head the report
     RUN/cells/<id>/cell.json  the cell's full specification
@@ -57,7 +57,7 @@ COUNTED: Final = (
 
 
 class Store:
-    """The rows of one run folder.
+    """A store holds the rows of one run folder.
 
     Args:
         root: the run folder; made when something is written.

@@ -1,4 +1,4 @@
-"""What to compare: the study, its options, and the cells that it comes to. Loads nothing heavy."""
+"""A study says what to compare: it has options, and it comes to cells. This room loads nothing heavy."""
 
 from __future__ import annotations
 

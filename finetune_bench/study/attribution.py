@@ -1,4 +1,4 @@
-"""Attribution splits a method's gain: runs turn its effects on one after the other."""
+"""An attribution divides a method's gain among its effects: runs turn them on one after the other."""
 
 from __future__ import annotations
 

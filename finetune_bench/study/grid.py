@@ -1,4 +1,4 @@
-"""From a study to cells. A cell is one training run, fully specified; its id is the hash of all that can change it."""
+"""A study becomes cells. A cell is one training run, fully specified; its id is a hash of all that can change it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Cell:
 
     @cached_property
     def label(self) -> str:
-        """Reports call the method by this name."""
+        """The method goes by this name in reports."""
         steps = f" ×{self.step_factor:g} steps" if self.step_factor != 1 else ""
         return label_of(self.method) + steps
 

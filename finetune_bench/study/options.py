@@ -1,4 +1,4 @@
-"""The declaration of an option. It stands once, at the dataclass field that holds the option's value.
+"""An option is declared once, at the dataclass field that holds its value.
 
     threads: int = option(1, read=readers.whole_number(1), metavar="N", group="where", in_run_name=True,
                           help="torch threads of a CPU cell; part of the cell (default {default})")

@@ -1,4 +1,4 @@
-"""How the value of an option is read, from a flag or from a TOML file, and checked when it is set from Python.
+"""A reader takes an option's value from a flag or a TOML file, and checks one that was set from Python.
 
 A flag gives a text; a file a text, a number, a list or a boolean; Python what a `Study` holds, which is what every
 function here returns. What can't be read is a ValueError that says what was expected; who catches it adds the option's

@@ -1,4 +1,4 @@
-"""Random search with the same budget for every method: N settings each, the first always the default.
+"""A random search gives every method the same budget: N settings each, the first always the default.
 
 The learning rate is part of every method's space, so that vanilla has something to tune too; setting i has the same
 learning rate for all methods. What else may be tried, a method says in its `search_space`.

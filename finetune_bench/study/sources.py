@@ -1,4 +1,4 @@
-"""Where a study's values come from: flags, a TOML file, and the embedded study.
+"""A study takes its values from flags, from a TOML file, and from the embedded study.
 
 A key of the file is a flag without its dashes (`batch_size = 16`). Flags win over the file, the file over the defaults.
 """

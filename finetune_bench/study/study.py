@@ -1,4 +1,4 @@
-"""The Study: what to compare, and how to train.
+"""A Study describes a comparison: its methods, tasks, models and seeds, and the way to train.
 
 Each field declares its option: `options.py` says how, and `sources.py` makes a study from flags and files.
 """

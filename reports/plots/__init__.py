@@ -1,1 +1,1 @@
-"""How plots look; what is drawn is said by the topics."""
+"""This room sets the looks of plots; the topics say what is drawn."""

@@ -1,4 +1,4 @@
-"""Estimates with their intervals, drawn as diamonds and bars: forest plots, and the pieces that other plots use."""
+"""Draw estimates as diamonds and their intervals as bars: forest plots, and the pieces that other plots use."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_bench.stats.estimates import Estimate
 
 @dataclass(frozen=True)
 class Panel:
-    """One panel of a forest plot.
+    """A panel is one part of a forest plot, with a title of its own.
 
     Attributes:
         title: The text above it.

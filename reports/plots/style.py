@@ -1,4 +1,4 @@
-"""How all plots look: colours and markers, small multiples, legends, captions, and what a crowded plot leaves out."""
+"""All plots have one look: colours and markers, small multiples, legends, captions, what a crowded plot leaves out."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The rows of a store, sorted into what a report compares."""
+"""The rows of a store are sorted here, into the sections of a report."""

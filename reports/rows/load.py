@@ -1,4 +1,4 @@
-"""Reads a store for its reports: rows in sections, with labels that say what a run did."""
+"""Read a store for its reports: rows in sections, with labels that say what a run did."""
 
 from __future__ import annotations
 

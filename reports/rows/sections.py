@@ -1,4 +1,4 @@
-"""Rows, sorted into what a report compares: sections of one setting each, with methods, columns and pairs.
+"""Sort rows into sections of one setting each, with methods, columns and pairs.
 
 A section holds the runs of one model, learning rate and other setting; nothing is ever compared across sections.
 """
@@ -33,7 +33,7 @@ SETTING = ("model", "recipe", "limit_train", "device", "threads")
 
 @dataclass(frozen=True)
 class Column:
-    """One score that a table compares.
+    """A column is one score that is compared in a table.
 
     Attributes:
         task: The task's name; "" for the mean over all tasks.
@@ -50,7 +50,7 @@ class Column:
 
 @dataclass(frozen=True, eq=False)  # Two sections are never equal, so that answers can be kept by section.
 class Section:
-    """The runs of one setting.
+    """A section holds the runs of one setting.
 
     Attributes:
         title: What sets this section apart; "" where there is only one.
@@ -167,7 +167,7 @@ def _read_only(values: ArrayLike) -> np.ndarray:
 
 @dataclass
 class Data:
-    """A store's rows as reports read them.
+    """A report reads a store's rows in this form.
 
     Attributes:
         store: Where they were read from.

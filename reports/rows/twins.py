@@ -1,4 +1,4 @@
-"""Finds runs that trained alike, the same at every recorded step: whatever tells them apart did nothing."""
+"""Find runs that trained alike, the same at every recorded step: whatever tells them apart did nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from finetune_bench.store.row import MethodEntry, Status
 
 @dataclass(frozen=True)
 class Twin:
-    """A run that equals another one at every recorded step.
+    """A twin is a run that equals another one at every recorded step.
 
     Attributes:
         section: Title of the section.

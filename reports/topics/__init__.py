@@ -1,4 +1,4 @@
-"""The topics of a section, in the order in which a report tells them.
+"""A report tells these topics of every section, in the order of `TOPICS`.
 
 Each file of this folder that ends with a `TOPIC` is one: its records, the blocks that tell them, and its plots. To add
 a topic, write such a file and put it into `TOPICS`; every format then has it. Three files are no topics: `topic.py`

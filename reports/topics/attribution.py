@@ -1,4 +1,4 @@
-"""Where a method's gain comes from: its effects turned on one after the other."""
+"""An attribution tells where a method's gain comes from: its effects are turned on one after the other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What collapsed runs do to scores and differences: each with and without them."""
+"""Collapsed runs can move scores and differences, so each is told with and without them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from finetune_bench.store.row import Status
 
 @dataclass(frozen=True)
 class CollapseEffect:
-    """A score and a difference with and without collapsed runs, in points.
+    """An effect of collapses is a score and a difference with and without the collapsed runs, in points.
 
     Attributes:
         section: Title of the section.

@@ -1,4 +1,4 @@
-"""How methods of a section are held against each other: pairs of runs, and the residual variance of a block of them.
+"""Methods of a section are held against each other in pairs of runs, and by the residual variance of a block of them.
 
 The interval of a contrast between methods is built on the residual variance of a complete method × seed block where
 there is one, and on the contrast's own seeds where there is not.
@@ -37,7 +37,7 @@ def cell_ids(section: Section, methods: Iterable[str], column: Column) -> tuple[
 
 @dataclass(frozen=True)
 class CompleteBlock:
-    """Methods that share all seeds of a column, proven pairs, none collapsed.
+    """The methods of a complete block share all seeds of a column; their pairs are proven, and none has collapsed.
 
     Attributes:
         methods: Their labels.

@@ -1,4 +1,4 @@
-"""What methods cost in time and memory, against what they score."""
+"""Methods have a cost in time and memory, which is held here against their scores."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ CostName: TypeAlias = Literal[
 
 @dataclass(frozen=True)
 class Ratio:
-    """A cost relative to the reference's.
+    """A ratio is a cost divided by the reference's.
 
     Attributes:
         value: Geometric mean over pairs of runs; NaN without a pair.
@@ -76,7 +76,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method costs.
+    """A cost is the time, memory and energy that a method takes.
 
     Attributes:
         section: Title of the section.

@@ -1,4 +1,4 @@
-"""The differences of a section's methods to the reference, each with an interval, on the noise floor."""
+"""The differences of methods to the reference are told each with an interval, on the noise floor."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from finetune_bench.store.row import Status
 
 @dataclass(frozen=True)
 class Difference:
-    """A method minus a reference, over pairs.
+    """A difference is a method minus a reference, over pairs.
 
     Attributes:
         section: Title of the section.

@@ -1,4 +1,4 @@
-"""Whether a method does anything: from which step on its runs diverge from vanilla's, and by how much."""
+"""If a method does anything, its runs diverge from vanilla's: the divergence has a first step and a size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from finetune_bench.store.row import Row, Status
 
 @dataclass(frozen=True)
 class Divergence:
-    """How far a run diverged from vanilla with the same dropout, the same head and the same examples.
+    """A divergence says how far a run is from vanilla with the same dropout, the same head and the same examples.
 
     Attributes:
         section: Title of the section.

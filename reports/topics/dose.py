@@ -1,4 +1,4 @@
-"""What a method does at several strengths: its score, and how far it disturbs a batch."""
+"""A dose study tells what a method does at several strengths: its score, and how far it disturbs a batch."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from finetune_bench.store.store import Store
 
 @dataclass(frozen=True)
 class DoseStudy:
-    """What was measured of a method at several doses, beside the rows.
+    """A dose study holds the measurements of a method at several doses, beside the rows.
 
     Attributes:
         method: The method as it was typed.

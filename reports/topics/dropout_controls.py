@@ -1,4 +1,4 @@
-"""Methods that run with other dropout than the baseline, held against vanilla with the same dropout."""
+"""Methods with other dropout than the baseline's are held here against vanilla with the same dropout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gains at equal cost: a method against vanilla that was given as many passes, or as many seconds.
+"""Gains are compared at equal cost: with vanilla that was given as many passes, or as many seconds.
 
 `run --fair-cost` adds vanilla with more steps: as many times its steps as a dearer method's step makes passes over its
 batch (R-Drop: 2). At equal seconds vanilla's score is interpolated between its runs of different length, seed by seed,
@@ -29,7 +29,7 @@ _SAME_FACTOR = 0.02
 
 @dataclass(frozen=True)
 class FairDifference:
-    """A method minus vanilla at equal cost, question (a).
+    """A fair difference is a method minus vanilla at equal cost, question (a).
 
     Attributes:
         section: Title of the section.

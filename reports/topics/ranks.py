@@ -36,7 +36,7 @@ _MAX_RANKED = 40
 
 @dataclass(frozen=True)
 class Ranking:
-    """Methods over tasks, each task's score once.
+    """A ranking compares methods over tasks; each task's score is counted once.
 
     Attributes:
         methods: Labels of the methods with a score on every task.

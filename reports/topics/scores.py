@@ -1,4 +1,4 @@
-"""The scores of a section: every method's mean on every column, and over the suite."""
+"""The scores of a section are every method's mean on every column, and over the suite."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from finetune_bench.store.row import Status
 
 @dataclass(frozen=True)
 class Score:
-    """One method's mean on one column, or over the suite, and how many of its runs ended in which way.
+    """A score is one method's mean on one column, or over the suite, with counts of its runs by their end.
 
     Attributes:
         section: Title of the section.

@@ -1,4 +1,4 @@
-"""Settings chosen by a search, under two protocols: on held-out training data, and on the reported scores themselves.
+"""A search chooses settings under two protocols: on held-out training data, and on the reported scores themselves.
 
 The first is honest: the scores that are reported had no part in the choice. The second is what papers do; how much
 higher it comes out is its optimism. A method is chosen for only where as many of its settings ended well, on every
@@ -39,7 +39,7 @@ Setting: TypeAlias = tuple[str, float]
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search chose of one method on one task.
+    """A choice is the outcome of a search for one method on one task.
 
     Attributes:
         section: Title of the section that the honest choice is compared in.
@@ -70,7 +70,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Search:
-    """A search in one setting.
+    """A search has made these choices in one setting.
 
     Attributes:
         section: The honestly chosen runs, each method under the label of its default.

@@ -1,4 +1,4 @@
-"""Whether a stack of two methods gains more than its parts together."""
+"""A stack of two methods has synergy if it gains more than its parts together."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _MAX_PAIRS = 12
 
 @dataclass(frozen=True)
 class Synergy:
-    """What a stack of two gains over the sum of its parts.
+    """A synergy is the gain of a stack of two over the sum of its parts.
 
     Attributes:
         section: Title of the section.
@@ -76,7 +76,7 @@ class Synergy:
 
 @dataclass(frozen=True)
 class Combination:
-    """A stack of two whose parts were run alone.
+    """A combination is a stack of two whose parts were run alone.
 
     Attributes:
         method: Label of the stack.

@@ -1,4 +1,4 @@
-"""Tests beside the differences: sign flips, P(A > B), equivalence, McNemar, every score, and the multi-bootstrap."""
+"""Beside the differences stand tests: sign flips, P(A > B), equivalence, McNemar, every score, the multi-bootstrap."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from finetune_bench.store.row import Row
 
 @dataclass(frozen=True)
 class SuiteTest:
-    """What else is known of a method's difference to the reference, on the suite or the only score; question (a).
+    """These tests are of a method's difference to the reference, on the suite or the only score; question (a).
 
     Attributes:
         section: Title of the section.

@@ -1,4 +1,4 @@
-"""What a topic is: one subject that a report tells of every section, in tables, plots and one CSV file."""
+"""A topic is one subject that a report tells of every section, in tables, plots and one CSV file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from finetune_bench.reports.rows.sections import Data, Section
 
 @dataclass(frozen=True)
 class Drawing:
-    """A plot that is still to be drawn, where it stands among the blocks of a topic.
+    """A drawing is a plot that is still to be drawn, where it stands among the blocks of a topic.
 
     Attributes:
         kind: The plot's name, from which its file's name is made; no two plots of a section share it.
@@ -50,7 +50,7 @@ TopicBlock: TypeAlias = Block | Drawing
 
 @dataclass(frozen=True)
 class Topic:
-    """One subject of a section.
+    """A topic is one subject of a section.
 
     Attributes:
         title: The heading above it.

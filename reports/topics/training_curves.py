@@ -1,4 +1,4 @@
-"""How the training loss of each method falls."""
+"""Draw the training loss of each method by step, to see how it falls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where cells run: `local` (processes of this machine), `ray` and `slurm` (many machines). All share one kind of store.
+"""Cells are run by an executor: `local` (on this machine), `ray` or `slurm` (on many). All share one kind of store.
 
 An executor takes cells and yields events. What it leaves undone, whatever happened, the next run finds missing.
 """

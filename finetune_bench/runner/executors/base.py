@@ -13,7 +13,7 @@ from finetune_bench.study.grid import Cell
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to a cell.
+    """An event says that something has happened to a cell.
 
     Attributes:
         cell: the cell.
@@ -38,7 +38,7 @@ class Event:
 
 
 class Executor(Protocol):
-    """Runs cells somewhere.
+    """An executor takes cells, has them run somewhere, and yields what happens.
 
     Attributes:
         running: the cells in flight, by the worker's number, for the caller of an interrupted run.

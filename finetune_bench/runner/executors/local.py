@@ -38,7 +38,7 @@ serve(answers)
 
 
 class LocalExecutor:
-    """Worker processes that take their cells from one queue, each served by a thread of this process.
+    """Worker processes take their cells from one queue, each served by a thread of this process.
 
     Args:
         devices: one torch device per worker, as "cpu" or "cuda:0".

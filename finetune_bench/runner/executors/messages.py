@@ -1,4 +1,4 @@
-"""The messages between a runner and its workers: what a worker is given at its start, and what it answers for a cell.
+"""A runner and its workers talk in messages: a worker is given settings at its start, and answers for each cell.
 
 A local worker reads and writes them as lines of JSON, Ray and SLURM carry them as they are. A cell is its own message.
 """
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class EventStatus(StrEnum):
-    """What happened to a cell."""
+    """One of these things has happened to a cell."""
 
     STARTED = "started"
     DONE = "done"
@@ -24,7 +24,7 @@ class EventStatus(StrEnum):
 
 @dataclass(frozen=True)
 class WorkerSettings:
-    """What a worker needs beside cells; all of a run's workers have the same, but for the device.
+    """A worker is given these at its start; all of a run's workers have the same, but for the device.
 
     Attributes:
         out: the run folder, as an absolute path.
@@ -57,7 +57,7 @@ class WorkerSettings:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a worker answers for a cell.
+    """An answer is what a worker says of a cell that it was given.
 
     Attributes:
         id: the cell's.

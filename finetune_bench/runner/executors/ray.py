@@ -26,7 +26,7 @@ WAIT_SECONDS = 1.0  # for an answer, before cells are looked at that take too lo
 
 
 class RayExecutor:
-    """Ray actors that are given one cell after another.
+    """Ray actors are given one cell after another.
 
     Args:
         device: "cpu" or "cuda"; which GPU it is, Ray decides.

@@ -31,7 +31,7 @@ END_SECONDS = 30.0  # for jobs to see that nothing is left, before they are canc
 
 @dataclass(frozen=True)
 class Job:
-    """What a SLURM job runs: cells, until none is left.
+    """A SLURM job takes one cell after another, until none is left.
 
     Attributes:
         settings: what its worker needs beside cells.
@@ -72,7 +72,7 @@ class Job:
 
 
 class SlurmExecutor:
-    """SLURM jobs that take their cells from one list.
+    """SLURM jobs take their cells from one list.
 
     Args:
         device: "cpu" or "cuda"; a job gets one GPU.

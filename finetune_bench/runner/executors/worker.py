@@ -30,7 +30,7 @@ from finetune_bench.study.grid import Cell
 
 
 class Worker:
-    """Runs cells in this process.
+    """A worker takes cells and runs them in this process.
 
     Args:
         settings: what it is given at its start.
