@@ -20,7 +20,7 @@ from finetune_bench import registry
 from finetune_bench.method.base import Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run
-from finetune_bench.model import pretrained, unpadding
+from finetune_bench.model import pretrained, unpadding, weights
 from finetune_bench.model.dropout import with_dropout
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.inputs import encoded
@@ -60,9 +60,7 @@ def make_run(setting: Setting, task: str, stack: Stack, recipe: Recipe) -> Train
     """Return a run on the first 480 examples of a task, with seed 1."""
     train, _ = encoded(setting.model, task, 480, setting.data_root, LENGTH)
     owner = registry.task(task)
-    net = pretrained.load(
-        setting.model, with_dropout(pretrained.config(setting.model, owner.outputs), stack.dropout), 1
-    )
+    net = weights.load(setting.model, with_dropout(pretrained.config(setting.model, owner.outputs), stack.dropout), 1)
     if recipe.batch_layout != "padded":
         unpadding.prepare(net)
     return TrainingRun(net, owner, train, recipe, stack, seed=1, device=CPU)

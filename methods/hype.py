@@ -34,6 +34,8 @@ second forward would see no noise.
 5. DeBERTa is not in the official code: the noise enters each layer; v2's convolution branch reads the clean embeddings.
 6. XLNet's query stream, which the official code noises as well, does not exist in sequence classification.
 7. Noise is drawn on the model's device, and a low-precision run that can't carry ε is refused.
+8. Hidden dropout off means all dropout that acts on hidden states, found in the modules. The official script zeroes two
+   fields, which leaves a head's own rate on (XLNet 0.1, ALBERT 0.1, DistilBERT 0.2) and most of other architectures'.
 
 **Source.** Yuan et al., ACL 2023 (arXiv 2212.08853); code Yuanhy1997/HyPe.
 """

@@ -102,7 +102,10 @@ def column_shape(owner: nn.Module, attribute: str, shape: torch.Size) -> torch.S
     """
     if isinstance(owner, nn.Linear) and attribute == "weight":
         return torch.Size((1, shape[1]))
-    # Told by its name: importing the class takes seconds. Its tensors are (width, heads, width of a head).
+    # Told by their names: importing the classes takes seconds. GPT-2's linear layer has its weight the other way round.
+    if type(owner).__name__ == "Conv1D" and attribute == "weight":
+        return torch.Size((shape[0], 1))
+    # XLNet's tensors are (width, heads, width of a head).
     if type(owner).__name__ == "XLNetRelativeAttention":
         if attribute in ("q", "k", "v", "r"):
             return torch.Size((shape[0], 1, 1))
@@ -150,6 +153,10 @@ class Mixout(Method):
                 "gradient checkpointing runs each layer again in the backward pass, when the mixed weights are gone, "
                 "and the gradient would be wrong"
             )
+        named = body(facts.skeleton).named_parameters()
+        owners = ((body(facts.skeleton).get_submodule(name.rpartition(".")[0]), name, weight) for name, weight in named)
+        if all(column_shape(owner, name.rpartition(".")[2], weight.shape) is None for owner, name, weight in owners):
+            return f"{type(facts.skeleton).__name__} has no linear layer in its body"
         return None
 
     def warning(self, facts: Facts) -> str | None:

@@ -39,7 +39,7 @@ from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import View
 from finetune_bench.metrics import Kind
-from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, with_dropout
+from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, switch_off, with_dropout
 from finetune_bench.recipe import Recipe
 from finetune_bench.task import Batch, Task, TaskData
 from finetune_bench.training.examples import Encoded
@@ -162,6 +162,7 @@ def _skeleton(model: nn.Module, policy: Dropout) -> nn.Module:
     """Build the model under a dropout policy, without weights: which dropout a policy means shows in a built model."""
     with torch.device("meta"):
         skeleton: nn.Module = type(model)(with_dropout(model.config, policy))
+    switch_off(skeleton, policy)
     return skeleton
 
 

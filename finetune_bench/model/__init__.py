@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from finetune_bench.model.dropout import HIDDEN_DROPOUT_FIELDS, active_dropout, dropout_rates, with_dropout
+from finetune_bench.model.dropout import (
+    HIDDEN_DROPOUT_FIELDS,
+    active_dropout,
+    dropout_rates,
+    switch_off,
+    with_dropout,
+)
 from finetune_bench.model.pretrained import (
     CONTENT,
     build,
@@ -12,7 +18,6 @@ from finetune_bench.model.pretrained import (
     fingerprint,
     hash_files,
     label,
-    load,
     looks_like_folder,
     save,
     skeleton,
@@ -33,6 +38,7 @@ from finetune_bench.model.structure import (
     undecayed,
     weights_replaced,
 )
+from finetune_bench.model.weights import identity, load, taken
 
 # The former name, which plugins may use.
 places = parameter_depths
@@ -53,6 +59,7 @@ __all__ = [
     "fingerprint",
     "hash_files",
     "hidden_states_captured",
+    "identity",
     "is_sequence_first",
     "label",
     "layer_inputs_changed",
@@ -65,6 +72,8 @@ __all__ = [
     "positions",
     "save",
     "skeleton",
+    "switch_off",
+    "taken",
     "tokenizer",
     "undecayed",
     "weights_replaced",

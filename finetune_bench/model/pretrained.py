@@ -13,15 +13,16 @@ import torch
 from torch import nn
 
 from finetune_bench.errors import ModelError
-from finetune_bench.model.structure import positions
+from finetune_bench.model.files import check_folder
+from finetune_bench.model.structure import positions, vocabulary
 
 # Endings of a checkpoint's files that can change what is computed.
 CONTENT = (".json", ".model", ".safetensors", ".txt")
 
 
 @cache
-def _transformers() -> ModuleType:
-    """Import the library when it is first needed, for it takes seconds, and silence its reports of loading."""
+def library() -> ModuleType:
+    """Import transformers when it is first needed, for it takes seconds, and silence its reports of loading."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -37,26 +38,28 @@ def fingerprint(name: str) -> str:
     """
     if looks_like_folder(name):
         folder = Path(name).expanduser()
-        if not (folder / "config.json").is_file():
-            raise ModelError(
-                f"--model: expected a checkpoint's folder with a config.json at '{name}', but "
-                f"{'it has none' if folder.is_dir() else 'there is no such folder'}."
-            )
-        if not list(folder.glob("*.safetensors")):
-            raise ModelError(
-                f"--model: the folder '{name}' has no .safetensors file; other weight files can run code when loaded. "
-                "Convert them with transformers: model.save_pretrained(folder)."
-            )
+        check_folder(name, folder)
         return hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
+    # The hub's cache keeps a folder per commit.
+    return folder_of(name).name
+
+
+def folder_of(name: str) -> Path:
+    """Return the folder of a checkpoint's files: a folder that was named, or that of the commit in the hub's cache.
+
+    Raises:
+        ModelError: there is no such checkpoint on the hub or in its cache.
+    """
+    if looks_like_folder(name):
+        return Path(name).expanduser()
     try:
-        path = _transformers().utils.cached_file(name, "config.json")
+        path = library().utils.cached_file(name, "config.json")
     except (OSError, ValueError) as error:
         raise ModelError(
             f"--model: '{name}' is neither a folder here nor a checkpoint on the hub or in its cache "
             f"({type(error).__name__}). Give a folder, or connect once to download it."
         ) from None
-    # The hub's cache keeps a folder per commit.
-    return Path(str(path)).parent.name
+    return Path(str(path)).parent
 
 
 def looks_like_folder(name: str) -> bool:
@@ -81,18 +84,48 @@ def hash_files(paths: tuple[Path, ...]) -> str:
 
 
 @cache
+def raw_config(name: str) -> Any:
+    """Read the checkpoint's configuration as it stands.
+
+    Raises:
+        ModelError: it can't be read.
+    """
+    return _read_config(name)
+
+
+def padding_differs(name: str) -> bool:
+    """Return whether the configuration names another padding token than the tokenizer, whose batches hold."""
+    stale = getattr(raw_config(name).get_text_config(), "pad_token_id", None)
+    return stale is not None and stale != tokenizer(name).pad_token_id
+
+
+def _read_config(name: str, **options: Any) -> Any:
+    try:
+        return library().AutoConfig.from_pretrained(source(name), trust_remote_code=False, **options)
+    except Exception as error:  # a file of junk fails in any way
+        raise ModelError(f"--model: the configuration of '{name}' can't be read: {_first_line(error)}") from None
+
+
+@cache
 def config(name: str, outputs: int) -> Any:
     """Read the checkpoint's configuration, with a head of that width; code from the hub is never run.
 
     Raises:
         ModelError: it can't be read.
     """
-    try:
-        loaded = _transformers().AutoConfig.from_pretrained(_source(name), num_labels=outputs, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"--model: the configuration of '{name}' can't be read: {_first_line(error)}") from None
+    loaded = _read_config(name, num_labels=outputs)
+    text = loaded.get_text_config()
     # The task computes the loss; a value that was left there would not be ours.
     loaded.problem_type = None
+    if method := (getattr(loaded, "quantization_config", None) or getattr(text, "quantization_config", None)):
+        kind = method.get("quant_method", "") if isinstance(method, dict) else getattr(method, "quant_method", "")
+        raise ModelError(
+            f"--model: the weights of '{name}' are quantised ({kind}), and can't be fine-tuned as they are; give the "
+            "checkpoint that they were made from."
+        )
+    # A decoder finds the last token of a text by it, and refuses batches without it.
+    for part in (loaded, text):
+        part.pad_token_id = tokenizer(name).pad_token_id
     return loaded
 
 
@@ -104,8 +137,8 @@ def tokenizer(name: str) -> Any:
         ModelError: it can't be read.
     """
     try:
-        loaded = _transformers().AutoTokenizer.from_pretrained(_source(name), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
+        loaded = library().AutoTokenizer.from_pretrained(source(name), trust_remote_code=False)
+    except Exception as error:  # a file of junk fails in any way
         raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {_first_line(error)}") from None
     # Where its files are missing, transformers makes up an empty one.
     if len(loaded) <= len(loaded.all_special_ids):
@@ -113,8 +146,14 @@ def tokenizer(name: str) -> Any:
             f"--model: '{name}' has no vocabulary, only {len(loaded)} special tokens: the tokenizer's files are "
             "missing. Save them beside the weights: tokenizer.save_pretrained(folder)."
         )
+    # Decoders are trained without padding; the plan's notes say so.
+    if loaded.pad_token_id is None and loaded.eos_token_id is not None:
+        loaded.pad_token = loaded.eos_token
     if loaded.pad_token_id is None:
-        raise ModelError(f"--model: the tokenizer of '{name}' has no padding token, which batches need; add one.")
+        raise ModelError(
+            f"--model: the tokenizer of '{name}' has neither a padding token, which batches need, nor an end "
+            "token to take in its place; name one: tokenizer.pad_token = … and save it."
+        )
     return loaded
 
 
@@ -124,11 +163,12 @@ def check_fit(name: str, max_length: int) -> None:
     Raises:
         ModelError: more tokens in the vocabulary, or in an example, than the model has embeddings or positions for.
     """
-    tokens, longest = len(tokenizer(name)), positions(skeleton(config(name, 2)))
-    if tokens > config(name, 2).vocab_size:
+    model = skeleton(config(name, 2))
+    tokens, longest, embeddings = len(tokenizer(name)), positions(model), vocabulary(model)
+    if embeddings is not None and tokens > embeddings:
         raise ModelError(
-            f"--model: the tokenizer of '{name}' knows {tokens} tokens, its model only {config(name, 2).vocab_size}; "
-            "they don't belong together."
+            f"--model: the tokenizer of '{name}' knows {tokens} tokens, its model only {embeddings}; they don't belong "
+            "together."
         )
     if longest is not None and max_length > longest:
         raise ModelError(
@@ -140,7 +180,7 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _source(name: str) -> str:
+def source(name: str) -> str:
     """Return where to load a model from: a folder's path, or the hub name as it is."""
     return str(Path(name).expanduser()) if looks_like_folder(name) else name
 
@@ -152,8 +192,8 @@ def build(config: Any) -> nn.Module:
         ModelError: the architecture has no classification head.
     """
     try:
-        model: nn.Module = _transformers().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-    except ValueError as error:
+        model: nn.Module = library().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+    except Exception as error:  # an architecture may refuse a configuration in any way
         raise ModelError(
             f"--model: no text classifier can be made of '{config.model_type}': {_first_line(error)}"
         ) from None
@@ -166,35 +206,7 @@ def skeleton(config: Any) -> nn.Module:
         return build(config)
 
 
-def load(name: str, config: Any, init_seed: int) -> nn.Module:
-    """Load a checkpoint's weights with a fresh head, fp32, on the CPU; the global random state is left as it was.
-
-    Args:
-        name: hub name or folder.
-        config: what `config` gave, perhaps with another dropout.
-        init_seed: the seed of the head's weights.
-
-    Raises:
-        ModelError: the weights can't be read.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(init_seed)
-        try:
-            model: nn.Module = _transformers().AutoModelForSequenceClassification.from_pretrained(
-                _source(name),
-                config=config,
-                dtype=torch.float32,
-                trust_remote_code=False,
-                use_safetensors=True,
-                # A head of another width is replaced, as the DeBERTa runs of HyPe do.
-                ignore_mismatched_sizes=True,
-            )
-        except (OSError, ValueError) as error:
-            raise ModelError(f"--model: the weights of '{name}' can't be read: {_first_line(error)}") from None
-    return model
-
-
-def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
+def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path, labels: tuple[str, ...] = ()) -> None:
     """Write a plain Hugging Face folder, with the checkpoint's own dropout in its configuration.
 
     Args:
@@ -202,14 +214,27 @@ def save(model: nn.Module, tokenizer: Any, config: Any, folder: Path) -> None:
         tokenizer: its tokenizer, saved beside it.
         config: the configuration as loaded, before a dropout policy.
         folder: the folder to write.
+        labels: names of the classes in the order of their ids, as the configuration shall name them; none for
+            regression.
     """
     trained = model.config
-    model.config = copy.deepcopy(config)
+    model.config = named(config, labels)
     try:
         model.save_pretrained(folder)  # type: ignore[operator]
         tokenizer.save_pretrained(folder)
     finally:
         model.config = trained
+
+
+def named(config: Any, labels: tuple[str, ...]) -> Any:
+    """Copy a configuration, and say in the copy what its outputs are: the classes' names, or a number."""
+    config = copy.deepcopy(config)
+    # The library's word for an output without a name; the count of names is the head's width.
+    names = labels or ("LABEL_0",)
+    config.id2label = dict(enumerate(names))
+    config.label2id = {label: number for number, label in config.id2label.items()}
+    config.problem_type = "single_label_classification" if labels else "regression"
+    return config
 
 
 def digest(model: nn.Module) -> str:

@@ -18,12 +18,25 @@ from finetune_bench.errors import ModelError
 
 
 def positions(model: nn.Module) -> int | None:
-    """Return how many tokens the model has absolute positions for; None where positions are relative."""
+    """Return how many tokens the model has absolute positions for; None where no table of them is found."""
+    counts = []
     for name, module in body(model).named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            # RoBERTa counts from the padding token's id on.
-            return module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
-    return None
+        words = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+        absolute = any(word in words for word in ("position", "wpe", "pos_emb")) and "rel" not in words
+        if absolute and isinstance(module, nn.Embedding):
+            # RoBERTa counts from the padding token's id on, BART and OPT from a number of their own.
+            padding = 0 if module.padding_idx is None else module.padding_idx + 1
+            counts.append(module.num_embeddings - getattr(module, "offset", padding))
+    return min(counts, default=None)
+
+
+def vocabulary(model: nn.Module) -> int | None:
+    """Return how many tokens the model has embeddings for; None where there is no table of them (CANINE hashes)."""
+    try:
+        table = model.get_input_embeddings()  # type: ignore[operator]
+    except (NotImplementedError, AttributeError):
+        return None
+    return getattr(table, "num_embeddings", None)
 
 
 def checkpoint_activations(model: nn.Module) -> None:
@@ -44,18 +57,41 @@ def layers(model: nn.Module) -> list[nn.Module]:
     """Return the encoder's layers in the order in which they run; a shared one (ALBERT) is there once for every run.
 
     Raises:
-        ModelError: no list of layers was found.
+        ModelError: no list of layers was found, or there are two stacks of them.
     """
-    count: int = model.config.num_hidden_layers  # type: ignore[union-attr, assignment]
-    lists = [module for module in body(model).modules() if isinstance(module, nn.ModuleList) and len(module)]
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    if config.is_encoder_decoder:
+        raise ModelError(f"{type(model).__name__} has an encoder and a decoder, in place of one stack of layers")
+    count: int = getattr(config, "num_hidden_layers", 0)
+    lists = _lists_of_layers(body(model))
     for candidate in lists:
         if len(candidate) == count:
             return list(candidate)
-    groups = getattr(model.config, "num_hidden_groups", None)
+    groups = getattr(config, "num_hidden_groups", None)
     for candidate in lists:
         if len(candidate) == groups:
             return [candidate[index * groups // count] for index in range(count)]
-    raise ModelError(f"No list of {count} layers was found in {type(model).__name__}.")
+    raise ModelError(f"no list of {count} layers was found in {type(model).__name__}")
+
+
+def _lists_of_layers(stack: nn.Module) -> list[nn.ModuleList]:
+    """Return the lists whose elements may be layers.
+
+    XLM keeps its attention blocks, feed-forward blocks and norms in lists of their own, and Funnel lists of layers in a
+    list: no element of those is a layer.
+    """
+    lists = []
+    for module in stack.modules():
+        children = [child for child in module.children() if isinstance(child, nn.ModuleList) and _is_filled(child)]
+        for child in children:
+            beside = [other for other in children if other is not child and len(other) == len(child)]
+            if not beside and not isinstance(child[0], nn.ModuleList):
+                lists.append(child)
+    return lists
+
+
+def _is_filled(modules: nn.ModuleList) -> bool:
+    return len(modules) > 0 and all(next(module.parameters(), None) is not None for module in modules)
 
 
 def parameter_depths(model: nn.Module) -> dict[nn.Parameter, int]:

@@ -17,6 +17,7 @@ from finetune_bench import device as devices
 from finetune_bench.errors import DataError, Diverged
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import dropout, pretrained
+from finetune_bench.model import weights as checkpoint_weights
 from finetune_bench.runner.environment import environment
 from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
 from finetune_bench.runner.row import collapse_reason, constant_prediction, cost_of, row_of, training_facts
@@ -210,6 +211,7 @@ def _train_and_score(cell: Cell, context: WorkerContext, model_folder: Path | No
     )
     outcome["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cell.data}
     outcome["dropout"] = dropout.active_dropout(classifier)
+    outcome["fresh_weights"] = list(checkpoint_weights.taken(cell.model).fresh)
     return outcome, _arrays(examples.splits, trace, scored)
 
 
@@ -280,7 +282,7 @@ def _save_model(cell: Cell, run: TrainingRun, weights: dict[str, Tensor], folder
         for name, weight in run.params.items():
             weight.copy_(weights[name])
     config = pretrained.config(cell.model, run.task.outputs)
-    pretrained.save(run.model, pretrained.tokenizer(cell.model), config, folder)
+    pretrained.save(run.model, pretrained.tokenizer(cell.model), config, folder, run.task.labels)
 
 
 def _scores(examples: _Examples, predictions: dict[str, np.ndarray], model: str) -> Outcome:

@@ -1,4 +1,4 @@
-"""The checks of a study that need its data and its checkpoints, but no weights; each is one step of `make_plan`.
+"""The checks of a study that need its data and its checkpoints, but no training; each is one step of `make_plan`.
 
 What is wrong is told before any cell runs. A method that can't work in any cell of the study is an error; cells that
 can't run while others of their method can are given back with the reason.
@@ -15,14 +15,18 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import DataError, Unsupported, UsageError
-from finetune_bench.model import pretrained, unpadding
+from finetune_bench.model import pretrained, unpadding, weights
 from finetune_bench.recipe import AUTO, BATCH_LAYOUTS
-from finetune_bench.runner.inputs import cuts, facts_of, load_data
+from finetune_bench.runner.inputs import cuts, dropout_stays_on, facts_of, load_data
+from finetune_bench.runner.probe import try_out
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import DEFAULT_EXECUTOR, Study
 from finetune_bench.task import TaskData
+
+# Where methods say that they put noise; it goes in through `inputs_embeds`.
+NOISED = "token embeddings"
 
 
 def check_devices(study: Study) -> list[torch.device]:
@@ -51,16 +55,40 @@ def check_task_names(study: Study) -> tuple[str, ...]:
 
 
 def check_models(study: Study) -> dict[str, str]:
-    """Return the fingerprint of every model's weights, by the model's name.
+    """Return what identifies every model's weights and how they are taken, by the model's name.
 
     Raises:
-        UsageError: a checkpoint isn't there or is given twice, or the study's sequences are too long for it.
+        UsageError: a checkpoint isn't there, can't be used or is given twice, or the study's sequences are too long.
     """
     _refuse_doubles("--model", [pretrained.label(name) for name in study.models])
-    weights = {name: pretrained.fingerprint(name) for name in study.models}
+    return {name: _check_model(name, study.recipe.max_length) for name in study.models}
+
+
+def _check_model(name: str, max_length: int) -> str:
+    """Check a checkpoint, from its folder to a pass on three texts, and return what identifies it.
+
+    Raises:
+        ModelError: it can't be used.
+    """
+    pretrained.fingerprint(name)
+    pretrained.check_fit(name, max_length)
+    weights.taken(name)
+    try_out(name, max_length)
+    return weights.identity(name)
+
+
+def notes_on_models(study: Study) -> list[str]:
+    """Return what a user should know of the study's checkpoints, one sentence each."""
+    notes = []
     for name in study.models:
-        pretrained.check_fit(name, study.recipe.max_length)
-    return weights
+        label, tokenizer = pretrained.label(name), pretrained.tokenizer(name)
+        if tokenizer.pad_token_id == tokenizer.eos_token_id:
+            notes.append(
+                f"{label}: the tokenizer has no padding token; its end token, {tokenizer.eos_token}, stands for it."
+            )
+        if not try_out(name, study.recipe.max_length).ignores_padding:
+            notes.append(f"Warning: '{label}': what it predicts of a text changes with the padding beside it.")
+    return notes
 
 
 def _refuse_doubles(option: str, names: Sequence[str]) -> None:
@@ -111,7 +139,7 @@ def choose_batch_layout(study: Study) -> tuple[str, list[str]]:
         UsageError: a method, a model or the recipe can't do what is asked for.
     """
     limits = {f"'{label_of(text)}'": registry.make_stack(text).batch_layout for text in grid.stacks(study)[0]}
-    limits |= {f"'{pretrained.label(name)}'": unpadding.furthest(pretrained.config(name, 2)) for name in study.models}
+    limits |= dict(_limit_of_model(name, study.recipe.max_length) for name in study.models)
     if study.recipe.gradient_checkpointing:
         limits["gradient checkpointing"] = "padded"
     if study.recipe.precision == "fp16":
@@ -128,6 +156,14 @@ def choose_batch_layout(study: Study) -> tuple[str, list[str]]:
             "leave the option out."
         )
     return study.batch_layout, []
+
+
+def _limit_of_model(name: str, max_length: int) -> tuple[str, str]:
+    """Return a checkpoint's name, with the reason where there is something to say, and its furthest batch layout."""
+    label, furthest = pretrained.label(name), unpadding.furthest(pretrained.config(name, 2))
+    if furthest != BATCH_LAYOUTS[0] and not try_out(name, max_length).unpads:
+        return f"'{label}', which attends otherwise without padding,", BATCH_LAYOUTS[0]
+    return f"'{label}'", furthest
 
 
 def check_methods(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
@@ -166,6 +202,10 @@ def why_impossible(cell: Cell) -> str | None:
     facts = facts_of(cell, stack)
     if lost_noise := stack.lost_noise(facts):
         return lost_noise
+    noised = [method.name for method in stack.methods if method.noises == NOISED]
+    if noised and not try_out(cell.model, cell.recipe.max_length).embeds:
+        kind = type(facts.skeleton).__name__
+        return f"{noised[0]}: {kind} computes something else of its {NOISED} than of the tokens"
     if cell.recipe.gradient_checkpointing and not _can_checkpoint(facts.skeleton):
         return f"{type(facts.skeleton).__name__} has no gradient checkpointing"
     return stack.unsupported(facts)
@@ -183,6 +223,9 @@ def warnings_of(cells: Sequence[Cell]) -> list[str]:
         label = registry.describe(stack)
         for text in stack.warnings(facts_of(cell, stack)):
             warnings[f"Warning: '{label}': {text}."] = None
+        if dropout_stays_on(cell.model, registry.task(cell.task).outputs, stack.dropout):
+            model = pretrained.label(cell.model)
+            warnings[f"Warning: '{label}': '{model}' goes on dropping what {stack.dropout} wants kept."] = None
     return list(warnings)
 
 

@@ -13,9 +13,10 @@ from finetune_bench import registry
 from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import pretrained, unpadding
-from finetune_bench.model.dropout import Dropout, active_dropout, with_dropout
+from finetune_bench.model import files, pretrained, unpadding, weights
+from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
+from finetune_bench.runner import probe
 from finetune_bench.seeds import derive
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task, TaskData, hold_out, limit
@@ -104,7 +105,19 @@ def cuts(cell: Cell, data_root: Path | None) -> list[str]:
 
 def forget() -> None:
     """Drop everything that was read from files, which may have changed since."""
-    for reader in (load_data, encoded, _skeleton, pretrained.config, pretrained.tokenizer, pretrained.hash_files):
+    for reader in (
+        load_data,
+        encoded,
+        _skeleton,
+        dropout_stays_on,
+        pretrained.config,
+        pretrained.raw_config,
+        pretrained.tokenizer,
+        pretrained.hash_files,
+        files.check_weights,
+        weights.taken,
+        probe.try_out,
+    ):
         reader.cache_clear()
 
 
@@ -123,14 +136,25 @@ def facts_of(cell: Cell, stack: Stack) -> Facts:
 
 @cache
 def _skeleton(name: str, outputs: int, policy: Dropout) -> torch.nn.Module:
-    return pretrained.skeleton(with_dropout(pretrained.config(name, outputs), policy))
+    skeleton = pretrained.skeleton(with_dropout(pretrained.config(name, outputs), policy))
+    switch_off(skeleton, policy)
+    return skeleton
+
+
+@cache
+def dropout_stays_on(name: str, outputs: int, policy: Dropout) -> bool:
+    """Return whether a checkpoint drops what a policy wants kept, by a pass of its skeleton."""
+    return stays_on(_skeleton(name, outputs, policy), policy)
 
 
 def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:
     """Return a cell's model before any training, under its dropout policy, set up as its recipe says."""
     task = registry.task(cell.task)
     config = with_dropout(pretrained.config(cell.model, task.outputs), stack.dropout)
-    classifier = pretrained.load(cell.model, config, derive(cell.seed, "init", task.name, cell.weights)).to(device)
+    # The marks that may follow say how the checkpoint is taken.
+    content, *_ = cell.weights.partition("-")
+    classifier = weights.load(cell.model, config, derive(cell.seed, "init", task.name, content)).to(device)
+    switch_off(classifier, stack.dropout)
     if cell.recipe.batch_layout != "padded":
         unpadding.prepare(classifier)
     if cell.recipe.gradient_checkpointing:

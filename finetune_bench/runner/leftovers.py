@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_bench import registry
-from finetune_bench.spec import parse_stack
+from finetune_bench.spec import parse_call, parse_stack
 
 if TYPE_CHECKING:
     from finetune_bench.study.grid import Cell
@@ -35,7 +35,7 @@ def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]]) -> bool:
         cell: as planned.
         foreign: what `foreign_names` gave where it was planned.
     """
-    task = cell.task.partition("(")[0].strip()
+    task = parse_call(cell.task).name
     return (
         any(call.name in foreign["methods"] for call in parse_stack(cell.method))
         or bool({cell.task, task} & set(foreign["tasks"]))

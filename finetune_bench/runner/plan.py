@@ -51,7 +51,7 @@ class Plan:
 
 
 def make_plan(study: Study) -> Plan:
-    """Check a study and compare it with its store; loads data and configurations, no weights.
+    """Check a study and compare it with its store; loads data, and runs every checkpoint on three texts.
 
     Raises:
         UsageError, MachineError: the first thing that is wrong.
@@ -71,6 +71,7 @@ def make_plan(study: Study) -> Plan:
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
     cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
+    notes += checks.notes_on_models(study)
 
     skipped = checks.check_methods(cells)
     impossible = {cell.id for cell, _ in skipped}

@@ -87,6 +87,7 @@ class Outcome(TypedDict, total=False):
     cost: Cost
     hashes: Hashes
     dropout: dict[str, float]  # realised probability by kind of module
+    fresh_weights: list[str]  # names of the parameters that were drawn anew: the head's, and a pooler's if it had none
     accumulated: int  # of a cell that ran out of memory: the accumulation it was trained with in the end
     files: dict[str, int]  # bytes of each file of arrays; a row whose files have other sizes is none
 

@@ -16,7 +16,7 @@ from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.metrics import Kind
 from finetune_bench.model import unpadding
-from finetune_bench.model.dropout import Dropout, active_dropout, with_dropout
+from finetune_bench.model.dropout import Dropout, active_dropout, switch_off, with_dropout
 from finetune_bench.model.pretrained import build, skeleton
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.recipe import Recipe
@@ -116,6 +116,7 @@ def toy_model(architecture: str, kind: Kind, dropout: Dropout) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11)
         model = build(toy_config(architecture, kind, dropout))
+        switch_off(model, dropout)
         # At the usual 0.02 a model this small hardly looks at its input.
         with torch.no_grad():
             for parameter in model.parameters():
@@ -161,6 +162,7 @@ def toy_facts(
 ) -> Facts:
     """Collect what is known of a stack on a tiny encoder before any weight is loaded."""
     model = skeleton(toy_config(architecture, kind, stack.dropout))
+    switch_off(model, stack.dropout)
     return Facts(model, tuple(active_dropout(model)), toy_task(kind), recipe, DTYPES[recipe.precision])
 
 
