@@ -233,7 +233,8 @@ def hold_out(data: TaskData, share: float, name: str) -> TaskData:
 
     Args:
         data: the data to split.
-        share: the share of the training examples, rounded; at least one is held out and one is left.
+        share: the share of the training examples, rounded, and more where a class needs it; at least one is held out
+            and one is left.
         name: the task's name.
 
     Raises:
@@ -248,7 +249,8 @@ def hold_out(data: TaskData, share: float, name: str) -> TaskData:
     order = [rank_of[position] for position in range(total)]
     is_held_out = [rank < count for rank in order]
     if all(isinstance(label, int) for label in data.train.labels):  # class ids
-        is_held_out = on_both_sides(is_held_out, data.train.labels, order)
+        balanced = on_both_sides(is_held_out, data.train.labels, order)
+        is_held_out = balanced if any(balanced) else is_held_out
     train, held_out = (
         data.train.take([i for i in range(total) if is_held_out[i] == wanted]) for wanted in (False, True)
     )

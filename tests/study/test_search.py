@@ -112,8 +112,9 @@ def test_held_out_examples_are_training_examples_that_no_run_trains_on() -> None
     assert found.fingerprint() != data.fingerprint()
 
 
-@pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 1), (6, 1), (8, 2)])
+@pytest.mark.parametrize(("count", "held"), [(2, 1), (3, 1), (6, 2), (8, 3)])
 def test_something_is_left_on_both_sides(count: int, held: int) -> None:
+    """There are two classes, so two are held out where each class can spare one."""
     found = hold_out(data_of(count), 0.2, "toy")
     assert len(found.evaluation[HELD_OUT]) == held
     assert len(found.train) == count - held
