@@ -22,6 +22,7 @@ from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
 from finetune_bench.model.files import check_weights, weight_files
 from finetune_bench.model.structure import body, output_layer, parameter_depths, undecayed
 
+KEPT_HEAD = "kept-head"  # a mark of a checkpoint's identity
 SAVED_WITH = {
     "module.": "as DistributedDataParallel saves them",
     "_orig_mod.": "as torch.compile saves them",
@@ -36,10 +37,12 @@ class Taken:
     Attributes:
         fresh: names of the parameters that are drawn anew: the head's, and a pooler's where the checkpoint has none.
         redraw: whether the checkpoint has the classification head of another task, which has to be drawn anew too.
+        lacked: those of `fresh` that the checkpoint doesn't have.
     """
 
     fresh: tuple[str, ...]
     redraw: bool
+    lacked: tuple[str, ...]
 
 
 @cache
@@ -59,16 +62,18 @@ def taken(name: str) -> Taken:
     return parts
 
 
-def identity(name: str) -> str:
+def identity(name: str, *, keep_head: bool = False) -> str:
     """Return what identifies a checkpoint and how it is taken, in a cell: the fingerprint of its content, and marks.
 
     A mark stands where an earlier version of this package computed something else of the same files, so that its rows
     are none of this one's: `fresh-head` where it kept the head of another task, `dropout` where it left dropout on that
-    a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's. The
-    random start of the head depends on the fingerprint alone.
+    a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's. A
+    fourth, `kept-head`, says that training goes on from the checkpoint's head. The random start of a head depends on
+    the fingerprint alone.
     """
     marks = {
-        "fresh-head": taken(name).redraw,
+        KEPT_HEAD: keep_head,
+        "fresh-head": taken(name).redraw and not keep_head,
         "dropout": _was_left_on(name),
         "padding": pretrained.padding_differs(name),
     }
@@ -111,11 +116,16 @@ def check_head(name: str, labels: tuple[str, ...]) -> None:
         labels: names of the classes in the order of their ids; none for regression.
 
     Raises:
-        ModelError: it has no head, or one that predicts something else.
+        ModelError: it has no head, not all of one, or one that predicts something else.
     """
     if not taken(name).redraw:
         raise ModelError(f"--keep-head: '{name}' has no classification head; leave the option out.")
-    names = tuple(pretrained.raw_config(name).id2label.values())
+    if lacked := taken(name).lacked:
+        raise ModelError(
+            f"--keep-head: '{name}' lacks {_listed(list(lacked))} of what its head rests on; leave the option out."
+        )
+    id2label = pretrained.raw_config(name).id2label
+    names = [id2label[index] for index in sorted(id2label)]  # a file has 10 before 2
     if [label.lower() for label in names] != [label.lower() for label in labels or ("LABEL_0",)]:
         raise ModelError(
             f"--keep-head: the head of '{name}' predicts {', '.join(names)}; the task's classes are "
@@ -183,7 +193,7 @@ def judge(name: str, model: nn.Module, base: nn.Module, info: dict[str, Any]) ->
     outputs = {key for key, parameter in model.named_parameters() if parameter in last}
     redraw = not outputs & missing
     fresh = missing | set(mismatched) | (head if redraw else set())
-    return Taken(tuple(sorted(fresh)), redraw)
+    return Taken(tuple(sorted(fresh)), redraw, tuple(sorted(missing)))
 
 
 def redraw_head(model: nn.Module) -> None:

@@ -211,7 +211,8 @@ def _train_and_score(cell: Cell, context: WorkerContext, model_folder: Path | No
     )
     outcome["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cell.data}
     outcome["dropout"] = dropout.active_dropout(classifier)
-    outcome["fresh_weights"] = list(checkpoint_weights.taken(cell.model).fresh)
+    taken = checkpoint_weights.taken(cell.model)
+    outcome["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cell.weights else taken.fresh)
     return outcome, _arrays(examples.splits, trace, scored)
 
 

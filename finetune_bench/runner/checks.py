@@ -61,20 +61,22 @@ def check_models(study: Study) -> dict[str, str]:
         UsageError: a checkpoint isn't there, can't be used or is given twice, or the study's sequences are too long.
     """
     _refuse_doubles("--model", [pretrained.label(name) for name in study.models])
-    return {name: _check_model(name, study.recipe.max_length) for name in study.models}
+    return {name: _check_model(name, study) for name in study.models}
 
 
-def _check_model(name: str, max_length: int) -> str:
+def _check_model(name: str, study: Study) -> str:
     """Check a checkpoint, from its folder to a pass on three texts, and return what identifies it.
 
     Raises:
         ModelError: it can't be used.
     """
     pretrained.fingerprint(name)
-    pretrained.check_fit(name, max_length)
+    pretrained.check_fit(name, study.recipe.max_length)
     weights.taken(name)
-    try_out(name, max_length)
-    return weights.identity(name)
+    for task in study.tasks if study.keep_head else ():
+        weights.check_head(name, registry.task(task).labels)
+    try_out(name, study.recipe.max_length)
+    return weights.identity(name, keep_head=study.keep_head)
 
 
 def notes_on_models(study: Study) -> list[str]:

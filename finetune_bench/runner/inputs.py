@@ -152,8 +152,9 @@ def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Mo
     task = registry.task(cell.task)
     config = with_dropout(pretrained.config(cell.model, task.outputs), stack.dropout)
     # The marks that may follow say how the checkpoint is taken.
-    content, *_ = cell.weights.partition("-")
-    classifier = weights.load(cell.model, config, derive(cell.seed, "init", task.name, content)).to(device)
+    content, _, marks = cell.weights.partition("-")
+    seed = derive(cell.seed, "init", task.name, content)
+    classifier = weights.load(cell.model, config, seed, keep_head=weights.KEPT_HEAD in marks).to(device)
     switch_off(classifier, stack.dropout)
     if cell.recipe.batch_layout != "padded":
         unpadding.prepare(classifier)

@@ -82,6 +82,11 @@ class Study:
         group="recipe",
         in_run_name=True,
     )
+    keep_head: bool = option(
+        False,
+        read=readers.switch,
+        help="go on from the checkpoint's head, which must predict the task's classes (default: a fresh head)",
+    )
     data_root: Path | None = option(
         None,
         read=readers.folder,

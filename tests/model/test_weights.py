@@ -11,12 +11,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification
 
+from finetune_bench import registry
 from finetune_bench.errors import ModelError
 from finetune_bench.model import digest, identity, load, pretrained, taken
 from finetune_bench.model.files import INDEX, check_weights, weight_files
 from finetune_bench.model.weights import check_head
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.cell import WorkerContext, run_cell
+from finetune_bench.runner.inputs import initial_model
 from finetune_bench.testing.toys import ARCHITECTURES, CPU
 from tests.model.checkpoints import FILE, Weights, body_only, planned, variant, weights_of, with_tokenizer_of
 
@@ -142,6 +144,37 @@ def test_a_head_is_kept_only_where_the_classes_agree(tiny_checkpoint: Path, tmp_
     bare = variant(tiny_checkpoint, tmp_path / "bare", body_only)
     with pytest.raises(ModelError, match="has no classification head"):
         check_head(str(bare), ("bad", "good"))
+
+
+def test_a_kept_head_is_another_cell(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Every seed begins with the checkpoint's own head, nothing is fresh, and no row is shared with a fresh head."""
+    plain = planned(tiny_checkpoint, tiny_data, tmp_path / "plain", recipe=SHORT, baseline=False)
+    names = registry.task(plain.study.tasks[0]).labels
+    named = variant(tiny_checkpoint, tmp_path / "named", id2label=dict(enumerate(names)))
+    fresh, kept = (
+        planned(named, tiny_data, tmp_path / "out", recipe=SHORT, baseline=False, keep_head=keep)
+        for keep in (False, True)
+    )
+    assert fresh.cells[0].id != kept.cells[0].id
+    cell = kept.cells[0]
+    rows = [run_cell(dataclasses.replace(cell, seed=seed), WorkerContext(kept.store, CPU)) for seed in (1, 2)]
+    assert rows[0]["hashes"]["init"] == rows[1]["hashes"]["init"]
+    assert rows[0]["hashes"]["order"] != rows[1]["hashes"]["order"]
+    assert rows[0]["fresh_weights"] == []
+    model = initial_model(cell, cell.make_stack(), CPU)
+    assert torch.equal(model.state_dict()["classifier.weight"], weights_of(named)["classifier.weight"])
+
+
+def test_a_head_that_is_not_the_tasks_stops_the_plan(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="predicts LABEL_0, LABEL_1; the task's classes are"):
+        planned(tiny_checkpoint, tiny_data, tmp_path / "out", recipe=SHORT, keep_head=True)
+
+
+def test_the_classes_of_a_head_are_those_of_its_ids(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A file lists ten before two."""
+    names = {str(index): f"class {index}" for index in sorted(range(12), key=str)}
+    folder = variant(tiny_checkpoint, tmp_path / "named", id2label=names)
+    check_head(str(folder), tuple(f"class {index}" for index in range(12)))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
