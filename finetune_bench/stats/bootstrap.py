@@ -15,8 +15,19 @@ from finetune_bench.stats.estimates import CONFIDENCE, Estimate
 # A percentile interval of fewer seeds covers far less than it promises.
 SEEDS_NEEDED = 5
 RESAMPLES = 1000
-# Metrics of which resamples can be scored.
-RESAMPLED_METRICS = ("accuracy", "f1", "matthews", "pearson", "spearman", "pearson_spearman")
+# Metrics of which resamples can be scored from predicted classes or numbers: all but the area under a curve, which
+# takes logits, and those that name a class.
+RESAMPLED_METRICS = (
+    "accuracy",
+    *(f"{name}{average}" for name in ("f1", "precision", "recall") for average in ("", "_macro", "_weighted")),
+    "balanced_accuracy",
+    "matthews",
+    "pearson",
+    "spearman",
+    "pearson_spearman",
+    "neg_rmse",
+    "neg_mae",
+)
 
 
 def multi_bootstrap(
@@ -84,10 +95,12 @@ def weighted_scores(
     """
     if metric == "accuracy":
         return np.asarray((predictions == labels) @ counts.T / counts.sum(axis=1))
-    if metric == "f1":
-        true = ((predictions == 1) & (labels == 1)) @ counts.T
-        called = (predictions == 1) @ counts.T + ((labels == 1) * counts).sum(axis=1)
-        return np.asarray(np.divide(2 * true, called, out=np.zeros_like(true), where=called > 0))
+    if metric.startswith(("f1", "precision", "recall", "balanced")):
+        return _of_classes(metric, predictions, labels, counts)
+    if metric.startswith("neg_"):
+        error = predictions - labels
+        mean = (error**2 if metric == "neg_rmse" else np.abs(error)) @ counts.T / counts.sum(axis=1)
+        return np.asarray(-np.sqrt(mean) if metric == "neg_rmse" else -mean)
     if metric == "matthews":
         return _matthews(predictions, labels, counts)
     if metric == "pearson":
@@ -98,6 +111,35 @@ def weighted_scores(
         both = [weighted_scores(name, predictions, labels, counts) for name in ("pearson", "spearman")]
         return np.asarray((both[0] + both[1]) / 2)
     raise ValueError(f"Expected one of {', '.join(RESAMPLED_METRICS)}; got '{metric}'.")
+
+
+def _of_classes(
+    metric: str, predictions: NDArray[np.float64], labels: NDArray[np.float64], counts: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return F1, precision or recall of class 1, or their mean over the classes of each resample.
+
+    As in `metrics.compute`, what divides by nothing is 0; a macro mean is over the classes that occur or are predicted,
+    balanced accuracy over those that occur, and a weighted mean weighs by how often a class occurs.
+    """
+    name, _, average = "recall_balanced".partition("_") if metric == "balanced_accuracy" else metric.partition("_")
+    score, weight = np.zeros((len(predictions), len(counts))), np.zeros((len(predictions), len(counts)))
+    for value in np.union1d(predictions, labels) if average else [1.0]:
+        called, labelled = (predictions == value) @ counts.T, counts @ (labels == value)
+        true = ((predictions == value) & (labels == value)) @ counts.T
+        parts, whole = {
+            "f1": (2 * true, called + labelled),
+            "precision": (true, called),
+            "recall": (true, np.broadcast_to(labelled, true.shape)),
+        }[name]
+        weights = {
+            "": np.ones_like(true),
+            "macro": 1.0 * (called + labelled > 0),
+            "weighted": np.broadcast_to(labelled, true.shape),
+            "balanced": np.broadcast_to(1.0 * (labelled > 0), true.shape),
+        }[average]
+        score += weights * np.divide(parts, whole, out=np.zeros_like(true), where=whole > 0)
+        weight += weights
+    return score / weight
 
 
 def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:

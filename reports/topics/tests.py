@@ -190,8 +190,13 @@ def _exploratory(section: Section) -> list[TopicBlock]:
 
 def _bootstraps(data: Data, section: Section) -> list[TopicBlock]:
     resampled = bootstraps(data, section)
+    left_out = [
+        f"{column.title}: no multi-bootstrap; it resamples predicted classes and numbers, and this score takes more."
+        for column in section.columns
+        if column.splits and column.metric not in RESAMPLED_METRICS
+    ]
     if not resampled:
-        return []
+        return [*bullets(left_out)]
     columns = [column for column in section.columns if any(key[1] == column for key in resampled)]
     rows: list[list[str | Entry]] = [
         [code(method), *(_entry(resampled.get((method, column), estimates.NOTHING)) for column in columns)]
@@ -202,7 +207,7 @@ def _bootstraps(data: Data, section: Section) -> list[TopicBlock]:
         "(c) at once. Percentile intervals, from five seeds on."
     )
     header = ["difference", *(column.title for column in columns)]
-    return [table("bootstrap", header, rows, in_paper=False), *bullets([note])]
+    return [table("bootstrap", header, rows, in_paper=False), *bullets([note, *left_out])]
 
 
 def _entry(estimate: Estimate) -> Entry:

@@ -97,6 +97,15 @@ def test_the_bootstrap_reads_predictions_of_pairs(tmp_path: Path) -> None:
     assert "Multi-bootstrap" not in render(load(store))
 
 
+def test_the_bootstrap_says_which_scores_it_leaves_out(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for method in ("vanilla", "rdrop"):
+        row = make_row(method, "rte", 1)
+        row["metric"], row["metrics"] = "auc", {"validation": {"auc": 0.7}}
+        store.write({}, row, arrays={"trace": make_trace(row)})
+    assert "rte auc: no multi-bootstrap" in render(load(store, Options(bootstrap=True)))
+
+
 # --- what reports find by themselves ----------------------------------------------------------------------------------
 
 
