@@ -124,6 +124,7 @@ def _worker_settings(plan: Plan) -> WorkerSettings:
         retry_failed=study.retry_failed,
         plugins=tuple(study.plugins),
         foreign=foreign_names(),
+        trust_plugins=study.trust_plugins,
     )
 
 
