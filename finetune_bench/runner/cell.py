@@ -93,12 +93,15 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
             "cpu_seconds": time.process_time() - cpu_clock,
         }
         store.write(cell.to_dict(), row, arrays=attempt.arrays, log=attempt.log, into=folder)
-    if store.has_lost(cell.id):  # the checkpoint is of the process that has the cell now
-        return row
-    # The pattern also meets what was half-written when a process was killed.
-    for checkpoint in store.checkpoints.glob(f"*{cell.id}-*"):
-        checkpoint.unlink()
+    if not store.has_lost(cell.id):  # or the checkpoint is of the process that has the cell now
+        remove_checkpoints(cell.id, store)
     return row
+
+
+def remove_checkpoints(cell_id: str, store: Store) -> None:
+    """Remove the checkpoints of a cell, also what was half-written when a process was killed."""
+    for checkpoint in store.checkpoints.glob(f"*{cell_id}-*"):
+        checkpoint.unlink(missing_ok=True)
 
 
 def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints) -> _Attempt:

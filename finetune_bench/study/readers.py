@@ -162,7 +162,7 @@ def pairs(value: Any) -> tuple[tuple[str, str], ...]:
         value = [part.partition("=")[::2] for part in split(value, ",")]
     results = list(value.items()) if isinstance(value, Mapping) else list(value)
     if any(len(pair) != 2 or not all(str(part).strip() for part in pair) for pair in results):
-        raise ValueError("pairs, as partition=gpu,time=240")
+        raise ValueError("pairs, as partition=gpu,time=04:00:00")
     return tuple((str(key).strip(), str(item).strip()) for key, item in results)
 
 

@@ -207,7 +207,7 @@ def test_what_executors_refuse(study: Study, monkeypatch: pytest.MonkeyPatch, ca
         (("--executor", "slurm", "--gpus-per-worker", "0.5"), "a SLURM job has a GPU of its own"),
         (("--executor", "cloud"), "--executor: expected one of local, ray, slurm; got 'cloud'."),
         (("--gpus-per-worker", "2"), "--gpus-per-worker: expected a number above 0 and at most 1"),
-        (("--executor", "slurm", "--slurm", "gpu"), "--slurm: expected pairs, as partition=gpu,time=240"),
+        (("--executor", "slurm", "--slurm", "gpu"), "--slurm: expected pairs, as partition=gpu,time=04:00:00"),
     ):
         assert cli.main(["run", *options]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
