@@ -79,9 +79,10 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
     devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
     with store.writing(cell.id) as folder:
         model_folder = folder / "model" if context.save_model else None
-        attempt = _attempt(cell, context, model_folder)
+        attempt = _attempt(cell, context, model_folder, _checkpoints(cell, cell.recipe.accumulation, context))
         if attempt.reason == OUT_OF_MEMORY and (halved := _in_halves(cell)) is not None:
-            attempt = _second_attempt(attempt, halved, context, model_folder)
+            checkpoints = _checkpoints(cell, halved.recipe.accumulation, context)
+            attempt = _second_attempt(attempt, halved, context, model_folder, checkpoints)
         row: Row = {
             **row_of(cell, attempt.status, attempt.reason),
             **attempt.outcome,
@@ -92,26 +93,31 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
             "cpu_seconds": time.process_time() - cpu_clock,
         }
         store.write(cell.to_dict(), row, arrays=attempt.arrays, log=attempt.log, into=folder)
-    if store.has_lost(cell.id):  # the checkpoint is of the process that has the cell now
-        return row
-    # The pattern also meets what was half-written when a process was killed.
-    for checkpoint in store.checkpoints.glob(f"*{cell.id}-*"):
-        checkpoint.unlink()
+    if not store.has_lost(cell.id):  # or the checkpoint is of the process that has the cell now
+        remove_checkpoints(cell.id, store)
     return row
 
 
-def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None) -> _Attempt:
+def remove_checkpoints(cell_id: str, store: Store) -> None:
+    """Remove the checkpoints of a cell, also what was half-written when a process was killed."""
+    for checkpoint in store.checkpoints.glob(f"*{cell_id}-*"):
+        checkpoint.unlink(missing_ok=True)
+
+
+def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints) -> _Attempt:
     try:
-        outcome, arrays = _train_and_score(cell, context, model_folder)
+        outcome, arrays = _train_and_score(cell, context, model_folder, checkpoints)
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit
         reason, outcome = _failure(error)
         return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
     return _Attempt(Status.DONE, None, outcome, arrays)
 
 
-def _second_attempt(first: _Attempt, halved: Cell, context: WorkerContext, model_folder: Path | None) -> _Attempt:
+def _second_attempt(
+    first: _Attempt, halved: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints
+) -> _Attempt:
     """Try a cell that ran out of memory again, in smaller micro-batches; the log is that of both attempts."""
-    second = _attempt(halved, context, model_folder)
+    second = _attempt(halved, context, model_folder, checkpoints)
     reason, outcome = second.reason, second.outcome
     if reason == OUT_OF_MEMORY:
         reason += f", also with accumulation {halved.recipe.accumulation}"
@@ -174,7 +180,9 @@ class _Scored:
     seconds: float
 
 
-def _train_and_score(cell: Cell, context: WorkerContext, model_folder: Path | None) -> tuple[Outcome, Arrays]:
+def _train_and_score(
+    cell: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints
+) -> tuple[Outcome, Arrays]:
     """Train a cell's model, score it and measure; return what its row says of that, and its arrays."""
     device = context.device
     examples = _load_examples(cell, context.data_root)
@@ -185,7 +193,7 @@ def _train_and_score(cell: Cell, context: WorkerContext, model_folder: Path | No
     run = _make_run(cell, stack, classifier, examples, device)
     try:
         energy_before = devices.energy(device)
-        trace = loop.train(run, _checkpoints(cell, context))
+        trace = loop.train(run, checkpoints)
         energy_after = devices.energy(device)
         allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
         scored = _score(run, stack, examples.splits)
@@ -249,10 +257,10 @@ def _make_run(
     )
 
 
-def _checkpoints(cell: Cell, context: WorkerContext) -> Checkpoints:
+def _checkpoints(cell: Cell, accumulation: int, context: WorkerContext) -> Checkpoints:
     """Return where a cell's checkpoints are; a second attempt, in smaller micro-batches, doesn't read the first's."""
-    path = context.store.checkpoints / f"{cell.id}-{cell.recipe.accumulation}.safetensors"
-    return Checkpoints(path, context.checkpoint_every)
+    owner = f"{cell.id}-{accumulation}"
+    return Checkpoints(context.store.checkpoints / f"{owner}.safetensors", context.checkpoint_every, owner)
 
 
 def _score(run: TrainingRun, stack: Stack, splits: dict[str, Encoded]) -> _Scored:

@@ -22,7 +22,7 @@ from finetune_bench.runner.probe import try_out
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import label_of
 from finetune_bench.study.grid import Cell
-from finetune_bench.study.study import DEFAULT_EXECUTOR, Study
+from finetune_bench.study.study import Study
 from finetune_bench.task import TaskData
 
 # Where methods say that they put noise; it goes in through `inputs_embeds`.
@@ -33,11 +33,16 @@ def check_devices(study: Study) -> list[torch.device]:
     """Return the devices that the study may use.
 
     Raises:
-        UsageError: not a device's name, or no device for its precision.
+        UsageError: not a device's name, none where this machine can't tell it, or no device for its precision.
         MachineError: the machine has no such device.
     """
     # Elsewhere there may be what this machine lacks.
-    chosen = devices.choose(study.device, elsewhere=study.executor != DEFAULT_EXECUTOR)
+    chosen = devices.choose(study.device, elsewhere=study.runs_elsewhere)
+    if study.device is None and study.runs_elsewhere and chosen[0].type == "cpu":
+        raise UsageError(
+            f"--executor {study.executor}: this machine has no GPU, which tells nothing of those that will run the "
+            "cells; give --device cuda or --device cpu."
+        )
     if study.recipe.precision == "fp16" and chosen[0].type == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device: a CPU has no loss scaling for it. Use fp32 or bf16.")
     return chosen

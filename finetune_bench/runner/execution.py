@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from finetune_bench import registry
+from finetune_bench.runner.cell import remove_checkpoints
 from finetune_bench.runner.executors import make_executor
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.messages import EventStatus, WorkerSettings
@@ -21,6 +22,8 @@ from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.search import settings
 from finetune_bench.study.study import Study, as_dict
+
+ID_DIGITS = 16  # of a cell's id, with which the names of its checkpoints and leases begin
 
 
 def run(study: Study) -> pd.DataFrame:
@@ -67,7 +70,21 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Counts:
     except (KeyboardInterrupt, GeneratorExit):
         _write_interrupted(plan, executor.running.values())
         raise
+    _clear_up(plan)
     return counts
+
+
+def _clear_up(plan: Plan) -> None:
+    """Remove what processes left that were killed when their cell had its row: its checkpoints and its lease."""
+    store = plan.store
+    folders = [folder for folder in (store.checkpoints, store.root / "locks") if folder.is_dir()]
+    left = {path.name.lstrip(".")[:ID_DIGITS] for folder in folders for path in folder.iterdir()}
+    for cell in plan.cells:
+        if cell.id not in left or (row := store.row(cell.id)) is None or row["status"] != Status.DONE:
+            continue
+        with store.claim(cell.id) as claimed:  # which ends the lease of a process that is gone
+            if claimed:
+                remove_checkpoints(cell.id, store)
 
 
 def _write_study(plan: Plan) -> None:
@@ -124,6 +141,7 @@ def _worker_settings(plan: Plan) -> WorkerSettings:
         retry_failed=study.retry_failed,
         plugins=tuple(study.plugins),
         foreign=foreign_names(),
+        trust_plugins=study.trust_plugins,
     )
 
 

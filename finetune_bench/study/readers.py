@@ -16,6 +16,9 @@ from typing import Any
 
 from finetune_bench.spec import split
 
+LEAST_JOB_MINUTES = 5
+LEAST_MEMORY = 100 * 10**6  # bytes that a process takes which does nothing yet
+
 
 def names(value: Any) -> tuple[str, ...]:
     """Read names, separated by commas outside of brackets; each at most once."""
@@ -125,6 +128,17 @@ def duration(value: Any) -> float:
     return seconds
 
 
+def memory(value: Any) -> int:
+    """Read `8GB`, `500MB` or `8GiB`; returns bytes."""
+    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([KMGT]i?B)", value.strip()) if isinstance(value, str) else None
+    if match:
+        power = "KMGT".index(match[2][0]) + 1
+        value = round(float(match[1]) * (1024 if "i" in match[2] else 1000) ** power)
+    if type(value) is not int or value < LEAST_MEMORY:
+        raise ValueError(f"an amount of memory of at least {LEAST_MEMORY // 10**6}MB, as 8GB or 500MB")
+    return value
+
+
 def one_of(choices: tuple[str, ...], former: Mapping[str, str] | None = None) -> Callable[[Any], str]:
     """Make a reader that takes one of these names.
 
@@ -148,8 +162,26 @@ def pairs(value: Any) -> tuple[tuple[str, str], ...]:
         value = [part.partition("=")[::2] for part in split(value, ",")]
     results = list(value.items()) if isinstance(value, Mapping) else list(value)
     if any(len(pair) != 2 or not all(str(part).strip() for part in pair) for pair in results):
-        raise ValueError("pairs, as partition=gpu,time=240")
+        raise ValueError("pairs, as partition=gpu,time=04:00:00")
     return tuple((str(key).strip(), str(item).strip()) for key, item in results)
+
+
+def job_minutes(value: str) -> int:
+    """Read a job's time as sbatch does: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; returns minutes, rounded up."""
+    days, dash, clock = value.rpartition("-")
+    parts = clock.split(":")
+    if len(parts) > 3 or not all(re.fullmatch("[0-9]+", part) for part in [*parts, *([days] if dash else [])]):
+        raise ValueError("minutes, or H:M:S or D-H:M:S, as 240, 04:00:00 or 1-12:00:00")
+    if dash:
+        hours, minutes, seconds = [*map(int, parts), 0, 0][:3]
+    elif len(parts) == 3:
+        hours, minutes, seconds = map(int, parts)
+    else:
+        hours, minutes, seconds = 0, *[*map(int, parts), 0][:2]
+    total = int(days or 0) * 24 * 60 + hours * 60 + minutes + (seconds + 59) // 60
+    if total < LEAST_JOB_MINUTES:
+        raise ValueError(f"at least {LEAST_JOB_MINUTES} minutes, as a job is queued again 90 s before its end")
+    return total
 
 
 def folder(value: Any) -> Path:

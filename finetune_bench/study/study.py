@@ -143,7 +143,7 @@ class Study:
         (),
         read=readers.pairs,
         metavar="LIST",
-        help="parameters of sbatch, as partition=gpu,time=240",
+        help="parameters of sbatch, as partition=gpu,time=04:00:00; a time is needed",
         group="where",
     )
     budget: float | None = option(
@@ -158,6 +158,13 @@ class Study:
         read=readers.duration,
         metavar="TIME",
         help="stop a cell that takes longer, as 90s, 30m or 2h (default: none)",
+        group="where",
+    )
+    memory: int | None = option(
+        None,
+        read=readers.memory,
+        metavar="SIZE",
+        help="end a worker that holds more, as 8GB (default: its share, where memory runs out)",
         group="where",
     )
     checkpoint_every: int = option(
@@ -201,6 +208,11 @@ class Study:
         metavar="LIST",
         help="Python files with more methods, tasks or reports",
     )
+    trust_plugins: bool = option(
+        False,
+        read=readers.switch,
+        help="keep a worker after a plugin's cell, for all that this may leave behind: faster",
+    )
 
     def __post_init__(self) -> None:
         """Read every value as the command line would.
@@ -217,6 +229,8 @@ class Study:
                 object.__setattr__(self, declared.field, declared.read(value))
             except ValueError as error:
                 raise UsageError(f"Study: '{declared.field}' must be {error}; got {value!r}.") from None
+        if self.executor == "slurm":
+            self._check_job_time()
         if self.search is not None:
             axes = {"several learning rates": len(self.lrs) > 1, "--attribution": self.attribution}
             if clash := [name for name, asked in {**axes, "--fair-cost": self.fair_cost}.items() if asked]:
@@ -230,8 +244,32 @@ class Study:
             raise UsageError("--gpus-per-worker: a SLURM job has a GPU of its own; leave it out.")
         if self.executor != DEFAULT_EXECUTOR and self.budget is not None:
             raise UsageError("--budget: it is calibrated on this machine; leave it out with cells that run elsewhere.")
+        if self.executor != DEFAULT_EXECUTOR and self.memory is not None:
+            raise UsageError(
+                "--memory: it is watched on this machine only; leave it out. SLURM takes --slurm mem=8G, and Ray ends "
+                "workers itself where memory runs out."
+            )
         if self.executor == "slurm" and self.timeout is not None:
-            raise UsageError("--timeout: under SLURM a job's time is the limit; give --slurm time=MINUTES.")
+            raise UsageError("--timeout: under SLURM a job's time is the limit; give --slurm time=04:00:00.")
+
+    @property
+    def runs_elsewhere(self) -> bool:
+        """Tell whether cells run on other machines than the one that starts them."""
+        return self.executor != DEFAULT_EXECUTOR and dict(self.slurm).get("cluster") != "local"
+
+    def _check_job_time(self) -> None:
+        """Check that SLURM's jobs are given a time: without one they get five minutes, whatever a cell takes."""
+        time = dict(self.slurm).get("time")
+        if time is None and self.runs_elsewhere:
+            raise UsageError(
+                "--executor slurm: say how long a job may run, as --slurm time=04:00:00. Near the end of its time a "
+                "job is queued again and goes on."
+            )
+        try:
+            if time is not None:
+                readers.job_minutes(time)
+        except ValueError as error:
+            raise UsageError(f"--slurm: expected as time {error}; got '{time}'.") from None
 
 
 def as_dict(study: Study) -> dict[str, Any]:

@@ -139,7 +139,7 @@ def resumes(owner: type[Method]) -> None:
             continue
         run, result, predictions = toy_train(owner(), kind=kind, recipe=recipe)
         with tempfile.TemporaryDirectory() as folder:
-            checkpoints = Checkpoints(Path(folder) / "checkpoint", every=5)
+            checkpoints = Checkpoints(Path(folder) / "checkpoint", every=5, owner="check")
             toy_train(owner(), kind=kind, recipe=recipe, checkpoints=checkpoints)
             again, resumed, predicted = toy_train(owner(), kind=kind, recipe=recipe, checkpoints=checkpoints)
         assert resumed.resumed_at == 10, f"it went on from step {resumed.resumed_at}, not 10 ({kind})"

@@ -5,6 +5,9 @@ for the tensors, JSON in its header for the numbers. It is written under a tempo
 there is a whole checkpoint or the one before it. What `setup` makes is not in it: whoever resumes builds the run anew,
 replays `setup` with the same seeds, and then calls `restore`.
 
+A checkpoint belongs to one run. Its header names that run, and holds a hash of the name, the facts and the tensors.
+What was cut or changed, or is another run's, is no checkpoint: it is told on stderr, and the run begins anew.
+
     weight NAME, stream NAME      the run: weights and buffers, random streams
     optimizer INDEX NAME          what the optimiser keeps of a parameter
     method INDEX NAME             what a method of the stack keeps
@@ -13,6 +16,7 @@ replays `setup` with the same seeds, and then calls `restore`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -33,7 +37,7 @@ from finetune_bench.training.record import Record
 from finetune_bench.training.run import TrainingRun
 from finetune_bench.training.vocabulary import Vocabulary
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,14 @@ class Checkpoints:
     """A Checkpoints says where a run's checkpoint is, and how often it is written.
 
     Attributes:
-        path: the file; it belongs to one run.
+        path: the file.
         every: steps from one checkpoint to the next, at least 1.
+        owner: names the run and no other; a checkpoint of another owner is not gone on from.
     """
 
     path: Path
     every: int
+    owner: str
 
     def due(self, step: int, total_steps: int) -> bool:
         """Return whether one is written after this step, from 1; after the last there is nothing to resume."""
@@ -65,16 +71,17 @@ class Loop:
     record: Record
 
 
-def save(path: Path, loop: Loop, step: int) -> None:
+def save(checkpoints: Checkpoints, loop: Loop, step: int) -> None:
     """Keep a loop as it stands after a step; a disk that is full costs the checkpoint, not the run."""
     tensors, facts = _flatten(loop)
-    header = {"schema": SCHEMA, "step": step, **facts}
+    header = json.dumps({"schema": SCHEMA, "owner": checkpoints.owner, "step": step, **facts})
+    path = checkpoints.path
     temporary = path.parent / f".{path.name}-{secrets.token_hex(4)}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # Cloned: the format refuses tensors that share memory.
         cloned = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-        save_file(cloned, temporary, metadata={"facts": json.dumps(header)})
+        save_file(cloned, temporary, metadata={"facts": header, "hash": _hash(header, cloned)})
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -84,13 +91,13 @@ def save(path: Path, loop: Loop, step: int) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def restore(path: Path, loop: Loop) -> int:
-    """Put a loop, made anew with its methods' `setup` replayed, where `save` found it.
+def restore(checkpoints: Checkpoints, loop: Loop) -> int:
+    """Put a loop, made anew with its methods' `setup` replayed, where `save` left it.
 
     Returns:
-        The step after which it was saved; 0, with nothing changed, where there is no checkpoint that can be read.
+        The step after which it was saved; 0, with nothing changed, where there is no checkpoint of this run.
     """
-    content = read(path)
+    content = read(checkpoints)
     if content is None:
         return 0
     tensors, facts = content
@@ -98,16 +105,46 @@ def restore(path: Path, loop: Loop) -> int:
     return int(facts["step"])
 
 
-def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return the tensors and the facts that `save` wrote; None where no file is, or one that was cut or changed."""
+def read(checkpoints: Checkpoints) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the tensors and the facts that `save` wrote; None where there is no file, or it is not what `save` wrote.
+
+    Where a file is refused, stderr gets a sentence with the reason.
+    """
+    if not checkpoints.path.exists():
+        return None
     try:
-        with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["facts"])
+        with safe_open(checkpoints.path, framework="pt") as file:
+            metadata = file.metadata()
             # Cloned: in the file they lie anywhere, and matrix products round by where their operands begin.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
-    except (OSError, SafetensorError, KeyError, json.JSONDecodeError):
+        facts = json.loads(metadata["facts"])
+        refusal = _refusal(facts, checkpoints.owner)
+        if refusal is None and metadata["hash"] != _hash(metadata["facts"], tensors):
+            refusal = "its content is not what was saved"
+    except Exception as error:  # a file may hold anything, and the reader's errors are of many classes
+        refusal = f"it can't be read ({type(error).__name__})"
+    if refusal is not None:
+        print(f"The checkpoint '{checkpoints.path}' is not used: {refusal}.", file=sys.stderr, flush=True)
         return None
-    return (tensors, facts) if facts["schema"] == SCHEMA else None
+    return tensors, facts
+
+
+def _refusal(facts: dict[str, Any], owner: str) -> str | None:
+    """Return why a checkpoint with these facts is not this run's; None where it is."""
+    if facts["schema"] != SCHEMA:
+        return "another version of finetune-bench wrote it"
+    if facts["owner"] != owner:
+        return f"it belongs to '{facts['owner']}', and this run is '{owner}'"
+    return None
+
+
+def _hash(facts: str, tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of all that a checkpoint says: its facts, and every tensor's name, type, shape and bytes."""
+    digest = hashlib.sha256(facts.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _flatten(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:

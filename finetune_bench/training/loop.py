@@ -112,7 +112,7 @@ def _train_steps(
     clock = measure.StepClock(run.device)
     record = Record()
     loop = Loop(run, optimizer, scheduler, scaler, vocabulary, record)
-    resumed_at = restore(checkpoints.path, loop) if checkpoints else 0
+    resumed_at = restore(checkpoints, loop) if checkpoints else 0
     # The last sketch is the caller's.
     sketch_steps = measure.sketch_steps(run.total_steps)[:-1]
     for step, parts in enumerate(run.steps(), start=1):
@@ -127,7 +127,7 @@ def _train_steps(
         if checkpoints and checkpoints.due(step, run.total_steps):
             record.add_times(*clock.seconds())
             clock = measure.StepClock(run.device)
-            save(checkpoints.path, loop, step)
+            save(checkpoints, loop, step)
     record.add_times(*clock.seconds())
     return record, resumed_at
 

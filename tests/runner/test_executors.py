@@ -7,12 +7,15 @@ import os
 import signal
 import stat
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from finetune_bench import cli
@@ -20,7 +23,6 @@ from finetune_bench.errors import MachineError, UsageError
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.execution import execute
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
-from finetune_bench.runner.executors.ray import capacity, check_room
 from finetune_bench.runner.executors.slurm import SlurmExecutor
 from finetune_bench.runner.plan import make_plan
 from finetune_bench.store.store import Store
@@ -81,6 +83,7 @@ def test_ray_gives_the_same_rows_also_when_a_worker_is_killed(
 ) -> None:
     store = Store(tmp_path / "ray")
     killed: list[int] = []
+    listening: set[str] = set()
 
     def kill() -> None:
         """The process that holds a cell, once some are done."""
@@ -88,6 +91,10 @@ def test_ray_gives_the_same_rows_also_when_a_worker_is_killed(
             time.sleep(0.02)
             if len(list(store.cells.glob("[0-9a-f]*"))) < 4:
                 continue
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    sockets = process.net_connections("inet")
+                    listening.update(socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN)
             for file in (store.root / "locks").glob("*"):
                 words = file.read_text().splitlines()
                 if len(words) == 5 and (process := int(words[2])) != os.getpid():
@@ -99,6 +106,8 @@ def test_ray_gives_the_same_rows_also_when_a_worker_is_killed(
     killer.start()
     tally, _ = finish(study, store.root, executor="ray")
     assert killed
+    assert listening
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
     assert (tally.done + tally.cached, tally.failed) == (24, 0)
     assert store.without_measurements() == rows
 
@@ -118,15 +127,6 @@ def test_messages_are_read_back_as_they_were_sent() -> None:
     assert read == answer
     assert isinstance(read.status, EventStatus)
     assert "\n" not in SETTINGS.to_json() + answer.to_json()
-
-
-def test_room_is_counted_node_by_node() -> None:
-    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 4.0}]
-    assert capacity(nodes, {"CPU": 1.0}) == 12
-    assert capacity(nodes, {"CPU": 2.0}) == 5  # 8 // 2 + 3 // 2 + 0: no worker spans two nodes
-    assert capacity(nodes, {"CPU": 1.0, "GPU": 0.5}) == 5
-    assert check_room(None, 5, {"CPU": 1.0}) == 5
-    assert check_room(3, 5, {"CPU": 1.0}) == 3
 
 
 def test_slurm_s_jobs_give_the_same_rows_also_when_their_time_is_over(
@@ -185,13 +185,14 @@ def test_the_script_that_sbatch_gets(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (tools / name).write_text(FAKE.format(folder=tmp_path))
         (tools / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{tools}:{os.environ['PATH']}")
-    options = {"partition": "gpu", "time": "240", "account": "lab"}
+    options = {"partition": "gpu", "time": "04:00:00", "account": "lab"}
     executor = SlurmExecutor("cuda", workers=1, threads=4, settings=SETTINGS, logs=tmp_path / "logs", options=options)
     cells = make_plan(dataclasses.replace(study, out=tmp_path / "run")).todo[:2]
     events = list(executor.run(cells))
     script = (tmp_path / "script.sh").read_text()
     for line in ("partition=gpu", "time=240", "account=lab", "cpus-per-task=4", "gpus-per-node=1", "signal=USR2@90"):
         assert f"#SBATCH --{line}" in script, line
+    assert f"{sys.executable} -P -u -m submitit" in script
     assert {event.status for event in events} == {"died"}  # there is no such job in the queue
     assert "the jobs ended without it" in str(events[0].reason)
 
@@ -199,14 +200,14 @@ def test_the_script_that_sbatch_gets(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_executors_refuse(study: Study, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(MachineError, match="there is no sbatch on this machine"):
-        finish(study, tmp_path / "none", executor="slurm")
+        finish(study, tmp_path / "none", executor="slurm", slurm={"time": "60"})
     for options, said in (
         (("--slurm", "partition=x"), "--slurm: these parameters are for jobs; give --executor slurm with them."),
-        (("--executor", "slurm", "--timeout", "5m"), "give --slurm time=MINUTES"),
+        (("--executor", "slurm", "--timeout", "5m"), "give --slurm time=04:00:00"),
         (("--executor", "slurm", "--gpus-per-worker", "0.5"), "a SLURM job has a GPU of its own"),
         (("--executor", "cloud"), "--executor: expected one of local, ray, slurm; got 'cloud'."),
         (("--gpus-per-worker", "2"), "--gpus-per-worker: expected a number above 0 and at most 1"),
-        (("--executor", "slurm", "--slurm", "gpu"), "--slurm: expected pairs, as partition=gpu,time=240"),
+        (("--executor", "slurm", "--slurm", "gpu"), "--slurm: expected pairs, as partition=gpu,time=04:00:00"),
     ):
         assert cli.main(["run", *options]) == 2
         assert said in " ".join(capsys.readouterr().err.split())

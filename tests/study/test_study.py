@@ -11,6 +11,7 @@ import pytest
 from finetune_bench.cli.arguments import make_parser
 from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.recipe import Recipe
+from finetune_bench.study import readers
 from finetune_bench.study.options import GROUPS
 from finetune_bench.study.sources import OPTIONS, make_study, read_options, read_toml
 from finetune_bench.study.study import Study, run_name
@@ -62,12 +63,38 @@ def test_a_duration_has_units(typed: object, seconds: float) -> None:
     assert study(tasks="rte", timeout=typed).timeout == seconds
 
 
+@pytest.mark.parametrize(
+    ("typed", "size"), [("8GB", 8 * 10**9), ("1.5 GiB", 3 * 2**29), ("500MB", 5 * 10**8), (10**9, 10**9)]
+)
+def test_an_amount_of_memory_has_units(typed: object, size: int) -> None:
+    assert study(tasks="rte", memory=typed).memory == size
+
+
+@pytest.mark.parametrize(
+    ("typed", "minutes"),
+    [
+        ("240", 240),
+        ("30:30", 31),
+        ("04:00:00", 240),
+        ("100:00:01", 6001),
+        ("2-0", 2880),
+        ("1-12", 2160),
+        ("1-12:30", 2190),
+        ("1-12:00:00", 2160),
+    ],
+)
+def test_the_time_of_a_job_is_read_as_sbatch_reads_it(typed: str, minutes: int) -> None:
+    assert readers.job_minutes(typed) == minutes
+    assert dict(study(tasks="rte", executor="slurm", slurm=f"time={typed}").slurm) == {"time": typed}
+
+
 def test_every_option_is_a_flag() -> None:
     names = (
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
         "batch-layout budget executor gpus-per-worker slurm "
-        "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
+        "timeout memory checkpoint-every save-model no-baseline retry-failed config plugin trust-plugins attribution "
+        "search fair-cost"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
 
@@ -77,7 +104,8 @@ def test_no_flag_goes_away() -> None:
         "methods tasks model seeds out data-root limit-train epochs steps batch-size lr warmup weight-decay betas "
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
         "batch-layout budget executor gpus-per-worker slurm "
-        "timeout checkpoint-every save-model no-baseline retry-failed config plugin attribution search fair-cost"
+        "timeout memory checkpoint-every save-model no-baseline retry-failed config plugin trust-plugins attribution "
+        "search fair-cost"
     )
     assert {f"--{name}" for name in names.split()} <= {option.flag for option in OPTIONS}
 
@@ -170,6 +198,8 @@ def test_the_default_of_a_field_is_told_in_its_help() -> None:
                 "device": "cuda:1",
                 "workers": "3",
                 "timeout": "30m",
+                "memory": "8GB",
+                "trust_plugins": True,
                 "budget": "2h",
                 "checkpoint_every": "10",
                 "save_model": True,
@@ -194,6 +224,17 @@ def test_the_run_folders_name_stays_what_it_was(flags: dict[str, Any], name: str
         ({"seeds": "x"}, "--seeds: expected"),
         ({"timeout": "soon"}, "--timeout: expected a duration above 0, as 90s, 30m or 2h; got 'soon'."),
         ({"timeout": "0"}, "--timeout: expected a duration above 0"),
+        ({"executor": "slurm"}, "--executor slurm: say how long a job may run, as --slurm time=04:00:00."),
+        ({"executor": "slurm", "slurm": "time=4h"}, "--slurm: expected as time minutes, or H:M:S .*; got '4h'."),
+        ({"executor": "slurm", "slurm": "time=1:2:3:4"}, "got '1:2:3:4'"),
+        ({"executor": "slurm", "slurm": "time=-5"}, "got '-5'"),
+        ({"executor": "slurm", "slurm": "time=0"}, "--slurm: expected as time at least 5 minutes"),
+        ({"memory": "8"}, "--memory: expected an amount of memory of at least 100MB, as 8GB or 500MB; got '8'."),
+        ({"memory": "8G"}, "--memory: expected an amount of memory"),
+        ({"memory": "1MB"}, "--memory: expected an amount of memory"),
+        ({"memory": True}, "--memory: expected an amount of memory"),
+        ({"memory": "8GB", "executor": "slurm"}, "SLURM takes --slurm mem=8G"),
+        ({"memory": "8GB", "executor": "ray"}, "--memory: it is watched on this machine only"),
         ({"lr": "fast"}, "--lr: expected one number or more"),
         ({"lr": "-1"}, "The 'lr' parameter of Recipe must be a float in"),
         ({"lr": "1e-5,-1"}, "The 'lr' parameter"),

@@ -53,7 +53,7 @@ def test_killed_at_random_steps_it_ends_as_an_undisturbed_run(tmp_path: Path, re
     used = dataclasses.replace(LONG, **recipe)  # type: ignore[arg-type]
     methods: list[Method] = [RDrop(), EMA(), R4F()]
     calm, result, predictions = toy_train([Deadly(), *methods], recipe=used)
-    dice, checkpoints = random.Random(str(recipe)), Checkpoints(tmp_path / "run.safetensors", every=2)
+    dice, checkpoints = random.Random(str(recipe)), Checkpoints(tmp_path / "run.safetensors", every=2, owner="a run")
     resumed = []
     for _ in range(5):
         Deadly.step = dice.randint(1, 8)
@@ -62,7 +62,7 @@ def test_killed_at_random_steps_it_ends_as_an_undisturbed_run(tmp_path: Path, re
             resumed.append(train(run, checkpoints).resumed_at)
         if checkpoints.path.exists() and dice.random() < 0.3:
             checkpoints.path.write_bytes(checkpoints.path.read_bytes()[:-5])  # cut: begun anew
-        if checkpoint.read(checkpoints.path) and checkpoint.read(checkpoints.path)[1]["step"] > 8:  # type: ignore[index]
+        if checkpoint.read(checkpoints) and checkpoint.read(checkpoints)[1]["step"] > 8:  # type: ignore[index]
             break
     Deadly.step = 0
     run, again, predicted = toy_train([Deadly(), *methods], recipe=used, checkpoints=checkpoints)
@@ -76,9 +76,9 @@ def test_killed_at_random_steps_it_ends_as_an_undisturbed_run(tmp_path: Path, re
 
 def test_what_is_read_lies_where_new_tensors_lie(tmp_path: Path) -> None:
     """Products round by alignment: R4F once differed in the last bit after a checkpoint, one time in fifty."""
-    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=5)
+    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=5, owner="a run")
     toy_train([R4F(), EMA()], checkpoints=checkpoints)
-    found = checkpoint.read(checkpoints.path)
+    found = checkpoint.read(checkpoints)
     assert found is not None
     tensors, facts = found
     assert facts["step"] == 5
@@ -93,7 +93,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    run, _, _ = toy_train(RDrop(), checkpoints=Checkpoints(tmp_path / "run.safetensors", every=2))
+    run, _, _ = toy_train(RDrop(), checkpoints=Checkpoints(tmp_path / "run.safetensors", every=2, owner="a run"))
     calm, _, _ = toy_train(RDrop())
     assert same(run, calm)
     assert "No checkpoint after step 2: [Errno 28] No space left on device" in capsys.readouterr().err
@@ -104,20 +104,65 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_run(
 def test_what_is_no_checkpoint_is_begun_anew(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "run.safetensors"
     path.write_bytes(content)
-    _, result, _ = toy_train(RDrop(), checkpoints=Checkpoints(path, every=100))
+    _, result, _ = toy_train(RDrop(), checkpoints=Checkpoints(path, every=100, owner="a run"))
     assert result.resumed_at == 0
 
 
+def flipped(content: bytes, bit: int) -> bytes:
+    changed = bytearray(content)
+    changed[bit // 8] ^= 1 << bit % 8
+    return bytes(changed)
+
+
+def test_a_flipped_bit_of_header_or_tensors_is_no_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=4, owner="a run")
+    calm, result, predictions = toy_train([RDrop(), EMA()], checkpoints=checkpoints)
+    whole = checkpoints.path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    dice = random.Random(0)
+    bits = [
+        *range(8 * 60),
+        *dice.sample(range(8 * 60, 8 * header), 60),
+        *dice.sample(range(8 * header, 8 * len(whole)), 30),
+    ]
+    for bit in bits:
+        checkpoints.path.write_bytes(flipped(whole, bit))
+        assert checkpoint.read(checkpoints) is None, bit
+    for bit in (8 * header - 200, 8 * len(whole) - 3):
+        checkpoints.path.write_bytes(flipped(whole, bit))
+        again, from_start, predicted = toy_train([RDrop(), EMA()], checkpoints=checkpoints)
+        assert from_start.resumed_at == 0
+        assert same(calm, again)
+        assert np.array_equal(predictions, predicted)
+        assert np.array_equal(result.sketches, from_start.sketches)
+    assert "run.safetensors' is not used: " in capsys.readouterr().err
+    assert checkpoint.read(checkpoints) is not None  # the run wrote its own anew
+
+
+def test_a_checkpoint_of_another_run_is_not_gone_on_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It lies under the right name, and would fit: its methods, shapes and steps are the same."""
+    theirs = Checkpoints(tmp_path / "run.safetensors", every=4, owner="seed 2")
+    toy_train(RDrop(), checkpoints=theirs)
+    assert checkpoint.read(theirs) is not None
+    ours = dataclasses.replace(theirs, owner="seed 1")
+    _, result, _ = toy_train(RDrop(), checkpoints=ours)
+    assert result.resumed_at == 0
+    assert "is not used: it belongs to 'seed 2', and this run is 'seed 1'." in capsys.readouterr().err
+
+
 def test_a_run_that_ends_first_writes_none(tmp_path: Path) -> None:
-    toy_train(RDrop(), checkpoints=Checkpoints(tmp_path / "run.safetensors", every=6))  # it has six steps
+    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=6, owner="a run")
+    toy_train(RDrop(), checkpoints=checkpoints)  # it has six steps
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_names_in_the_file_are_those_of_schema_1(tmp_path: Path) -> None:
-    """Checkpoints of earlier versions are gone on from: neither names nor header may move."""
-    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=5)
+def test_the_names_in_the_file_are_those_of_schema_2(tmp_path: Path) -> None:
+    """Whoever moves names or header raises the schema: a checkpoint of another one is not gone on from."""
+    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=5, owner="a run")
     run, _, _ = toy_train([RDrop(), EMA()], checkpoints=checkpoints)
-    content = checkpoint.read(checkpoints.path)
+    content = checkpoint.read(checkpoints)
     assert content is not None
     tensors, facts = content
     weights = dict(run.model.state_dict())
@@ -133,10 +178,10 @@ def test_the_names_in_the_file_are_those_of_schema_1(tmp_path: Path) -> None:
         *("record seconds", "record cpu_seconds", "record sketches"),
     }
     assert list(facts) == [
-        *("schema", "step", "groups", "scheduler", "scaler", "methods", "decay", "own_blocks", "passes"),
+        *("schema", "owner", "step", "groups", "scheduler", "scaler", "methods", "decay", "own_blocks", "passes"),
         *("examples", "micro_batches", "sketch_steps"),
     ]
-    assert facts["schema"] == 1
+    assert facts["schema"] == 2
     assert facts["methods"] == [{}, {"steps": 5}]
 
 
@@ -157,7 +202,7 @@ def test_blocks_of_a_methods_own_randomness_are_counted_on(tmp_path: Path) -> No
                         weight.grad.add_(torch.rand(()))
 
     calm, _, _ = toy_train(Shaken())
-    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=4)
+    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=4, owner="a run")
     toy_train(Shaken(), checkpoints=checkpoints)
     again, result, _ = toy_train(Shaken(), checkpoints=checkpoints)
     assert result.resumed_at == 4

@@ -46,4 +46,4 @@ def make_executor(study: Study, devices: Sequence[str], settings: WorkerSettings
             logs=logs,
             options=dict(study.slurm),
         )
-    return LocalExecutor(devices, settings, study.threads, logs, study.timeout)
+    return LocalExecutor(devices, settings, study.threads, logs, timeout=study.timeout, memory=study.memory)

@@ -3,38 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
 import queue
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import IO
 
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.memory import MemoryLimit, MemoryWatch
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
-from finetune_bench.store.row import Retry
+from finetune_bench.runner.executors.process import WorkerProcess
+from finetune_bench.store.row import Retry, Row, Status
+from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 
 BUSY_SECONDS = 1.0  # before a cell that another process is running is tried again
-GRACE_SECONDS = 2.0  # for a late worker: between the order to say where it is, the order to end, and the kill
-
-# The child gets this process's import path, whatever it came from, and never imports the caller's main module. What a
-# library prints, from its import on, goes to the log and not between the answers.
-START = """
-import json, os, sys
-sys.path[:] = json.loads(sys.argv[1])
-answers = os.dup(1)
-os.dup2(2, 1)
-from finetune_bench.runner.executors.worker import serve
-serve(answers)
-"""
+TICK_SECONDS = 0.5  # between two looks at a worker that has not answered
 
 
 class LocalExecutor:
@@ -46,17 +32,26 @@ class LocalExecutor:
         threads: torch threads per worker on a CPU.
         logs: the folder for the workers' output.
         timeout: seconds that a cell may take; None for no limit.
+        memory: bytes that a worker may hold; None for its share of the machine's, and only while that is short of it.
     """
 
     def __init__(
-        self, devices: Sequence[str], settings: WorkerSettings, threads: int, logs: Path, timeout: float | None = None
+        self,
+        devices: Sequence[str],
+        settings: WorkerSettings,
+        threads: int,
+        logs: Path,
+        *,
+        timeout: float | None = None,
+        memory: int | None = None,
     ) -> None:
         self.devices, self.settings, self.threads, self.logs = list(devices), settings, threads, logs
-        self.timeout = timeout
+        self.timeout, self.memory = timeout, MemoryLimit.of(memory, len(devices))
         self.running: dict[int, Cell] = {}
         self._todo: deque[Cell] = deque()
         self._events: queue.Queue[Event | BaseException | None] = queue.Queue()  # None: a worker's thread has ended
-        self._workers: dict[int, subprocess.Popen[str]] = {}
+        self._workers: dict[int, WorkerProcess] = {}
+        self._store = Store(settings.out)
         self._lock = threading.Lock()
         self._stopped = False
 
@@ -83,7 +78,7 @@ class LocalExecutor:
             for thread in threads:
                 thread.join()
             for worker in self._workers.values():
-                _release(worker)
+                worker.end()
 
     def _stop(self) -> None:
         with self._lock:
@@ -114,7 +109,10 @@ class LocalExecutor:
             return None if self._stopped or not self._todo else self._todo.popleft()
 
     def _run_cell(self, number: int, cell: Cell, log: Path) -> Event | None:
-        """Run one cell on a worker; None where everything is being stopped."""
+        """Run one cell on a worker; None where everything is being stopped.
+
+        What came of it is what the store has: a worker may die, or lose its pipe, between the row and the answer.
+        """
         is_new = number not in self._workers
         worker = self._start(number, log) if is_new else self._workers[number]
         if worker is None:
@@ -122,108 +120,70 @@ class LocalExecutor:
         log_start = log.stat().st_size
         self.running[number] = cell
         self._events.put(Event(cell, EventStatus.STARTED))
-        late = threading.Event()
-        try:
-            # A new worker says when it is ready, so that no cell pays for imports.
-            if is_new and not _answers(worker).readline():
-                raise BrokenPipeError
-            _send(worker, json.dumps(cell.to_dict()))
-            with _stopped_after(self.timeout, worker, late):
-                line = _answers(worker).readline()
-        except BrokenPipeError:
-            line = ""
+        row_before = self._store.row(cell.id)
+        # A new worker says when it is ready, so that no cell pays for imports.
+        while is_new and worker.is_running and worker.answer(TICK_SECONDS) is None:
+            pass
+        worker.ask(json.dumps(cell.to_dict()))
+        answer, ended = self._wait(worker)
         if self._stopped:
             return None
         del self.running[number]
-        if line:
-            answer = Answer.from_json(line)
-            if answer.is_last or late.is_set():  # late: it ended just in time, and may have been told to end
-                self._end(number)
+        if answer is not None and answer.status == EventStatus.BUSY:
             return Event.from_answer(cell, answer)
-        self._end(number)
+        row = self._store.row(cell.id)
+        has_come = row is not None and row["status"] in (Status.DONE, Status.FAILED) and (answer or row != row_before)
+        if answer is None or answer.is_last or not has_come:
+            self._end(number)
+        if row is not None and has_come:
+            return _event(cell, row, is_cached=answer is not None and answer.status == EventStatus.CACHED)
+        if ended is None and answer is not None:
+            ended = f"its worker said that it was {answer.status}, and its row is not in the store", Retry.ALWAYS
+        reason, retry = ended or (worker.cause_of_death, Retry.ALWAYS)
         with open(log, "rb") as file:
             file.seek(log_start)
             printed = file.read().decode("utf-8", "replace")
-        if late.is_set():
-            reason = f"took longer than --timeout {self.timeout:g}s and was stopped; its log shows where it was"
-            return Event(cell, EventStatus.DIED, reason, log=printed, retry=Retry.ASKED)
-        return Event(cell, EventStatus.DIED, _cause_of_death(worker.returncode), log=printed)
+        return Event(cell, EventStatus.DIED, reason, log=printed, retry=retry)
 
-    def _start(self, number: int, log: Path) -> subprocess.Popen[str] | None:
+    def _wait(self, worker: WorkerProcess) -> tuple[Answer | None, tuple[str, Retry] | None]:
+        """Wait until a worker has answered, is gone, or was stopped because it took too long or too much memory.
+
+        Returns:
+            The answer; and why it was stopped, with when its cell is to be run again. Each None where there is none.
+        """
+        started, memory = time.monotonic(), MemoryWatch(self.memory, worker.number)
+        while worker.is_running:
+            if line := worker.answer(TICK_SECONDS):
+                return Answer.from_json(line), None
+            if self.timeout is not None and time.monotonic() - started > self.timeout:
+                worker.stop()
+                reason = f"took longer than --timeout {self.timeout:g}s and was stopped; its log shows where it was"
+                return None, (reason, Retry.ASKED)
+            if (excess := memory.excess()) is not None:
+                worker.end()
+                return None, (excess, Retry.ALWAYS)
+        return None, None
+
+    def _start(self, number: int, log: Path) -> WorkerProcess | None:
         """Start a worker's process and give it its settings; None where everything is being stopped."""
-        environment = dict(os.environ) | {"TOKENIZERS_PARALLELISM": "false"}
+        environment = {"TOKENIZERS_PARALLELISM": "false"}
         if self.devices[number] == "cpu":
             environment["OMP_NUM_THREADS"] = str(self.threads)
-        with self._lock, open(log, "ab") as errors:
+        settings = replace(self.settings, device=self.devices[number]).to_json()
+        with self._lock:
             if self._stopped:
                 return None
-            worker = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-c", START, json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-                env=environment,
-                start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends the workers
-            )
-            self._workers[number] = worker
-        _send(worker, replace(self.settings, device=self.devices[number]).to_json())
-        return worker
+            self._workers[number] = WorkerProcess(settings, environment, log)
+            return self._workers[number]
 
     def _end(self, number: int) -> None:
         worker = self._workers.pop(number, None)
         if worker is not None:
-            _release(worker)
+            worker.end()
 
 
-@contextmanager
-def _stopped_after(seconds: float | None, worker: subprocess.Popen[str], late: threading.Event) -> Iterator[None]:
-    """Inside, a worker that takes too long is asked where it is, asked to end, and killed; `late` is set."""
-    if seconds is None:
-        yield
-        return
-    answered = threading.Event()
-
-    def stop() -> None:
-        if answered.wait(seconds):
-            return
-        late.set()
-        for order in ("SIGUSR1", "SIGTERM", "SIGKILL"):
-            worker.send_signal(getattr(signal, order, signal.SIGTERM))
-            if answered.wait(GRACE_SECONDS):
-                return
-
-    watch = threading.Thread(target=stop, daemon=True)
-    watch.start()
-    try:
-        yield
-    finally:
-        answered.set()
-        watch.join()
-
-
-def _send(worker: subprocess.Popen[str], line: str) -> None:
-    assert worker.stdin is not None
-    worker.stdin.write(line + "\n")
-    worker.stdin.flush()
-
-
-def _answers(worker: subprocess.Popen[str]) -> IO[str]:
-    assert worker.stdout is not None
-    return worker.stdout
-
-
-def _release(worker: subprocess.Popen[str]) -> None:
-    """Close the pipes, at which the worker ends, and wait for it."""
-    for pipe in (worker.stdin, worker.stdout):
-        assert pipe is not None
-        with suppress(BrokenPipeError):  # what could not be sent to a dead worker
-            pipe.close()
-    worker.wait()
-
-
-def _cause_of_death(exit_code: int) -> str:
-    if exit_code < 0:
-        name = signal.Signals(-exit_code).name
-        return f"its worker was killed by {name}{' (out of memory, or by hand)' if name == 'SIGKILL' else ''}"
-    return f"its worker ended with exit code {exit_code}"
+def _event(cell: Cell, row: Row, *, is_cached: bool) -> Event:
+    """Return the event that a row tells of."""
+    if row["status"] == Status.DONE and is_cached:
+        return Event(cell, EventStatus.CACHED)
+    return Event(cell, EventStatus(row["status"]), row["reason"], row.get("seconds", 0.0))

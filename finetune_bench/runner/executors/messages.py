@@ -1,6 +1,7 @@
 """A runner and its workers talk in messages: a worker is given settings at its start, and answers for each cell.
 
-A local worker reads and writes them as lines of JSON, Ray and SLURM carry them as they are. A cell is its own message.
+A local worker reads and writes them as lines of JSON, each after a word that the answer to a message repeats; Ray and
+SLURM carry them as they are. A cell is its own message.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ class WorkerSettings:
         retry_failed: whether cells that failed before, and would fail again, are run all the same.
         plugins: modules and files that register methods, tasks or reports.
         foreign: by group, the names that don't come from this package, as `foreign_names` of `runner.leftovers` gives.
+        trust_plugins: whether a process goes on with other cells after one that ran code from elsewhere.
         device: the torch device of the worker, as "cpu" or "cuda:0"; executors set it.
     """
 
@@ -45,6 +47,7 @@ class WorkerSettings:
     retry_failed: bool
     plugins: tuple[str, ...]
     foreign: Mapping[str, Sequence[str]]
+    trust_plugins: bool = False
     device: str = "cpu"
 
     def to_json(self) -> str:
@@ -68,7 +71,7 @@ class Answer:
         reason: why it failed, a sentence; None where it didn't.
         seconds: wall seconds that the cell took; 0 where it didn't run.
         broken: whether the worker's device failed.
-        foreign: whether the cell ran code from elsewhere, which may have left anything in the worker's process.
+        foreign: whether the cell ran code from elsewhere that isn't trusted: it may have left anything in the process.
     """
 
     id: str

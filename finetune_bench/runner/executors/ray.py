@@ -1,15 +1,18 @@
 """Run cells on a Ray cluster: one actor per worker, warm between cells, a share of a GPU each if asked.
 
-`ray.init()` decides where: a cluster named by RAY_ADDRESS, or one that is made on this machine. What a worker needs is
-compared with what the nodes have before anything starts, because Ray waits for ever for what can't be had. Needs the
-extra `[ray]`, this package on every node, and a store, data and checkpoints on a file system that all of them see.
+RAY_ADDRESS names the cluster; without it one is made on this machine, which listens to this machine only. What a worker
+needs is compared with what the nodes have before anything starts, because Ray waits for ever for what can't be had.
+Needs the extra `[ray]`, this package on every node, and a store, data and checkpoints on a file system that all of them
+see.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -69,8 +72,11 @@ class RayExecutor:
         """Run cells and yield what happens; closing the iterator ends every worker."""
         ray = self._ray
         starts_ray = not ray.is_initialized()
-        if starts_ray:
-            ray.init(log_to_driver=False, include_dashboard=False)
+        if starts_ray and "RAY_ADDRESS" in os.environ:
+            ray.init(log_to_driver=False)
+        elif starts_ray:
+            with loopback_only(ray):
+                ray.init(address="local", log_to_driver=False, include_dashboard=False)
         try:
             room = capacity([node["Resources"] for node in ray.nodes() if node["Alive"]], self.needs)
             count = check_room(self.workers, room, self.needs)
@@ -156,16 +162,41 @@ class RayExecutor:
                 self._start(number)
 
 
+@contextmanager
+def loopback_only(ray: Any) -> Iterator[None]:
+    """Inside, a cluster that Ray starts listens on the loopback address only; by default it does on every network.
+
+    Ray has a switch for that, which it reads from the environment when it is imported; it may have been.
+    """
+    constants, name = ray._private.ray_constants, "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    before, in_environment = constants.ENABLE_RAY_CLUSTER, os.environ.get(name)
+    constants.ENABLE_RAY_CLUSTER, os.environ[name] = False, "0"
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
+        del os.environ[name]
+        if in_environment is not None:
+            os.environ[name] = in_environment
+
+
 def capacity(nodes: Sequence[dict[str, float]], needs: dict[str, float]) -> int:
-    """Return how many workers the nodes have room for; a worker never spans two of them.
+    """Return how many workers the nodes have room for; a worker spans neither two nodes nor two GPUs.
 
     Args:
         nodes: what each node has, by resource ("CPU", "GPU").
         needs: what a worker takes, by resource.
     """
     return sum(
-        min(int(node.get(name, 0.0) / amount + 1e-9) for name, amount in needs.items() if amount > 0) for node in nodes
+        min(_times(node.get(name, 0.0), amount) for name, amount in needs.items() if amount > 0) for node in nodes
     )
+
+
+def _times(available: float, amount: float) -> int:
+    """Return how often an amount of a resource can be had; a share is one of a whole, as of a GPU."""
+    if amount < 1:
+        return int(available + 1e-9) * int(1 / amount + 1e-9)
+    return int(available / amount + 1e-9)
 
 
 def check_room(workers: int | None, room: int, needs: dict[str, float]) -> int:

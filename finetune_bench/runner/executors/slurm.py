@@ -8,8 +8,10 @@ and a store, data and checkpoints on a file system that all nodes see.
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
+import sys
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -24,7 +26,9 @@ from finetune_bench.runner.executors.messages import Answer, EventStatus, Worker
 from finetune_bench.runner.executors.worker import Worker
 from finetune_bench.runner.leftovers import is_foreign
 from finetune_bench.study.grid import Cell
+from finetune_bench.study.readers import job_minutes
 
+LOCAL_TIME = "7-00"  # for processes of this machine in the place of jobs, where no time is given
 WORKERS = 8  # unless --workers says
 REQUEUES = 10  # of a job that reaches its time limit
 WAIT_SECONDS = 1.0  # before answers are read again, and before cells that others hold are tried again
@@ -51,7 +55,8 @@ class Job:
         todo, busy = deque(self.cells), 0
         while todo:
             cell = todo.popleft()
-            answer = self._apart(cell) if is_foreign(cell, self.settings.foreign) else worker.work(cell)
+            is_apart = is_foreign(cell, self.settings.foreign) and not self.settings.trust_plugins
+            answer = self._apart(cell) if is_apart else worker.work(cell)
             if answer.status == EventStatus.BUSY:
                 todo.append(cell)
                 busy += 1
@@ -89,7 +94,7 @@ class SlurmExecutor:
         settings: what workers need beside cells and a device.
         logs: the folder for the jobs' scripts, output and answers.
         options: the options of `--slurm`: any parameter of sbatch (partition, time, mem), and `cluster=local` for
-            processes of this machine in the place of jobs.
+            processes of this machine in the place of jobs, which need no `time`.
     """
 
     def __init__(
@@ -117,15 +122,19 @@ class SlurmExecutor:
         self.settings = replace(settings, device="cpu" if kind == "cpu" else f"{kind}:0")
         self.workers, self.logs = workers or WORKERS, logs
         self.running: dict[int, Cell] = {}
+        # With -P a job imports nothing of the folder that the run was started in.
+        python = f"{shlex.quote(sys.executable)} -P"
         self._executor: Any = submitit.AutoExecutor(
-            folder=logs / "jobs", cluster=self.cluster, slurm_max_num_timeout=REQUEUES
+            folder=logs / "jobs",
+            cluster=self.cluster,
+            slurm_max_num_timeout=REQUEUES,
+            slurm_python=python,
+            local_python=python,
         )
-        minutes = sbatch_options.pop("time", None)
-        parameters: dict[str, Any] = {"name": "finetune-bench", "cpus_per_task": threads}
+        minutes = job_minutes(sbatch_options.pop("time", LOCAL_TIME))
+        parameters: dict[str, Any] = {"name": "finetune-bench", "cpus_per_task": threads, "timeout_min": minutes}
         if kind != "cpu":
             parameters["gpus_per_node"] = 1
-        if minutes:
-            parameters["timeout_min"] = int(minutes)
         if sbatch_options and self.cluster == "slurm":
             parameters["slurm_additional_parameters"] = sbatch_options
         self._executor.update_parameters(**parameters)

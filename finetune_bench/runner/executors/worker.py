@@ -1,8 +1,8 @@
 """A worker: runs cells one after another, and keeps libraries, tokenised data and initial weights between them.
 
-Every executor's workers are this one. As a process of its own it reads its settings and then cells from stdin, and
-answers on what was stdout, one JSON line each. It ends when stdin does, in the middle of a cell if need be: it never
-outlives the run that started it.
+Every executor's workers are this one. As a process of its own it reads its settings and then cells from what was
+stdin, and answers on what was stdout, one JSON line each. It ends when stdin does, in the middle of a cell if need be:
+it never outlives the run that started it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import json
 import os
 import queue
 import signal
-import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class Worker:
         for metric in ("accuracy", "pearson_spearman"):
             compute(metric, np.array([0, 1]), np.array([0, 1]))
         self.retry_failed = settings.retry_failed
-        self.plugins, self.foreign = settings.plugins, settings.foreign
+        self.plugins, self.foreign, self.trusts = settings.plugins, settings.foreign, settings.trust_plugins
         self.context = WorkerContext(
             store=Store(settings.out),
             device=torch.device(settings.device),
@@ -64,12 +64,12 @@ class Worker:
             if foreign:
                 for plugin in self.plugins:
                     registry.load_plugin(plugin)
+                self.plugins = ()
             row = run_cell(cell, self.context)
             if self.context.store.has_lost(cell.id):
                 return Answer(cell.id, EventStatus.BUSY)
-        return Answer(
-            cell.id, EventStatus(row["status"]), row["reason"], row["seconds"], row.get("broken", False), foreign
-        )
+        status, broken = EventStatus(row["status"]), row.get("broken", False)
+        return Answer(cell.id, status, row["reason"], row["seconds"], broken, foreign and not self.trusts)
 
     def _stored(self, cell: Cell) -> Answer | None:
         """Return the answer where no run is needed: another process may have made the row since the run was planned."""
@@ -82,25 +82,46 @@ class Worker:
         return Answer(cell.id, EventStatus.FAILED, row["reason"])
 
 
-def serve(handle: int) -> None:
-    """Run cells until stdin ends.
+def serve(commands: int, answers: int) -> None:
+    """Run cells until there are no more commands.
 
     Args:
-        handle: the file descriptor of the pipe that takes the answers.
+        commands: the file descriptor of the pipe that brings the settings and then cells, a line each.
+        answers: the file descriptor of the pipe that takes the answers. Each begins with the first word of its command.
     """
     if hasattr(signal, "SIGUSR1"):
         faulthandler.register(signal.SIGUSR1)  # a cell that takes too long is asked where it is
     lines: queue.Queue[str] = queue.Queue()
 
     def read_lines() -> None:
-        for line in sys.stdin:
-            lines.put(line)
-        os._exit(0)
+        try:
+            with os.fdopen(commands, encoding="utf-8") as file:
+                for line in file:
+                    lines.put(line)
+        finally:
+            _end()
 
     threading.Thread(target=read_lines, daemon=True).start()
-    with os.fdopen(handle, "w", encoding="utf-8") as answers:
-        worker = Worker(WorkerSettings.from_json(lines.get()))
-        print("ready", file=answers, flush=True)
-        while True:
-            cell = Cell.from_dict(json.loads(lines.get()))
-            print(worker.work(cell).to_json(), file=answers, flush=True)
+    pipe = os.fstat(answers).st_ino
+    word, _, settings = lines.get().partition(" ")
+    worker = Worker(WorkerSettings.from_json(settings))
+    _answer(answers, pipe, word, "ready")
+    while True:
+        word, _, cell = lines.get().partition(" ")
+        answer = worker.work(Cell.from_dict(json.loads(cell)))
+        # Without the reason, which is in the row: what is short enough is written in one piece.
+        _answer(answers, pipe, word, replace(answer, reason=None).to_json())
+
+
+def _answer(handle: int, pipe: int, word: str, text: str) -> None:
+    """Write an answer on a line of its own, whatever a cell wrote into the pipe before."""
+    if os.fstat(handle).st_ino != pipe:  # a cell closed it, and the number is that of another file now
+        _end()
+    os.write(handle, f"\n{word} {text}\n".encode())
+
+
+def _end() -> None:
+    """End this process, and its group where it leads one: what cells started ends with it."""
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)

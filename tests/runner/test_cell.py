@@ -1,0 +1,68 @@
+"""What a cell hands to its training, and what is left of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from finetune_bench.recipe import Recipe
+from finetune_bench.runner.cell import WorkerContext, run_cell
+from finetune_bench.runner.execution import execute
+from finetune_bench.runner.plan import make_plan
+from finetune_bench.runner.row import row_of
+from finetune_bench.store.row import Status
+from finetune_bench.study.study import Study
+from finetune_bench.training import loop
+from finetune_bench.training.checkpoint import Checkpoints
+from finetune_bench.training.run import TrainingRun
+
+
+@pytest.fixture
+def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> Study:
+    return Study(
+        methods=("vanilla",),
+        tasks=(str(tiny_data),),
+        models=(str(tiny_checkpoint),),
+        seeds=(1, 2),
+        recipe=Recipe(steps=2, batch_size=8),
+        baseline=False,
+        out=tmp_path / "run",
+        device="cpu",
+    )
+
+
+def test_what_a_process_left_that_was_killed_after_its_row_is_cleared_up(study: Study) -> None:
+    plan = make_plan(study)
+    store, (done, undone) = plan.store, plan.todo
+    store.write(done.to_dict(), row_of(done, Status.DONE))
+    store.checkpoints.mkdir()
+    names = [f"{done.id}-1.safetensors", f".{done.id}-2.safetensors-01234567", f"{undone.id}-1.safetensors"]
+    for name in names:
+        (store.checkpoints / name).touch()
+    with store.claim(done.id):
+        (lease,) = (store.root / "locks").iterdir()
+        lines = lease.read_text("utf-8").splitlines()
+    lines[3] = "0".ljust(20)  # a process of that number that began at another time
+    lease.write_text("\n".join([*lines, ""]), "utf-8")
+    plan = make_plan(study)
+    assert (plan.cached, plan.todo) == ([done.id], [undone])
+    plan.todo = []
+    execute(plan)
+    assert [path.name for path in store.checkpoints.iterdir()] == names[2:]
+    assert list((store.root / "locks").iterdir()) == []
+
+
+def test_a_checkpoint_names_its_cell_and_its_micro_batches(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(study)
+    owners = []
+
+    def train(run: TrainingRun, checkpoints: Checkpoints) -> None:
+        owners.append(checkpoints.owner)
+        raise torch.OutOfMemoryError  # it is tried again, in smaller micro-batches
+
+    monkeypatch.setattr(loop, "train", train)
+    for cell in plan.todo:
+        run_cell(cell, WorkerContext(plan.store, torch.device("cpu")))
+    assert owners == [f"{cell.id}-{parts}" for cell in plan.todo for parts in (1, 2)]

@@ -1,0 +1,51 @@
+"""What is settled about a cluster before anything is started on it."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+
+from finetune_bench.errors import UsageError
+from finetune_bench.runner.checks import check_devices
+from finetune_bench.runner.executors.ray import capacity, check_room, loopback_only
+from finetune_bench.study.study import Study
+
+
+def test_room_is_counted_node_by_node() -> None:
+    nodes = [{"CPU": 8.0, "GPU": 2.0}, {"CPU": 3.0}, {"CPU": 1.0, "GPU": 4.0}]
+    assert capacity(nodes, {"CPU": 1.0}) == 12
+    assert capacity(nodes, {"CPU": 2.0}) == 5  # 8 // 2 + 3 // 2 + 0: no worker spans two nodes
+    assert capacity(nodes, {"CPU": 1.0, "GPU": 0.5}) == 5
+    assert capacity([{"CPU": 64.0, "GPU": 2.0}], {"CPU": 1.0, "GPU": 0.4}) == 4  # a fifth would span both GPUs
+    assert capacity([{"CPU": 64.0, "GPU": 3.0}], {"CPU": 1.0, "GPU": 0.7}) == 3
+    assert check_room(None, 5, {"CPU": 1.0}) == 5
+    assert check_room(3, 5, {"CPU": 1.0}) == 3
+
+
+def test_the_switch_that_keeps_ray_on_this_machine_is_put_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+    constants = SimpleNamespace(ENABLE_RAY_CLUSTER=True)
+    ray = SimpleNamespace(_private=SimpleNamespace(ray_constants=constants))
+    for before in (None, "1"):
+        monkeypatch.delenv(name, raising=False)
+        if before:
+            monkeypatch.setenv(name, before)
+        with loopback_only(ray):
+            assert (constants.ENABLE_RAY_CLUSTER, os.environ[name]) == (False, "0")
+        assert (constants.ENABLE_RAY_CLUSTER, os.environ.get(name)) == (True, before)
+
+
+@pytest.mark.parametrize("options", [{"executor": "ray"}, {"executor": "slurm", "slurm": {"time": "60"}}], ids=str)
+def test_a_machine_without_a_gpu_says_nothing_of_a_clusters_nodes(
+    options: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    with pytest.raises(UsageError, match="this machine has no GPU, which tells nothing of those that will run"):
+        check_devices(Study(**options))  # type: ignore[arg-type]
+    for device in ("cpu", "cuda"):
+        (chosen,) = check_devices(Study(**options, device=device))  # type: ignore[arg-type]
+        assert chosen.type == device
+    (chosen,) = check_devices(Study(executor="slurm", slurm={"cluster": "local"}))  # type: ignore[arg-type]
+    assert chosen.type == "cpu"
