@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,12 @@ import torch
 from torch import Tensor
 
 from finetune_bench.errors import MachineError, UsageError
+
+# Memory ran out, in the words of the runtime, of its libraries and of the CPU's allocators, whose errors have no class.
+_NO_MEMORY = re.compile(
+    r"(CUDA|HIP)( driver)? error: out of memory|_STATUS_\w*ALLOC(ATION)?_FAILED"
+    r"|can't allocate memory|not enough memory: you tried"
+)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -161,11 +168,25 @@ def energy(device: torch.device) -> float | None:
         return None
 
 
-def is_broken(error: BaseException) -> bool:
-    """Return whether an exception means that this process can't use its device any more."""
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+def is_broken(device: torch.device, error: BaseException) -> bool:
+    """Return whether this process can't use its device any more, after an exception.
+
+    The exception alone doesn't tell: after a fault every later call fails, in whatever words the library has that
+    notices it first. So the device is asked, too.
+    """
+    if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+        return True
+    if device.type == "cpu":
+        return False
+    try:
+        torch.accelerator.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out, on the device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None

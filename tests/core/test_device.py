@@ -1,4 +1,4 @@
-"""What is asked of the device: energy through NVML, by a stand-in where there is no CUDA."""
+"""What is asked of the device, by stand-ins where there is no CUDA: its errors, and its energy through NVML."""
 
 from __future__ import annotations
 
@@ -9,6 +9,49 @@ import pytest
 import torch
 
 from finetune_bench import device
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 400.00 MiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            True,
+        ),
+        (MemoryError(), True),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), False),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("the user is out of memory"), False),
+    ],
+)
+def test_errors_of_memory_are_told_from_others(error: BaseException, out_of_memory: bool) -> None:
+    assert device.is_out_of_memory(error) == out_of_memory
+
+
+def test_a_device_is_asked_whether_it_still_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    full = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    other = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`")
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    assert device.is_broken(CUDA, fault)
+    assert not device.is_broken(CUDA, full)
+    assert not device.is_broken(CUDA, other)
+
+    def fail(device: torch.device) -> None:
+        raise fault
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", fail)
+    assert device.is_broken(CUDA, full)
+    assert device.is_broken(CUDA, other)
+    assert not device.is_broken(torch.device("cpu"), other)
 
 
 class NVMLError(Exception):
