@@ -1,7 +1,8 @@
-"""What becomes of a cell whose device has no room, or fails."""
+"""What a cell does on an accelerator: how its model is set up, and what becomes of it where the device fails."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 
 from finetune_bench import device as devices
+from finetune_bench.model import unpadding
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.cell import WorkerContext, run_cell
+from finetune_bench.runner.inputs import initial_model
 from finetune_bench.store.row import Retry, Row
 from finetune_bench.testing.toys import CPU
 from finetune_bench.training import loop
@@ -56,3 +59,13 @@ def test_a_fault_that_another_error_hides_costs_the_worker(
     assert row["reason"] == "the device failed: ValueError: nonsense"
     assert row["retry"] == Retry.ALWAYS
     assert row["broken"]
+
+
+def test_a_padded_cell_off_the_cpu_makes_its_masks_without_a_look_at_the_padding(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    cell = planned(tiny_checkpoint, tiny_data, tmp_path, recipe=SHORT).cells[0]
+    cell = replace(cell, recipe=replace(cell.recipe, batch_layout="padded"))
+    for device, implementation in {CPU: "sdpa", torch.device("meta"): unpadding.NAME}.items():
+        model: Any = initial_model(cell, cell.make_stack(), device)
+        assert model.config._attn_implementation == implementation
