@@ -7,6 +7,7 @@ import gc
 import os
 import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,15 @@ _NO_MEMORY = re.compile(
     r"(CUDA|HIP)( driver)? error: out of memory|_STATUS_\w*ALLOC(ATION)?_FAILED"
     r"|can't allocate memory|not enough memory: you tried"
 )
+
+# The attention kernels of every cell on CUDA: the second for models whose shapes the first can't do.
+ATTENTION_KERNELS = ("memory_efficient", "math")
+_ATTENTION_SWITCHES = {
+    "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+    "flash": torch.backends.cuda.enable_flash_sdp,
+    "memory_efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+    "math": torch.backends.cuda.enable_math_sdp,
+}
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -57,7 +67,7 @@ def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
 
 
 def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
-    """Set this process up for a device; fp32 stays fp32 (no TF32).
+    """Set this process up for a device: on CUDA fp32 stays fp32 (no TF32), and all attention has the same kernel.
 
     Args:
         device: the device of the cells that come.
@@ -70,6 +80,9 @@ def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
         torch.accelerator.set_device_index(device.index or 0)
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.fp32_precision = "ieee"
+        # Left to itself torch takes another kernel for another mask, precision or batch: methods would differ by it.
+        for name, switch in _ATTENTION_SWITCHES.items():
+            switch(name in ATTENTION_KERNELS)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
@@ -91,6 +104,24 @@ def put(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def waiting_forbidden(device: torch.device) -> Iterator[None]:
+    """Raise an error inside where the host would wait for a CUDA device; a CPU is never waited for."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -52,6 +53,31 @@ def test_a_device_is_asked_whether_it_still_answers(monkeypatch: pytest.MonkeyPa
     assert device.is_broken(CUDA, full)
     assert device.is_broken(CUDA, other)
     assert not device.is_broken(torch.device("cpu"), other)
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `prepare` sets for the whole process is put back."""
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    # Written down by hand: what is in force, and how to put it back.
+    cuda, switches = torch.backends.cuda, {}
+    for name in ("cudnn", "flash", "mem_efficient", "math"):
+        switches[name] = getattr(cuda, f"{name}_sdp_enabled")()
+    precisions = cuda.matmul.fp32_precision, torch.backends.cudnn.fp32_precision
+    yield
+    for name, enabled in switches.items():
+        getattr(cuda, f"enable_{name}_sdp")(enabled)
+    cuda.matmul.fp32_precision, torch.backends.cudnn.fp32_precision = precisions
+
+
+@pytest.mark.usefixtures("prepared")
+def test_all_attention_on_cuda_has_the_same_kernel() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    device.prepare(CUDA, threads=1, deterministic=False)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert not torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.math_sdp_enabled()
 
 
 class NVMLError(Exception):
