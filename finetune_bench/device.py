@@ -32,7 +32,8 @@ _ATTENTION_SWITCHES = {
     "math": torch.backends.cuda.enable_math_sdp,
 }
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# The dtypes of the arithmetic, by precision; a precision that is not float32 is computed in under autocast.
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
@@ -66,26 +67,43 @@ def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
     return [device] if device.index is not None else [torch.device(device.type, index) for index in range(count)]
 
 
-def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
-    """Set this process up for a device: on CUDA fp32 stays fp32 (no TF32), and all attention has the same kernel.
+def prepare(device: torch.device, *, threads: int, deterministic: bool, precision: str = "fp32") -> None:
+    """Set this process up for a device: on CUDA fp32 stays fp32 unless tf32 is asked for, and attention has one kernel.
 
     Args:
         device: the device of the cells that come.
         threads: torch threads on a CPU, at least 1.
         deterministic: whether only deterministic kernels are allowed.
+        precision: the recipe's; of float32 matrices, tf32 multiplies the first 10 bits behind the point.
+
+    Raises:
+        MachineError: the device has no TF32, and the precision is tf32.
     """
     if device.type == "cpu":
         torch.set_num_threads(threads)
     else:
         torch.accelerator.set_device_index(device.index or 0)
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.fp32_precision = "ieee"
+        if precision == "tf32" and not has_tf32(device):
+            raise MachineError(f"--precision tf32: {describe(device)} has no TF32, and would compute in fp32.")
+        multiplied = "tf32" if precision == "tf32" else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = multiplied
         # Left to itself torch takes another kernel for another mask, precision or batch: methods would differ by it.
         for name, switch in _ATTENTION_SWITCHES.items():
             switch(name in ATTENTION_KERNELS)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+
+
+def resolution(precision: str) -> float:
+    """Return the smallest change of a number near 1 that survives rounding in a precision's matrix products."""
+    bits_of_fp16 = torch.finfo(torch.float16).eps  # TF32 has as many
+    return (bits_of_fp16 if precision == "tf32" else torch.finfo(DTYPES[precision]).eps) / 2
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Return whether a device can multiply in TF32; CUDA devices before compute capability 8.0 would in fp32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def describe(device: torch.device) -> str:

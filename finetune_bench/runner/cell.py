@@ -76,7 +76,10 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
     """
     started, clock, cpu_clock = time.time(), time.monotonic(), time.process_time()
     store, device = context.store, context.device
-    devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
+    recipe = cell.recipe
+    devices.prepare(
+        device, threads=max(1, cell.threads), deterministic=recipe.deterministic, precision=recipe.precision
+    )
     with store.writing(cell.id) as folder:
         model_folder = folder / "model" if context.save_model else None
         attempt = _attempt(cell, context, model_folder)

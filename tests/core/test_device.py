@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from finetune_bench import device
+from finetune_bench.errors import MachineError
 
 CUDA = torch.device("cuda", 0)
 
@@ -78,6 +79,35 @@ def test_all_attention_on_cuda_has_the_same_kernel() -> None:
     assert not torch.backends.cuda.flash_sdp_enabled()
     assert torch.backends.cuda.mem_efficient_sdp_enabled()
     assert torch.backends.cuda.math_sdp_enabled()
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("precision", "multiplied"), [("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")])
+def test_float32_matrices_are_multiplied_as_the_recipe_says(
+    precision: str, multiplied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "has_tf32", lambda device: True)
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
+    device.prepare(CUDA, threads=1, deterministic=False, precision=precision)
+    assert torch.backends.cuda.matmul.fp32_precision == multiplied
+    assert torch.backends.cudnn.fp32_precision == multiplied
+
+
+@pytest.mark.usefixtures("prepared")
+def test_tf32_on_an_old_card_is_an_error_and_not_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_tf32", lambda device: False)
+    monkeypatch.setattr(device, "describe", lambda device: "an old card")
+    with pytest.raises(MachineError, match="an old card has no TF32"):
+        device.prepare(CUDA, threads=1, deterministic=False, precision="tf32")
+
+
+def test_tf32_resolves_what_fp16_does_and_is_asked_of_new_cards_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.resolution("tf32") == device.resolution("fp16") == 2**-11
+    assert device.resolution("fp32") == 2**-24
+    for capability, expected in {(7, 5): False, (8, 0): True, (9, 0): True}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert device.has_tf32(CUDA) == expected
+    assert not device.has_tf32(torch.device("cpu"))
 
 
 class NVMLError(Exception):
