@@ -61,8 +61,7 @@ def make_run(setting: Setting, task: str, stack: Stack, recipe: Recipe) -> Train
     train, _ = encoded(setting.model, task, 480, setting.data_root, LENGTH)
     owner = registry.task(task)
     net = weights.load(setting.model, with_dropout(pretrained.config(setting.model, owner.outputs), stack.dropout), 1)
-    if recipe.batch_layout != "padded":
-        unpadding.prepare(net)
+    unpadding.prepare_for(net, CPU, recipe.batch_layout)
     return TrainingRun(net, owner, train, recipe, stack, seed=1, device=CPU)
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import re
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,23 @@ from torch import Tensor
 
 from finetune_bench.errors import MachineError, UsageError
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# Memory ran out, in the words of the runtime, of its libraries and of the CPU's allocators, whose errors have no class.
+_NO_MEMORY = re.compile(
+    r"(CUDA|HIP)( driver)? error: out of memory|_STATUS_\w*ALLOC(ATION)?_FAILED"
+    r"|can't allocate memory|not enough memory: you tried"
+)
+
+# The attention kernels of every cell on CUDA: the second for models whose shapes the first can't do.
+ATTENTION_KERNELS = ("memory_efficient", "math")
+_ATTENTION_SWITCHES = {
+    "cudnn": torch.backends.cuda.enable_cudnn_sdp,
+    "flash": torch.backends.cuda.enable_flash_sdp,
+    "memory_efficient": torch.backends.cuda.enable_mem_efficient_sdp,
+    "math": torch.backends.cuda.enable_math_sdp,
+}
+
+# The dtypes of the arithmetic, by precision; a precision that is not float32 is computed in under autocast.
+DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
@@ -49,23 +67,43 @@ def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
     return [device] if device.index is not None else [torch.device(device.type, index) for index in range(count)]
 
 
-def prepare(device: torch.device, *, threads: int, deterministic: bool) -> None:
-    """Set this process up for a device; fp32 stays fp32 (no TF32).
+def prepare(device: torch.device, *, threads: int, deterministic: bool, precision: str = "fp32") -> None:
+    """Set this process up for a device: on CUDA fp32 stays fp32 unless tf32 is asked for, and attention has one kernel.
 
     Args:
         device: the device of the cells that come.
         threads: torch threads on a CPU, at least 1.
         deterministic: whether only deterministic kernels are allowed.
+        precision: the recipe's; of float32 matrices, tf32 multiplies the first 10 bits behind the point.
+
+    Raises:
+        MachineError: the device has no TF32, and the precision is tf32.
     """
     if device.type == "cpu":
         torch.set_num_threads(threads)
     else:
         torch.accelerator.set_device_index(device.index or 0)
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.fp32_precision = "ieee"
+        if precision == "tf32" and not has_tf32(device):
+            raise MachineError(f"--precision tf32: {describe(device)} has no TF32, and would compute in fp32.")
+        multiplied = "tf32" if precision == "tf32" else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = multiplied
+        # Left to itself torch takes another kernel for another mask, precision or batch: methods would differ by it.
+        for name, switch in _ATTENTION_SWITCHES.items():
+            switch(name in ATTENTION_KERNELS)
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
+
+
+def resolution(precision: str) -> float:
+    """Return the smallest change of a number near 1 that survives rounding in a precision's matrix products."""
+    bits_of_fp16 = torch.finfo(torch.float16).eps  # TF32 has as many
+    return (bits_of_fp16 if precision == "tf32" else torch.finfo(DTYPES[precision]).eps) / 2
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Return whether a device can multiply in TF32; CUDA devices before compute capability 8.0 would in fp32."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def describe(device: torch.device) -> str:
@@ -84,6 +122,24 @@ def put(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cpu":
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextmanager
+def waiting_forbidden(device: torch.device) -> Iterator[None]:
+    """Raise an error inside where the host would wait for a CUDA device; a CPU is never waited for."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.cuda.set_sync_debug_mode(before)
 
 
 @contextmanager
@@ -161,11 +217,25 @@ def energy(device: torch.device) -> float | None:
         return None
 
 
-def is_broken(error: BaseException) -> bool:
-    """Return whether an exception means that this process can't use its device any more."""
-    return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
+def is_broken(device: torch.device, error: BaseException) -> bool:
+    """Return whether this process can't use its device any more, after an exception.
+
+    The exception alone doesn't tell: after a fault every later call fails, in whatever words the library has that
+    notices it first. So the device is asked, too.
+    """
+    if isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error):
+        return True
+    if device.type == "cpu":
+        return False
+    try:
+        torch.accelerator.synchronize(device)
+    except RuntimeError:
+        return True
+    return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out, on the device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None

@@ -55,7 +55,7 @@ class Recipe:
     clip: float = parameter(1.0, interval="(0, inf]", help="largest global gradient norm, inf for none ({default})")
     max_length: int = parameter(128, interval="[2, inf)", help="tokens per example at most ({default})")
     precision: str = parameter(
-        "fp32", choices=("fp32", "bf16", "fp16"), help="fp32, bf16 or fp16 arithmetic; weights stay fp32 ({default})"
+        "fp32", choices=("fp32", "tf32", "bf16", "fp16"), help="of the arithmetic; weights stay fp32 ({default})"
     )
     gradient_checkpointing: bool = parameter(False, help="recompute activations in the backward pass")
     batch_layout: str = parameter("padded", choices=BATCH_LAYOUTS, help="what is left out: see docs/protocol.md")

@@ -28,6 +28,7 @@ Fisher information with mixing. Refused: gradient accumulation, which would cut 
    that the saved model stays plain; DistilBERT, XLNet and ModernBERT have one as well.
 2. Whether the paper mixes at test time is not in the sources we have; here it doesn't.
 3. The last, smaller batch of an epoch mixes fewer examples.
+4. The mixture is computed in fp32 in a run of any precision; version 1 did so in fp32 runs only.
 
 **Source.** Tong et al., IJCAI 2022 (arXiv 2205.00633); code tongshoujie/MATCH-TUNING, a fragment.
 """
@@ -68,6 +69,7 @@ class MatchTuning(Method):
     """Representations mixed within the batch."""
 
     name = "match_tuning"
+    version = 2  # 1 mixed in the run's precision
     batch_layout = "unpadded_trimmed"
     search_space = {"temperature": Range(0.3, 3, log=True), "strength": Range(0.2, 1)}
     # Before anyone measures with it.
@@ -99,9 +101,12 @@ class MatchTuning(Method):
             return
 
         def mix(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-            matches = match_batch(args[0], self.temperature)
+            # Autocast would multiply in the run's precision, whatever the operands' is.
+            with torch.autocast(args[0].device.type, enabled=False):
+                matches = match_batch(args[0], self.temperature)
+                mixed = matches @ args[0].float()
             self.self_match_.append(matches.detach().diagonal().mean())
-            return torch.lerp(args[0], (matches @ args[0].float()).to(args[0].dtype), self.strength), *args[1:]
+            return torch.lerp(args[0], mixed.to(args[0].dtype), self.strength), *args[1:]
 
         handle = output_layer(run.model).register_forward_pre_hook(mix)
         try:

@@ -179,6 +179,7 @@ class R4F(R3F):
     """R3F with a spectrally normalised head."""
 
     name = "r4f"
+    version = 2  # 1 found the singular value in the run's precision
     neutral = None
 
     def unsupported(self, facts: Facts) -> str | None:
@@ -222,7 +223,9 @@ class R4F(R3F):
 
     def normalise(self, weight: Tensor) -> Tensor:
         """Divide a matrix by its largest singular value, as it is known: W / (uᵀ W v), (out, in)."""
-        return weight / (self.left_ @ weight @ self.right_)
+        # Autocast would multiply in the run's precision, and evaluation would divide by another number.
+        with torch.autocast(weight.device.type, enabled=False):
+            return weight / (self.left_ @ weight @ self.right_)
 
     def state(self) -> State:
         """Return the singular vectors."""

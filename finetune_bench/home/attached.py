@@ -92,6 +92,11 @@ def attach(
         Unsupported: a method can't run with this model and these arguments.
     """
     stack = make_stack(method)
+    if precision == "tf32":
+        raise UsageError(
+            "precision='tf32' is a setting of the whole process, which is yours: set "
+            "torch.backends.cuda.matmul.fp32_precision = 'tf32' before training, and leave precision= out."
+        )
     recipe = Recipe(
         steps=total_steps,
         batch_size=batch_size,

@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
-import torch
 from torch.optim import Optimizer
 
+from finetune_bench.device import resolution
 from finetune_bench.method.asking import ask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
@@ -38,7 +38,7 @@ class Stack(Method):
 
     def lost_noise(self, facts: Facts) -> str | None:
         """Name the method whose noise the arithmetic can't resolve, as the end of "it is skipped: …"; else None."""
-        finest = torch.finfo(facts.dtype).eps / 2
+        finest = resolution(facts.recipe.precision)
         for method in self.methods:
             scale = ask(method, "noise_scale")
             if scale and scale < finest:

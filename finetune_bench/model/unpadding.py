@@ -101,6 +101,21 @@ def unpadded(model: nn.Module, unpadding: Unpadding) -> Iterator[None]:
         _current.pop()
 
 
+def prepare_for(model: nn.Module, device: torch.device, batch_layout: str) -> None:
+    """Let a model attend through this file where its batch layout asks for it, or its device.
+
+    On an accelerator padded batches ask for it, too: the library's own mask looks whether there is any padding, for
+    which the host waits in every pass.
+    """
+    if batch_layout != "padded" or (device.type != "cpu" and _attends_by_library(model)):
+        prepare(model)
+
+
+def _attends_by_library(model: nn.Module) -> bool:
+    config: Any = model.config
+    return bool(config._attn_implementation == "sdpa")
+
+
 def prepare(model: nn.Module) -> None:
     """Let a model attend through this file; outside `unpadded` that is the library's own attention."""
     # Here and below: importing transformers takes seconds, and only unpadded runs need it.
@@ -113,10 +128,18 @@ def prepare(model: nn.Module) -> None:
 
 
 def make_mask(*args: Any, **kwargs: Any) -> Any:
-    """Make the library's mask, or none in an unpadded pass."""
+    """Make the library's mask, or none in an unpadded pass.
+
+    On an accelerator there always is one: to leave it out where nothing is padded is to look at the padding.
+    """
     from transformers.masking_utils import sdpa_mask
 
-    return None if _current else sdpa_mask(*args, **kwargs)
+    if _current:
+        return None
+    padding = kwargs.get("attention_mask")
+    if padding is not None and padding.device.type != "cpu":
+        kwargs |= {"allow_is_bidirectional_skip": False, "allow_is_causal_skip": False}
+    return sdpa_mask(*args, **kwargs)
 
 
 def attend(  # noqa: PLR0917 — the library's own order

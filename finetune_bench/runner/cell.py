@@ -76,11 +76,15 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
     """
     started, clock, cpu_clock = time.time(), time.monotonic(), time.process_time()
     store, device = context.store, context.device
-    devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
+    recipe = cell.recipe
+    devices.prepare(
+        device, threads=max(1, cell.threads), deterministic=recipe.deterministic, precision=recipe.precision
+    )
     with store.writing(cell.id) as folder:
         model_folder = folder / "model" if context.save_model else None
-        attempt = _attempt(cell, context, model_folder, _checkpoints(cell, cell.recipe.accumulation, context))
-        if attempt.reason == OUT_OF_MEMORY and (halved := _in_halves(cell)) is not None:
+        attempt = _attempt(cell, context, model_folder, _checkpoints(cell, recipe.accumulation, context))
+        is_hungry = attempt.reason == OUT_OF_MEMORY and not attempt.outcome.get("broken")
+        if is_hungry and (halved := _in_halves(cell)) is not None:
             checkpoints = _checkpoints(cell, halved.recipe.accumulation, context)
             attempt = _second_attempt(attempt, halved, context, model_folder, checkpoints)
         row: Row = {
@@ -108,7 +112,7 @@ def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None, chec
     try:
         outcome, arrays = _train_and_score(cell, context, model_folder, checkpoints)
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit
-        reason, outcome = _failure(error)
+        reason, outcome = _failure(error, context.device)
         return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
     return _Attempt(Status.DONE, None, outcome, arrays)
 
@@ -136,12 +140,13 @@ def _in_halves(cell: Cell) -> Cell | None:
     return None if stack.unsupported(facts_of(halved, stack)) else halved
 
 
-def _failure(error: BaseException) -> tuple[str, Outcome]:
-    """Return why a cell failed, and when it is worth another run."""
+def _failure(error: BaseException, device: torch.device) -> tuple[str, Outcome]:
+    """Return why a cell failed, when it is worth another run, and whether the device can't be used any more."""
+    broken: Outcome = {"broken": True} if devices.is_broken(device, error) else {}
     if devices.is_out_of_memory(error):
-        return OUT_OF_MEMORY, {"retry": Retry.ALWAYS}
-    if devices.is_broken(error):
-        return f"the device failed: {_first_line(error)}", {"retry": Retry.ALWAYS, "broken": True}
+        return OUT_OF_MEMORY, {"retry": Retry.ALWAYS, **broken}
+    if broken:
+        return f"the device failed: {_first_line(error)}", {"retry": Retry.ALWAYS, **broken}
     if isinstance(error, Diverged):
         return f"diverged at step {error.step}", {"retry": Retry.ASKED}
     return _first_line(error), {"retry": Retry.ASKED}

@@ -27,6 +27,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         **{name: version(name) for name in LIBRARIES},
         "platform": platform.platform(),
         "device": devices.describe(device),
+        **({"attention": ", else ".join(devices.ATTENTION_KERNELS)} if device.type == "cuda" else {}),
         "commit": commit,
         "dirty": bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None,
     }

@@ -133,7 +133,10 @@ def forecast(plan: Plan) -> Forecast:
 
 def _calibrate(cell: Cell, root: Path | None, device: torch.device) -> _Calibration:
     """Train a few steps of a cell, and score a few examples."""
-    devices.prepare(device, threads=max(1, cell.threads), deterministic=cell.recipe.deterministic)
+    recipe = cell.recipe
+    devices.prepare(
+        device, threads=max(1, cell.threads), deterministic=recipe.deterministic, precision=recipe.precision
+    )
     task, _ = load_data(cell.task, cell.limit_train, root, cell.held_out)
     train, splits = encoded(
         cell.model, cell.task, cell.limit_train, root, cell.recipe.max_length, held_out=cell.held_out

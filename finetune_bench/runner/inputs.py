@@ -156,8 +156,7 @@ def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Mo
     seed = derive(cell.seed, "init", task.name, content)
     classifier = weights.load(cell.model, config, seed, keep_head=weights.KEPT_HEAD in marks).to(device)
     switch_off(classifier, stack.dropout)
-    if cell.recipe.batch_layout != "padded":
-        unpadding.prepare(classifier)
+    unpadding.prepare_for(classifier, device, cell.recipe.batch_layout)
     if cell.recipe.gradient_checkpointing:
         checkpoint_activations(classifier)
     return classifier

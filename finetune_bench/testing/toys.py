@@ -126,17 +126,20 @@ def toy_model(architecture: str, kind: Kind, dropout: Dropout) -> nn.Module:
 
 
 def toy_run(
-    methods: Method | list[Method], architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
+    methods: Method | list[Method],
+    architecture: str = "bert",
+    kind: Kind = "classification",
+    recipe: Recipe = RECIPE,
+    device: torch.device = CPU,
 ) -> tuple[TrainingRun, Stack]:
     """Make a run on a tiny random encoder, equal for equal dropout policies, and its stack; ready for `train`."""
     stack = Stack(methods if isinstance(methods, list) else [methods])
-    model = toy_model(architecture, kind, stack.dropout)
-    if recipe.batch_layout != "padded":
-        unpadding.prepare(model)
+    model = toy_model(architecture, kind, stack.dropout).to(device)
+    unpadding.prepare_for(model, device, recipe.batch_layout)
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     examples = toy_examples(kind, left=architecture == "xlnet")
-    return TrainingRun(model, toy_task(kind), examples, recipe, stack, seed=3, device=CPU), stack
+    return TrainingRun(model, toy_task(kind), examples, recipe, stack, seed=3, device=device), stack
 
 
 def toy_train(

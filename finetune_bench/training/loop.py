@@ -121,7 +121,7 @@ def _train_steps(
         with clock.step():
             logs = _train_step(loop, parts)
         record.add_step(logs, len(parts), sum(map(len, parts)))
-        _check_finite(record.logs["loss"], step, run)
+        _check_finite(record, step, run)
         if step in sketch_steps:
             record.add_sketch(step, measure.sketch(run.params.values()))
         if checkpoints and checkpoints.due(step, run.total_steps):
@@ -168,7 +168,7 @@ def _train_micro_batch(
     return {"loss": objective.loss.detach(), "task_loss": task_loss, **logs}
 
 
-def _check_finite(losses: list[Tensor | float], step: int, run: TrainingRun) -> None:
+def _check_finite(record: Record, step: int, run: TrainingRun) -> None:
     """Raise `Diverged` where a loss that was not looked at before is not finite.
 
     To read a loss is to wait for the device, so there it is done rarely; the first bad step is found all the same.
@@ -176,6 +176,7 @@ def _check_finite(losses: list[Tensor | float], step: int, run: TrainingRun) -> 
     unchecked = 1 if run.device.type == "cpu" else step % _CHECK_EVERY or _CHECK_EVERY
     if run.device.type != "cpu" and unchecked < _CHECK_EVERY and step < run.total_steps:
         return
-    finite = np.isfinite([float(loss) for loss in losses[-unchecked:]])
+    record.read()
+    finite = np.isfinite(record.logs["loss"][-unchecked:])
     if not finite.all():
         raise Diverged(step - len(finite) + 1 + int(np.argmin(finite)))

@@ -20,7 +20,7 @@ class Record:
     """A Record holds what a training loop writes down, one entry per step unless said otherwise.
 
     Attributes:
-        logs: by name, the losses and what the methods log; tensors stay on the device until they are needed.
+        logs: by name, the losses and what the methods log, as far as they were read.
         examples: how many examples each step had.
         micro_batches: how many all steps together had.
         sketch_steps: after which steps, from 1, the weights were sketched.
@@ -29,20 +29,36 @@ class Record:
         cpu_seconds: CPU seconds, likewise.
     """
 
-    logs: dict[str, list[Tensor | float]] = field(default_factory=dict)
+    logs: dict[str, list[float]] = field(default_factory=dict)
     examples: list[int] = field(default_factory=list)
     micro_batches: int = 0
     sketch_steps: list[int] = field(default_factory=list)
     sketches: list[np.ndarray] = field(default_factory=list)
     seconds: np.ndarray = field(default_factory=_no_times)
     cpu_seconds: np.ndarray = field(default_factory=_no_times)
+    _unread: list[tuple[str, Tensor | float]] = field(default_factory=list)
 
     def add_step(self, logs: Mapping[str, Tensor | float], micro_batches: int, examples: int) -> None:
-        """Write down what one step logged, and how many micro-batches and examples it had."""
+        """Write down what one step logged, and how many micro-batches and examples it had.
+
+        Tensors stay on their device until `read` is called.
+        """
         self.micro_batches += micro_batches
         self.examples.append(examples)
-        for name, value in logs.items():
-            self.logs.setdefault(name, []).append(value)
+        self._unread.extend(logs.items())
+
+    def read(self) -> None:
+        """Read what was logged since the last call: one copy from the device for all of it, which waits for it."""
+        unread, self._unread = self._unread, []
+        stacks: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        for _, value in unread:
+            if isinstance(value, Tensor):
+                stacks.setdefault((value.device, value.dtype), []).append(value.reshape(()))
+        # In double on the host: every number of a shorter type is one there, and some devices have no double.
+        numbers = {kind: iter(torch.stack(values).cpu().double().tolist()) for kind, values in stacks.items()}
+        for name, value in unread:
+            number = next(numbers[value.device, value.dtype]) if isinstance(value, Tensor) else float(value)
+            self.logs.setdefault(name, []).append(number)
 
     def add_sketch(self, step: int, sketch: np.ndarray) -> None:
         """Write down a sketch of the weights after a step."""
@@ -56,7 +72,8 @@ class Record:
 
     def numbers(self) -> dict[str, np.ndarray]:
         """Return the logs as arrays, each (steps,); waits for the device."""
-        return {name: np.array([float(value) for value in values]) for name, values in self.logs.items()}
+        self.read()
+        return {name: np.array(values) for name, values in self.logs.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """Return all of it, arrays as tensors."""
@@ -72,7 +89,7 @@ class Record:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         prefix = "log "
-        self.logs = {n.removeprefix(prefix): list(v.numpy()) for n, v in state.items() if n.startswith(prefix)}
+        self.logs = {n.removeprefix(prefix): v.tolist() for n, v in state.items() if n.startswith(prefix)}
         self.seconds, self.cpu_seconds = state["seconds"].numpy(), state["cpu_seconds"].numpy()
         self.sketches = list(state["sketches"].numpy())
         self.examples, self.micro_batches = state["examples"], state["micro_batches"]

@@ -43,6 +43,7 @@ def base(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: py
         (["--data-root", "./nowhere"], "--data-root: expected a folder laid out like the hub"),
         (["--tasks", "rte", "--data-root", "."], "rte"),
         (["--precision", "fp16"], "needs a CUDA device"),
+        (["--precision", "tf32"], "needs a CUDA device of compute capability 8.0 or more"),
         (["--device", "toaster"], "--device: expected cpu, cuda or cuda:N; got 'toaster'"),
         (["--limit-train", "100000"], "--limit-train 100000 was asked for"),
         (["--plugin", "absent.py"], "--plugin: expected a Python file"),

@@ -1,14 +1,113 @@
-"""What is asked of the device: energy through NVML, by a stand-in where there is no CUDA."""
+"""What is asked of the device, by stand-ins where there is no CUDA: its errors, and its energy through NVML."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from finetune_bench import device
+from finetune_bench.errors import MachineError
+
+CUDA = torch.device("cuda", 0)
+
+
+@pytest.mark.parametrize(
+    ("error", "out_of_memory"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 400.00 MiB."), True),
+        (torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA driver error: out of memory"), True),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
+            True,
+        ),
+        (MemoryError(), True),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), False),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`"), False),
+        (RuntimeError("shape mismatch"), False),
+        (ValueError("the user is out of memory"), False),
+    ],
+)
+def test_errors_of_memory_are_told_from_others(error: BaseException, out_of_memory: bool) -> None:
+    assert device.is_out_of_memory(error) == out_of_memory
+
+
+def test_a_device_is_asked_whether_it_still_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    full = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    other = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm(...)`")
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    assert device.is_broken(CUDA, fault)
+    assert not device.is_broken(CUDA, full)
+    assert not device.is_broken(CUDA, other)
+
+    def fail(device: torch.device) -> None:
+        raise fault
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", fail)
+    assert device.is_broken(CUDA, full)
+    assert device.is_broken(CUDA, other)
+    assert not device.is_broken(torch.device("cpu"), other)
+
+
+@pytest.fixture
+def prepared(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What `prepare` sets for the whole process is put back."""
+    monkeypatch.setattr(torch.accelerator, "set_device_index", lambda index: None)
+    # Written down by hand: what is in force, and how to put it back.
+    cuda, switches = torch.backends.cuda, {}
+    for name in ("cudnn", "flash", "mem_efficient", "math"):
+        switches[name] = getattr(cuda, f"{name}_sdp_enabled")()
+    precisions = cuda.matmul.fp32_precision, torch.backends.cudnn.fp32_precision
+    yield
+    for name, enabled in switches.items():
+        getattr(cuda, f"enable_{name}_sdp")(enabled)
+    cuda.matmul.fp32_precision, torch.backends.cudnn.fp32_precision = precisions
+
+
+@pytest.mark.usefixtures("prepared")
+def test_all_attention_on_cuda_has_the_same_kernel() -> None:
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    device.prepare(CUDA, threads=1, deterministic=False)
+    assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert not torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.math_sdp_enabled()
+
+
+@pytest.mark.usefixtures("prepared")
+@pytest.mark.parametrize(("precision", "multiplied"), [("tf32", "tf32"), ("fp32", "ieee"), ("bf16", "ieee")])
+def test_float32_matrices_are_multiplied_as_the_recipe_says(
+    precision: str, multiplied: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "has_tf32", lambda device: True)
+    torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.fp32_precision = "none"
+    device.prepare(CUDA, threads=1, deterministic=False, precision=precision)
+    assert torch.backends.cuda.matmul.fp32_precision == multiplied
+    assert torch.backends.cudnn.fp32_precision == multiplied
+
+
+@pytest.mark.usefixtures("prepared")
+def test_tf32_on_an_old_card_is_an_error_and_not_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "has_tf32", lambda device: False)
+    monkeypatch.setattr(device, "describe", lambda device: "an old card")
+    with pytest.raises(MachineError, match="an old card has no TF32"):
+        device.prepare(CUDA, threads=1, deterministic=False, precision="tf32")
+
+
+def test_tf32_resolves_what_fp16_does_and_is_asked_of_new_cards_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.resolution("tf32") == device.resolution("fp16") == 2**-11
+    assert device.resolution("fp32") == 2**-24
+    for capability, expected in {(7, 5): False, (8, 0): True, (9, 0): True}.items():
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert device.has_tf32(CUDA) == expected
+    assert not device.has_tf32(torch.device("cpu"))
 
 
 class NVMLError(Exception):

@@ -242,6 +242,8 @@ def test_what_can_not_run_is_said_before_anything_changes() -> None:
 def test_models_and_batches_that_are_not_understood() -> None:
     with pytest.raises(UsageError, match=r"Linear has no config\.num_labels"):
         home.attach("vanilla", nn.Linear(2, 2), total_steps=1)
+    with pytest.raises(UsageError, match="tf32' is a setting of the whole process"):
+        home.attach("vanilla", bert(), total_steps=1, precision="tf32")
     with pytest.raises(UsageError, match="expected fp32 weights"):
         home.attach("vanilla", bert().bfloat16(), total_steps=1)
     several = bert()

@@ -56,6 +56,19 @@ def test_the_head_sees_the_mixture(strength: float) -> None:
     assert logged == pytest.approx(float(match_batch(pooled, 1.0).diagonal().mean().detach()), rel=1e-5)
 
 
+def test_the_mixture_is_computed_in_fp32_in_a_run_of_any_precision() -> None:
+    method = MatchTuning()
+    run = tiny_run(method, dropout=Dropout.ALL_OFF)
+    run.dtype = torch.bfloat16
+    step = first_step(run)
+    method.setup(run)
+    entering: list[torch.Tensor] = []
+    handle = run.model.classifier.register_forward_pre_hook(lambda module, args: entering.append(args[0]), prepend=True)  # type: ignore[union-attr]
+    logged = step.objective().logs["self_match"]
+    handle.remove()
+    assert torch.equal(logged, match_batch(entering[0], 1.0).diagonal().mean().detach())
+
+
 def test_alone_an_example_is_its_own_mixture_and_a_reordered_batch_is_reordered() -> None:
     method = MatchTuning()
     run = tiny_run(method, dropout=Dropout.ALL_OFF)

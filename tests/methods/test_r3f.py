@@ -10,15 +10,25 @@ import torch
 from finetune_bench.errors import ParameterError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Passes
+from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run, View
 from finetune_bench.methods.r3f import R3F, add_noise
 from finetune_bench.methods.vanilla import Vanilla
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.recipe import Recipe
 from finetune_bench.task import Task
+from finetune_bench.testing import toys
 from finetune_bench.training.loop import train
 from finetune_bench.training.run import TrainingRun
 from tests.tiny_run import CLASSIFICATION, CONFIGS, REGRESSION, first_step, tiny_model, tiny_run
+
+
+def test_noise_that_tf32_rounds_away_is_refused() -> None:
+    stack = Stack([R3F()])
+    assert stack.lost_noise(toys.toy_facts(stack)) is None
+    lost = stack.lost_noise(toys.toy_facts(stack, recipe=Recipe(precision="tf32")))
+    assert lost is not None
+    assert "noise of 6e-06 is lost in tf32 arithmetic" in lost
 
 
 def generator(seed: int = 0) -> torch.Generator:

@@ -52,6 +52,21 @@ def test_a_pass_divides_by_the_singular_value_with_its_gradient() -> None:
     method.teardown(run)
 
 
+def test_a_low_precision_run_trains_the_head_that_is_evaluated() -> None:
+    method = R4F()
+    run = tiny_run(method)
+    run.dtype = torch.bfloat16
+    method.setup(run)
+    used: list[torch.Tensor] = []
+    layer = output_layer(run.model)
+    handle = layer.register_forward_pre_hook(lambda module, args: used.append(module.weight))
+    first_step(run).forward()
+    handle.remove()
+    with method.evaluating(run):
+        assert torch.equal(used[0], layer.weight)
+    method.teardown(run)
+
+
 def test_the_vectors_move_once_per_step() -> None:
     method = R4F()
     run = tiny_run(method)

@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers.masking_utils import bidirectional_mask_function
 
 from finetune_bench.method.step import View
 from finetune_bench.methods.vanilla import Vanilla
 from finetune_bench.model import unpadding
 from finetune_bench.model.dropout import Dropout
-from finetune_bench.model.unpadding import attend_one_by_one, attend_padded, make_unpadding
-from finetune_bench.testing.toys import CPU, RECIPE, toy_model, toy_run, toy_train, weights
+from finetune_bench.model.unpadding import attend_one_by_one, attend_padded, make_mask, make_unpadding, prepare_for
+from finetune_bench.testing.toys import ARCHITECTURES, CPU, RECIPE, toy_examples, toy_model, toy_run, toy_train, weights
 
 UNPADDED = dataclasses.replace(RECIPE, batch_layout="unpadded")
 TRIMMED = dataclasses.replace(RECIPE, batch_layout="unpadded_trimmed")
@@ -87,6 +88,27 @@ def test_evaluation_is_the_library_s_own() -> None:
     inputs = run.examples.batch(range(8), CPU).inputs
     with torch.no_grad():
         assert torch.equal(plain.eval()(**inputs).logits, prepared.eval()(**inputs).logits)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_no_padded_pass_reads_a_value_off_the_cpu(architecture: str) -> None:
+    """A meta tensor has no values: whatever would wait for a device is an error on it."""
+    meta = torch.device("meta")
+    model = toy_model(architecture, "classification", Dropout.KEEP)
+    prepare_for(model, meta, "padded")
+    model.to(meta)
+    batch = toy_examples("classification", left=architecture == "xlnet").batch(range(6), CPU)
+    inputs = {name: values.to(meta) for name, values in batch.inputs.items()}
+    for mode in (True, False):
+        model.train(mode)(**inputs).logits.sum().backward()
+
+
+def test_off_the_cpu_a_mask_is_made_without_a_look_at_the_padding() -> None:
+    padding = torch.ones(2, 5, dtype=torch.bool)
+    options = {"batch_size": 2, "q_length": 5, "kv_length": 5, "mask_function": bidirectional_mask_function}
+    options |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": True}
+    assert make_mask(**options, attention_mask=padding) is None
+    assert make_mask(**options, attention_mask=padding.to("meta"), device="meta").shape == (2, 1, 5, 5)
 
 
 def test_rows_that_never_come_get_their_weight_decay() -> None:

@@ -243,7 +243,7 @@ def test_the_run_folders_name_stays_what_it_was(flags: dict[str, Any], name: str
         ({"epochs": "1", "steps": "5"}, "--steps and --epochs"),
         ({"betas": "0.9"}, "--betas: expected two numbers"),
         ({"betas": "0.9,1.0"}, "The 'beta2' parameter"),
-        ({"precision": "int8"}, "one of fp32, bf16, fp16"),
+        ({"precision": "int8"}, "one of fp32, tf32, bf16, fp16"),
         ({"accumulation": "3"}, "must divide"),
         ({"methods": "hype,hype"}, "each name once"),
         ({"methods": ""}, "--methods: expected one name or more"),

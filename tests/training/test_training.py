@@ -21,9 +21,9 @@ from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.testing import toys
 from finetune_bench.training import measure, memory
-from finetune_bench.training.loop import make_optimizer, train
+from finetune_bench.training.loop import train
 from finetune_bench.training.memory import saved_activation_bytes
-from finetune_bench.training.run import TrainingRun, TrainingStep
+from finetune_bench.training.run import TrainingStep
 
 
 def vanilla(**parameters: Any) -> Method:
@@ -295,37 +295,3 @@ def test_mask_keeps_the_stated_share() -> None:
         assert mask.shape == (1000, 999)
         assert float(mask.float().mean()) == pytest.approx(p, abs=5 * (p * (1 - p) / 999_000) ** 0.5)
     assert bernoulli_mask(torch.Size((999,)), 1.0, generator).all()
-
-
-@pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("name", registry.names("methods"))
-def test_methods_train_on_cuda_without_waiting_for_it(name: str, precision: str) -> None:
-    owner = registry.method_class(name)
-    batch_layout = "padded" if owner.batch_layout == "padded" else "unpadded"
-    recipe = Recipe(lr=1e-3, batch_size=8, epochs=2, precision=precision, batch_layout=batch_layout)
-    toy, stack = toys.toy_run(owner(), recipe=recipe)
-    device = torch.device("cuda", 0)
-    run = TrainingRun(
-        toy.model.to(device),
-        toy.task,
-        toy.examples,
-        recipe,
-        stack,
-        seed=3,
-        device=device,
-    )
-    stack.setup(run)
-    stack.optimizer(make_optimizer(run), run)
-    run.model.train()
-    batch = run.examples.batch(range(8), device)
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        step = TrainingStep(run, batch)
-        step.backward(step.objective().loss, View())
-        stack.gradients(run)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    stack.teardown(run)
