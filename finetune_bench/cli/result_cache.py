@@ -72,7 +72,8 @@ def _state(study: Study, reports: Iterable[Path]) -> str | None:
     inputs = list(_inputs(study))
     if None in inputs or len(inputs) > _MOST_FILES:
         return None
-    files = [*_code(), *_plugin_files(study), *(path for path in inputs if path), *reports]
+    asked = _path(study).with_name("study.json")  # another command's, after which a report covers other cells
+    files = [asked, *_code(), *_plugin_files(study), *(path for path in inputs if path), *reports]
     stamps = [_stamp(path) for path in files]
     rows = sorted(_stamp(path) for cell in os.scandir(_path(study).parent / "cells") for path in os.scandir(cell.path))
     state = as_dict(study), [_version(name) for name in _LIBRARIES], stamps, rows
