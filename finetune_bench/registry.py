@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from finetune_bench import source_files
 from finetune_bench.errors import FinetuneBenchError, MachineError, UnknownName, UsageError
 from finetune_bench.parameters import as_text, check_fields, from_text
 from finetune_bench.spec import parse_call, parse_stack
@@ -65,8 +66,45 @@ def foreign(group: str) -> list[str]:
     return sorted(others | _added.get(group, {}).keys())
 
 
+def source_roots(group: str, name: str) -> list[Path]:
+    """List the file that brings a plugin from elsewhere; nothing for one of this package. Nothing is imported."""
+    if name in _added.get(group, {}):
+        return [_added_from[group, name]]
+    entry = _installed(group).get(name)
+    if entry is None or name not in foreign(group):
+        return []
+    path = source_files.module_file(entry.module)
+    return [] if path is None else [path]
+
+
+def source(group: str, name: str) -> str:
+    """Return the fingerprint of the source of a plugin from elsewhere: of its file, and of local ones that it imports.
+
+    The files of the methods and tasks that its class is derived from count too; of those of this package, the versions.
+
+    Returns:
+        16 hexadecimal digits; "" for a plugin of this package.
+    """
+    from finetune_bench.method.base import Method
+    from finetune_bench.task import Task
+
+    if name not in foreign(group):
+        return ""
+    roots, facts = source_roots(group, name), []
+    loaded = _load(group, name)
+    for owner in (loaded if isinstance(loaded, type) else type(loaded)).__mro__:
+        if not issubclass(owner, Method | Task):
+            continue
+        file = getattr(sys.modules.get(owner.__module__), "__file__", None)
+        if owner.__module__.startswith(f"{__package__}."):
+            facts.append(f"{owner.__qualname__} {getattr(owner, 'version', '')}")
+        elif file is not None and Path(file) not in roots:
+            roots.append(Path(file))
+    return source_files.fingerprint(roots, facts)
+
+
 def _load(group: str, name: str) -> Any:
-    if name in _added[group]:
+    if name in _added.get(group, {}):
         return _added[group][name]
     if name not in _installed(group):
         raise UnknownName(group[:-1], name, names(group), f"'finetune-bench list {group}' shows them.")
@@ -149,21 +187,32 @@ def task(text: str) -> Task:
         UnknownName, UsageError, DataError: says what is wrong with the name, the options or the file.
     """
     call = parse_call(text)
-    source, colon, rest = call.name.partition(":")
-    if colon and source in _installed("task_sources") and call.name not in names("tasks"):
-        find: Callable[[str, Mapping[str, str]], Task] = _installed("task_sources")[source].load()
-        return find(rest, call.arguments)
-    makers = _installed("task_files")
-    ending = Path(call.name).suffix.lstrip(".").lower()
-    if ending in makers and call.name not in names("tasks"):
-        make: Callable[[str, Mapping[str, str]], Task] = makers[ending].load()
+    group, name = task_plugin(text)
+    if group == "task_sources":
+        find: Callable[[str, Mapping[str, str]], Task] = _installed(group)[name].load()
+        return find(call.name.partition(":")[2], call.arguments)
+    if group == "task_files":
+        make: Callable[[str, Mapping[str, str]], Task] = _installed(group)[name].load()
         return make(os.path.normpath(call.name), call.arguments)
-    if ending and call.name not in names("tasks"):
-        raise UsageError(f"'{call.name}' can't be read: expected a file ending in {', '.join(sorted(makers))}.")
+    if Path(call.name).suffix and call.name not in names("tasks"):
+        makers = ", ".join(sorted(_installed("task_files")))
+        raise UsageError(f"'{call.name}' can't be read: expected a file ending in {makers}.")
     named: Task = _load("tasks", call.name)
     if call.arguments:
         raise UsageError(f"The task '{call.name}' takes no options; got ({', '.join(call.arguments)}).")
     return named
+
+
+def task_plugin(text: str) -> tuple[str, str]:
+    """Return the group and the name of the plugin that makes a task of such a text; it need not be there."""
+    name = parse_call(text).name
+    prefix, colon, _ = name.partition(":")
+    ending = Path(name).suffix.lstrip(".").lower()
+    if name in names("tasks"):
+        return "tasks", name
+    if colon and prefix in _installed("task_sources"):
+        return "task_sources", prefix
+    return ("task_files", ending) if ending in _installed("task_files") else ("tasks", name)
 
 
 def report_class(name: str) -> type[Report]:

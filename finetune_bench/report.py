@@ -23,11 +23,15 @@ class Options:
         baseline: the label of the method that differences are to; None for vanilla.
         margin: the points within which methods count as equal for practical purposes; None for no such test.
         bootstrap: whether to resample seeds and examples together, which reads every prediction.
+        all_cells: whether to cover every cell of the folder.
+        cells: ids of the cells to cover; None for those of the folder's last command.
     """
 
     baseline: str | None = None
     margin: float | None = None
     bootstrap: bool = False
+    all_cells: bool = False
+    cells: tuple[str, ...] | None = None
 
 
 DEFAULT = Options()

@@ -28,13 +28,14 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     """
     blocks: list[Block] = [Heading(1, "Comparison of fine-tuning methods")]
     if not data.rows:
-        return [*blocks, _head(data), Paragraph("No cell has been run.")]
+        return [*blocks, _head(data), Paragraph("No cell has been run."), *bullets(data.notes)]
     several = len(data.sections) > 1
     blocks.append(Heading(2, "In short"))
     for section in data.sections:
         blocks += [Paragraph(bold(section.title))] if several else []
         blocks += bullets(verdict(section, code), findings=True)
-    blocks += [Paragraph(_runs_in_short(data)), _head(data), Heading(2, "How to read this"), *bullets(_HOW)]
+    blocks += [Paragraph(_runs_in_short(data)), _head(data), *bullets(data.notes)]
+    blocks += [Heading(2, "How to read this"), *bullets(_HOW)]
     for index, section in enumerate(data.sections):
         blocks += [Heading(2, section.title)] if several else []
         by_kind = {plot.kind: plot for plot in plots if plot.section == index}

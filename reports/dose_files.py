@@ -12,16 +12,17 @@ from pathlib import Path
 import matplotlib
 from tabulate import tabulate
 
+from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.plots.style import SETTINGS
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.topics.dose import BY_DOSE, DoseStudy, dose_frame, dose_table, draw_dose
 from finetune_bench.store.store import Store
 
 
-def write_dose(store: Store, study: DoseStudy, folder: Path) -> tuple[str, list[Path]]:
+def write_dose(store: Store, study: DoseStudy, folder: Path, options: Options = DEFAULT) -> tuple[str, list[Path]]:
     """Write dose.md, dose.csv, dose.png and dose.json, and return the table as text, and the files."""
     folder.mkdir(parents=True, exist_ok=True)
-    section = next(section for section in load(store).sections if study.task in section.tasks)
+    section = next(section for section in load(store, options).sections if study.task in section.tasks)
     frame = dose_frame(section, study)
     header, rows, note = dose_table(study, frame)
     text = tabulate(rows, header, tablefmt="simple", disable_numparse=True)

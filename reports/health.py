@@ -34,6 +34,17 @@ def health_blocks(data: Data) -> list[Block]:
     items += _mixed_versions(data)
     if superseded := len(data.stored) - len(data.rows):
         items.append(f"{counted(superseded, 'older row')} of the same runs left out: a newer one is in the store.")
+    if data.outdated:
+        items.append(
+            f"Of these, {len(data.outdated)} are of an older version of a method, or of another source of a plugin: "
+            f"{_cells(data.outdated)}."
+        )
+    earlier = [row for row in data.stored if row["status"] == Status.DONE and "weights" not in row]
+    if earlier:
+        items.append(
+            f"{counted(len(earlier), 'row')} of an earlier version of finetune-bench, without what was repaired since: "
+            f"{_cells(earlier)}. Running the study again runs what now has another id."
+        )
     return [*blocks, *bullets(items, findings=True)] or [Paragraph("None.")]
 
 

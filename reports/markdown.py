@@ -36,7 +36,7 @@ def summary_table(store: Store, options: Options = DEFAULT) -> str:
     """Return the comparison as plain text for the terminal; a table for each model and learning rate."""
     data = load(store, options)
     if not data.rows:
-        return "No cell has been run."
+        return "\n\n".join(["No cell has been run.", *data.notes])
     parts = []
     for section in data.sections:
         columns, cells = by_column(scores(section))
@@ -44,7 +44,7 @@ def summary_table(store: Store, options: Options = DEFAULT) -> str:
         header = ["method", *(column.title for column in columns)]
         title = [section.title] if section.title else []
         parts.append("\n".join([*title, tabulate(rows, header, tablefmt="simple", disable_numparse=True)]))
-    return "\n\n".join([*parts, f"Mean score ×100. {INTERVAL}"])
+    return "\n\n".join([*parts, f"Mean score ×100. {INTERVAL}", *data.notes])
 
 
 def render(data: Data, plots: tuple[Plot, ...] = ()) -> str:

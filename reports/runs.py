@@ -40,9 +40,8 @@ class Compared:
 
 def compare(first: Store, second: Store) -> tuple[list[Compared], list[str]]:
     """Return every method and task that is done in both runs, and sentences about what isn't and about environments."""
-    done = [
-        {_key(row): row for row in read_data(store).rows if row["status"] == Status.DONE} for store in (first, second)
-    ]
+    data = read_data(first), read_data(second)
+    done = [{_key(row): row for row in part.rows if row["status"] == Status.DONE} for part in data]
     shared = [key for key in done[0] if key in done[1]]
     groups: dict[tuple[str, str], list[tuple[Row, Row]]] = {}
     for key in shared:
@@ -58,6 +57,9 @@ def compare(first: Store, second: Store) -> tuple[list[Compared], list[str]]:
         f"In '{store.root}' only: {counted(len(rows_of_store) - len(shared), 'finished cell')}."
         for rows_of_store, store in zip(done, (first, second), strict=True)
         if len(rows_of_store) > len(shared)
+    ]
+    notes += [
+        f"'{store.root}': {note}" for part, store in zip(data, (first, second), strict=True) for note in part.notes
     ]
     return lines, notes + _environments([done[0][key] for key in shared], [done[1][key] for key in shared])
 

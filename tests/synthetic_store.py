@@ -86,6 +86,8 @@ def make_row(method: str, task: str, seed: int, *, noise: float = 0.008) -> dict
         "recipe": dict(RECIPE),
         "device": "cpu",
         "threads": 1,
+        "data": f"d{task}",
+        "weights": "0123456789abcdef",
         "metrics": {split: {metric: score + 0.003 * i} for i, split in enumerate(splits)},
         "majority": {split: {metric: 0.0 if metric != "accuracy" else 0.5} for split in splits},
         "collapsed": None,

@@ -84,6 +84,9 @@ def _add_report(commands: Commands) -> None:
     report.add_argument("run", metavar="RUN", help="the run's folder")
     report.add_argument("--format", default=FORMATS, metavar="LIST", help=f"formats (default: {FORMATS})")
     report.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/report)")
+    report.add_argument(
+        "--all", action="store_true", help="cover every cell of the folder, not the last command's only"
+    )
     report.add_argument("--baseline", metavar="METHOD", help="what differences are to (default: vanilla)")
     report.add_argument("--margin", metavar="POINTS", type=float, help="test also for equality within this margin")
     report.add_argument(

@@ -47,7 +47,7 @@ def report_command(parsed: argparse.Namespace) -> int:
         registry.report_class(name)  # an unknown format is told before any is written
     if parsed.margin is not None and not parsed.margin > 0:
         raise UsageError(f"--margin: expected a number of points above 0; got {parsed.margin:g}.")
-    options = Options(baseline=parsed.baseline, margin=parsed.margin, bootstrap=parsed.bootstrap)
+    options = Options(baseline=parsed.baseline, margin=parsed.margin, bootstrap=parsed.bootstrap, all_cells=parsed.all)
     store = Store.open(parsed.run)
     folder = Path(parsed.out) if parsed.out else store.root / "report"
     if parsed.check:
@@ -120,12 +120,16 @@ def merge_command(parsed: argparse.Namespace) -> int:
 def power_command(parsed: argparse.Namespace) -> int:
     """Print what numbers of seeds would find, and how many a difference takes; return 0."""
     from finetune_bench.reports.power import as_text, power_lines
+    from finetune_bench.reports.rows.load import load
     from finetune_bench.store.store import Store
 
     if not parsed.difference > 0:
         raise UsageError(f"--difference: expected a number of points above 0; got {parsed.difference:g}.")
     if not 0.05 < parsed.power < 1:
         raise UsageError(f"--power: expected a share between 0.05 and 1; got {parsed.power:g}.")
-    lines = power_lines(Store.open(parsed.run), parsed.difference, parsed.power)
+    store = Store.open(parsed.run)
+    lines = power_lines(store, parsed.difference, parsed.power)
     print(as_text(lines, parsed.difference, parsed.power))
+    for note in load(store).notes:
+        say(note)
     return 0

@@ -1,9 +1,9 @@
 """The result cache keeps a finished run's answer, so that the same command says it at once and loads no library.
 
 `RUN/receipt.json` holds the answer of a run that left nothing to do, and a hash of all that it rests on: the study, the
-versions of the libraries, and name, size and time of every file of this package, of plugins, checkpoints, data sets,
-rows and written reports. If any of it is another now, the answer doesn't count, and the run checks everything anew.
-Nor is there one where a study rests on a hub, whose state no stamp of a file tells.
+versions of the libraries, and name, size and time of every file of this package, of plugins and the local files that
+they import, of checkpoints, data sets, rows and written reports. If any of it is another now, the answer doesn't count,
+and the run checks everything anew. Nor is there one where a study rests on a hub, whose state no stamp of a file tells.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import finetune_bench
-from finetune_bench import registry
-from finetune_bench.spec import parse_call
+from finetune_bench import registry, source_files
+from finetune_bench.spec import parse_call, parse_stack
 from finetune_bench.study.sources import with_defaults
 from finetune_bench.study.study import Study, as_dict, run_name
 
@@ -72,7 +72,8 @@ def _state(study: Study, reports: Iterable[Path]) -> str | None:
     inputs = list(_inputs(study))
     if None in inputs or len(inputs) > _MOST_FILES:
         return None
-    files = [*_code(), *map(Path, study.plugins), *(path for path in inputs if path), *reports]
+    asked = _path(study).with_name("study.json")  # another command's, after which a report covers other cells
+    files = [asked, *_code(), *_plugin_files(study), *(path for path in inputs if path), *reports]
     stamps = [_stamp(path) for path in files]
     rows = sorted(_stamp(path) for cell in os.scandir(_path(study).parent / "cells") for path in os.scandir(cell.path))
     state = as_dict(study), [_version(name) for name in _LIBRARIES], stamps, rows
@@ -83,6 +84,15 @@ def _code() -> list[Path]:
     """List the files of this package; a checkout has three folders of it behind links, which `**` doesn't follow."""
     folders = [Path(root) / name for name in ("", "methods", "tasks", "reports") for root in finetune_bench.__path__]
     return sorted({path for folder in folders for path in folder.glob("**/*.py")})
+
+
+def _plugin_files(study: Study) -> list[Path]:
+    """List the files of the code from elsewhere that a study runs, and the local ones that they import."""
+    plugins = [("methods", call.name) for method in study.methods for call in parse_stack(method)]
+    plugins += [registry.task_plugin(task) for task in study.tasks]
+    roots = [Path(path).resolve() for path in study.plugins]
+    roots += [root for group, name in plugins for root in registry.source_roots(group, name)]
+    return sorted({path for _, path in source_files.imported_files(roots)})
 
 
 def _inputs(study: Study) -> Iterator[Path | None]:

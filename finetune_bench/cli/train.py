@@ -9,7 +9,7 @@ from finetune_bench.cli.console import say
 from finetune_bench.cli.report import FORMATS, summarise
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
-from finetune_bench.report import DEFAULT
+from finetune_bench.report import Options
 from finetune_bench.study.sources import OPTIONS
 from finetune_bench.study.study import DEFAULT_EXECUTOR
 
@@ -32,7 +32,7 @@ def run_command(parsed: argparse.Namespace) -> int:
         print(answer)
         return 0
     plan, tally = _train(study)
-    answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), DEFAULT)
+    answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), _covering(plan))
     count = len(plan.cells)
     if tally.done + tally.cached == count and not plan.study.save_model:
         talk = f"{count} cells in '{plan.store.root}', {count} cached: nothing to do."
@@ -117,7 +117,7 @@ def dose_command(parsed: argparse.Namespace) -> int:
         dropout=(dropout.logits, dropout.gradients),
     )
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{parsed.method}-{parameter}").strip("-")
-    text, paths = write_dose(plan.store, study, plan.store.root / "dose" / name)
+    text, paths = write_dose(plan.store, study, plan.store.root / "dose" / name, _covering(plan))
     print(f"{text}\n")
     for path in paths:
         print(path)
@@ -127,6 +127,11 @@ def dose_command(parsed: argparse.Namespace) -> int:
 def _flags(parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a study by name; None for those that were not typed, or that the command doesn't have."""
     return {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
+
+
+def _covering(plan: Plan) -> Options:
+    """Return what a command asks of its report: its own cells, whatever another one wrote to the folder meanwhile."""
+    return Options(cells=tuple(cell.id for cell in plan.cells))
 
 
 def _train(study: Study) -> tuple[Plan, Counts]:

@@ -46,8 +46,7 @@ def check_devices(study: Study) -> list[torch.device]:
     if study.recipe.precision == "fp16" and chosen[0].type == "cpu":
         raise UsageError("--precision fp16 needs a CUDA device: a CPU has no loss scaling for it. Use fp32 or bf16.")
     if study.recipe.precision == "tf32" and (
-        chosen[0].type == "cpu"
-        or (study.executor == DEFAULT_EXECUTOR and not all(devices.has_tf32(device) for device in chosen))
+        chosen[0].type == "cpu" or (not study.runs_elsewhere and not all(devices.has_tf32(device) for device in chosen))
     ):
         raise UsageError(
             "--precision tf32 needs a CUDA device of compute capability 8.0 or more; others would compute in fp32, and "

@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_bench import registry
+from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.spec import parse_call, parse_stack
+from finetune_bench.study.grid import sources_of
 
 if TYPE_CHECKING:
     from finetune_bench.study.grid import Cell
 
-GROUPS = ("methods", "tasks", "task_files")
+GROUPS = ("methods", "tasks", "task_files", "task_sources")
 
 
 def foreign_names() -> dict[str, list[str]]:
@@ -40,4 +42,26 @@ def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]]) -> bool:
         any(call.name in foreign["methods"] for call in parse_stack(cell.method))
         or bool({cell.task, task} & set(foreign["tasks"]))
         or Path(task).suffix.lstrip(".").lower() in foreign["task_files"]
+        or task.partition(":")[0] in foreign["task_sources"]
     )
+
+
+def import_plugins(cell: Cell, plugins: Sequence[str]) -> str | None:
+    """Import the files of --plugin for a cell, and return why its code is not what was planned; None where it is.
+
+    Args:
+        cell: as planned.
+        plugins: the files.
+    """
+    try:
+        for plugin in plugins:
+            registry.load_plugin(plugin)
+        sources = sources_of(cell.method, cell.task)
+    except FinetuneBenchError as error:
+        return (
+            f"its plugin changed after the run was planned, or can't be used by a worker: {error} Start the run again"
+        )
+    changed = sorted({text.rpartition(" ")[0] for text in {*sources} ^ {*cell.sources}})
+    if not changed:
+        return None
+    return f"the source of {', '.join(changed)} changed after the run was planned; start it again"

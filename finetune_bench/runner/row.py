@@ -25,7 +25,7 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
     """Return the part of a row that is known without running: what the cell is, and what became of it."""
     task = registry.task(cell.task)
     stack = cell.make_stack()
-    return {
+    row: Row = {
         "schema": SCHEMA,
         "id": cell.id,
         "status": status,
@@ -50,7 +50,12 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
         "recipe": cell.recipe.to_dict(),
         "device": cell.device,
         "threads": cell.threads,
+        "data": cell.data,
+        "weights": cell.weights,
     }
+    if cell.sources:
+        row["sources"] = list(cell.sources)
+    return row
 
 
 def final_row(store: Store, cell: Cell, *, save_model: bool, retry_failed: bool) -> Row | None:

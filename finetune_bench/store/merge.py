@@ -48,6 +48,7 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
     merged = Store(target)
     if any(store.root.resolve() == merged.root.resolve() for store in stores):
         raise UsageError(f"'{target}' is to be made from other stores; leave it out of the list.")
+    studies = [_study_of(store) for store in (merged, *stores)]
     copied = present = 0
     conflicts: list[str] = []
     for store in stores:
@@ -72,8 +73,14 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
                 with merged.writing(row["id"]) as folder:
                     shutil.copytree(store.folder(row["id"]), folder, dirs_exist_ok=True)
             copied += 1
-    merged.write_study(_joined([store.study() for store in (merged, *stores)]))
+    merged.write_study(_joined(studies))
     return Merged(copied, present, tuple(conflicts))
+
+
+def _study_of(store: Store) -> dict[str, Any]:
+    """Return a store's study with the ids of its cells, which are all where it doesn't name them."""
+    folders = store.cells.iterdir() if store.cells.is_dir() else ()
+    return {"cells": sorted(folder.name for folder in folders if not folder.name.startswith("."))} | store.study()
 
 
 def _joined(studies: Sequence[dict[str, Any]]) -> dict[str, Any]:

@@ -123,3 +123,6 @@ class Row(Outcome):
     recipe: dict[str, Any]
     device: str
     threads: int
+    data: NotRequired[str]  # the fingerprint of the examples; rows of earlier versions have it in `hashes` only
+    weights: NotRequired[str]  # the fingerprint of the checkpoint, with marks that say how it is taken
+    sources: NotRequired[list[str]]  # fingerprints of the plugins' source, where there are any

@@ -15,6 +15,7 @@ from finetune_bench.errors import UsageError
 from finetune_bench.method.cost import Passes
 from finetune_bench.method.stack import Stack
 from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
+from finetune_bench.spec import parse_stack
 from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.search import HELD_OUT_SHARE, settings
 from finetune_bench.study.study import Study
@@ -42,6 +43,7 @@ class Cell:
         libraries: the versions that can change the numbers.
         held_out: the share of the training examples that a search chooses by; 0 for none.
         step_factor: the factor on the recipe's number of steps; ids and files call it `stretch`.
+        sources: what `sources_of` gives; nothing where all of the code is this package's.
     """
 
     method: str
@@ -58,6 +60,7 @@ class Cell:
     libraries: tuple[str, ...]
     held_out: float = 0.0
     step_factor: float = 1.0
+    sources: tuple[str, ...] = ()
 
     @cached_property
     def id(self) -> str:
@@ -67,7 +70,7 @@ class Cell:
         # What was added after the first version is left out where it has no effect, so that ids stay what they were.
         if self.recipe.batch_layout == BATCH_LAYOUTS[0]:
             del identity["recipe"]["arrangement"]
-        for key, without_effect in (("held_out", 0.0), ("stretch", 1.0)):
+        for key, without_effect in (("held_out", 0.0), ("stretch", 1.0), ("sources", ())):
             if identity[key] == without_effect:
                 del identity[key]
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
@@ -140,6 +143,21 @@ def stacks(study: Study) -> tuple[list[str], list[str]]:
     return [*added, *typed, *twins], [*added.values(), *twins.values()]
 
 
+def sources_of(method: str, task: str) -> tuple[str, ...]:
+    """Return the fingerprints of the code from elsewhere that a cell runs, as `registry.source` gives them.
+
+    Args:
+        method: the stack.
+        task: the task as typed.
+
+    Returns:
+        `NAME FINGERPRINT` for each such method of the stack, in its order, and `(task) FINGERPRINT` for such a task.
+    """
+    sources = {call.name: registry.source("methods", call.name) for call in parse_stack(method)}
+    sources["(task)"] = registry.source(*registry.task_plugin(task))
+    return tuple(f"{name} {source}" for name, source in sources.items() if source)
+
+
 def cells(
     study: Study, data: dict[str, str], weights: dict[str, str], device: str, batch_layout: str = BATCH_LAYOUTS[0]
 ) -> list[Cell]:
@@ -155,6 +173,7 @@ def cells(
     methods, _ = stacks(study)
     arms = _arms(study, methods)
     versions = {method: _versions(registry.make_stack(method)) for method in {method for method, _, _ in arms}}
+    sources = {(method, task): sources_of(method, task) for method in versions for task in study.tasks}
     return [
         Cell(
             method=method,
@@ -171,6 +190,7 @@ def cells(
             libraries=libraries(),
             held_out=held_out(study),
             step_factor=step_factor,
+            sources=sources[method, task],
         )
         for model in study.models
         for task in study.tasks

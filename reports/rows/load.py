@@ -44,17 +44,17 @@ def load(store: Store, options: Options = DEFAULT) -> Data:
 
 @functools.lru_cache(maxsize=1)
 def _load(root: Path, options: Options, stamps: tuple[tuple[str, int, int], ...], study: str) -> Data:
-    data = read_data(Store(root))
+    data = read_data(Store(root), options)
     duplicates, any_order = _reordered(data)
     data = _relabelled(data, any_order, ANY_ORDER, duplicates)
     data = _relabelled(data, dict.fromkeys(_without_effect(data), ""), NO_EFFECT, duplicates)
     if options.baseline is None:
-        return dataclasses.replace(data, options=options)
+        return data
     sections = [_referring(section, options.baseline) for section in data.sections]
     if not any(section.reference for section in sections):
         known = dict.fromkeys(bare(method) for section in sections for method in section.methods)
         raise UnknownName("baseline of this report", options.baseline, known)
-    return dataclasses.replace(data, options=options, sections=sections)
+    return dataclasses.replace(data, sections=sections)
 
 
 def _without_effect(data: Data) -> set[str]:

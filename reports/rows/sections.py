@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike
 from finetune_bench.recipe import FORMER_LAYOUTS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
+from finetune_bench.reports.rows.kinds import covered, others_text, told_apart, with_fingerprints
 from finetune_bench.store import row_index
 from finetune_bench.store.row import MethodEntry, Row, Status
 from finetune_bench.store.row_index import Trace
@@ -27,8 +29,9 @@ from finetune_bench.task import HELD_OUT
 ANY_ORDER = " (any order)"
 # Stands behind the label of a method of which no run differs from its twin.
 NO_EFFECT = " (no effect)"
-# Runs are compared within one setting: these keys of a row have to be equal.
-SETTING = ("model", "recipe", "limit_train", "device", "threads")
+# Runs are compared within one setting: these keys of a row have to be equal. `examples` is set where a task's data
+# changed, see `kinds.told_apart`.
+SETTING = ("model", "recipe", "limit_train", "device", "threads", "examples")
 
 
 @dataclass(frozen=True)
@@ -172,11 +175,13 @@ class Data:
     Attributes:
         store: Where they were read from.
         study: The study that the store was made for.
-        stored: All rows, as they are in the store.
+        stored: All rows that the report covers, as they are in the store.
         rows: Those that count, the newest of each run, with the labels that tables show.
         sections: The rows by setting.
         traces: What was recorded while training, by id of the row.
         options: What the reader asked for.
+        outdated: Rows that are left out for an older version of a method, or for another source of a plugin.
+        notes: Sentences about what the report covers, and about names that stand for several things.
     """
 
     store: Store
@@ -186,6 +191,8 @@ class Data:
     sections: list[Section]
     traces: Mapping[str, Trace]
     options: Options = DEFAULT
+    outdated: Sequence[Row] = ()
+    notes: Sequence[str] = ()
 
     def trace(self, row: Row) -> dict[str, np.ndarray]:
         """Return the training trace of a run; empty where it has none."""
@@ -200,12 +207,13 @@ class Data:
         return self.traces[row["id"]].examples
 
 
-def read_data(store: Store) -> Data:
-    """Read a store and sort its rows into sections."""
+def read_data(store: Store, options: Options = DEFAULT) -> Data:
+    """Read what a report covers of a store, and sort its rows into sections."""
     study = store.study()
     indexed = row_index.read(store)
-    rows = [row for row, _ in indexed]
-    newest = _newest(rows)
+    rows, others = covered([row for row, _ in indexed], study, options)
+    distinct, notes = told_apart([with_fingerprints(store, row) for row in rows])
+    newest, outdated = _newest(distinct)
     return Data(
         store=store,
         study=study,
@@ -213,6 +221,9 @@ def read_data(store: Store) -> Data:
         rows=newest,
         sections=into_sections(newest, study),
         traces={row["id"]: trace for row, trace in indexed},
+        options=options,
+        outdated=outdated,
+        notes=[*others_text(others), *notes],
     )
 
 
@@ -269,8 +280,8 @@ def pairing_hashes(row: Row) -> tuple[str, str, str] | None:
 
 
 def bare(label: str) -> str:
-    """Return a label as the run was called, without the marks that a report puts behind it."""
-    return label.removesuffix(NO_EFFECT).removesuffix(ANY_ORDER)
+    """Return a name as it was typed, without the marks that a report puts behind it."""
+    return re.sub(r" \[[^][]*\]$", "", label.removesuffix(NO_EFFECT).removesuffix(ANY_ORDER))
 
 
 def is_vanilla(parts: list[MethodEntry]) -> bool:
@@ -278,27 +289,37 @@ def is_vanilla(parts: list[MethodEntry]) -> bool:
     return [part["name"] for part in parts] == ["vanilla"]
 
 
-def _newest(rows: list[Row]) -> list[Row]:
-    """Return one row per run: those of the newest method versions, and of these the one that finished last."""
+def _newest(rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    """Return one row per run, and the rows that are left out for an older version or another source of their code.
 
-    def label(row: Row) -> str:
-        return canonical([row.get(key) for key in ("method", *SETTING)])
+    A run's row is of the newest versions of its methods, of the source that finished last, and finished last itself.
+    """
 
     def versions(row: Row) -> list[int]:
         return [part.get("version") or 0 for part in row.get("methods") or []]
 
-    labels = [label(row) for row in rows]
-    newest: dict[str, list[int]] = {}
-    for name, row in zip(labels, rows, strict=True):
-        newest[name] = max(newest.get(name, []), versions(row))
-    latest: dict[tuple[str, str, int], Row] = {}
-    for name, row in zip(labels, rows, strict=True):
-        key = (name, row["task"], row["seed"])
-        if versions(row) == newest[name]:
-            other = latest.get(key)
-            if other is None or str(row.get("finished") or "") >= str(other.get("finished") or ""):
-                latest[key] = row
-    return list(latest.values())
+    def sources(row: Row, *, of_task: bool) -> list[str]:
+        return [text for text in row.get("sources") or [] if text.startswith("(task)") == of_task]
+
+    rows = sorted(rows, key=lambda row: str(row.get("finished") or ""))  # where two are alike, the later stays
+    settings = [canonical([row.get("held_out") or 0, *(row.get(key) for key in SETTING)]) for row in rows]
+    runs = [
+        ((row["method"], setting), (row["task"], setting), row) for setting, row in zip(settings, rows, strict=True)
+    ]
+    newest: dict[tuple[str, str], list[int]] = {}
+    for method, _, row in runs:
+        newest[method] = max(newest.get(method, []), versions(row))
+    current = [run for run in runs if versions(run[2]) == newest[run[0]]]
+    of_methods = {method: sources(row, of_task=False) for method, _, row in current}
+    of_tasks = {task: sources(row, of_task=True) for _, task, row in current}
+    current = [
+        (method, task, row)
+        for method, task, row in current
+        if sources(row, of_task=False) == of_methods[method] and sources(row, of_task=True) == of_tasks[task]
+    ]
+    latest = {(method, task, row["seed"]): row for method, task, row in current}
+    kept = {row["id"] for _, _, row in current}
+    return sorted(latest.values(), key=lambda row: row["id"]), [row for row in rows if row["id"] not in kept]
 
 
 def section_of(rows: list[Row], setting: dict[str, Any], title: str, study: Mapping[str, Any]) -> Section:
@@ -358,9 +379,12 @@ def _keeps_dropout(parts: list[MethodEntry]) -> bool:
 
 def _ordered(names: list[str], asked: Any) -> list[str]:
     """Return the names, those that were asked for first and in that order."""
-    marked = {bare(name): name for name in names}
-    wanted = [marked[name] for name in asked or () if name in marked]
-    return wanted + [name for name in names if name not in wanted]
+    wanted = list(asked or ())
+
+    def position(name: str) -> int:
+        return next((wanted.index(text) for text in (name, bare(name)) if text in wanted), len(wanted))
+
+    return sorted(names, key=position)
 
 
 def _sortable(setting: Mapping[str, Any]) -> list[tuple[bool, float, str]]:

@@ -14,7 +14,16 @@ from finetune_bench import cli, registry
 from finetune_bench.cli import result_cache
 from finetune_bench.study.sources import make_study
 
-PLUGIN = "from finetune_bench.method import Method\n\nclass Own(Method):\n    'Does nothing.'\n    name = 'own'\n"
+PLUGIN = """
+import pathlib, sys
+sys.path.append(str(pathlib.Path(__file__).parent))
+import helper_of_own
+from finetune_bench.method import Method
+
+class Own(Method):
+    'Does nothing.'
+    name = 'own'
+"""
 
 
 pytestmark = pytest.mark.slow  # the study that all of them read is trained first
@@ -29,6 +38,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny_checkpoint(folder / "tiny")
     tiny_texts(folder / "toy.jsonl")
     (folder / "own.py").write_text(PLUGIN, "utf-8")
+    (folder / "helper_of_own.py").write_text("value = 1\n", "utf-8")
     assert cli.main(["run", *options(folder)]) == 0
     return folder
 
@@ -76,6 +86,7 @@ def touch(path: Path) -> Callable[[], None]:
     [
         "toy.jsonl",
         "own.py",
+        "helper_of_own.py",
         "tiny/config.json",
         "run/report/report.md",
         "run/cells/*/row.json",

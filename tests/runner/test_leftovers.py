@@ -75,8 +75,8 @@ def test_other_cells_never_see_what_a_plugin_left(tmp_path: Path, tiny_data: Pat
 
 
 def test_foreign_is_what_no_entry_of_this_package_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert foreign_names() == {"methods": [], "tasks": [], "task_files": []}
-    foreign = {"methods": ["leaky"], "tasks": ["my/task"], "task_files": ["xlsx"]}
+    assert foreign_names() == {"methods": [], "tasks": [], "task_files": [], "task_sources": []}
+    foreign = {"methods": ["leaky"], "tasks": ["my/task"], "task_files": ["xlsx"], "task_sources": ["zoo"]}
 
     def of(method: str, task: str) -> bool:
         values = dict.fromkeys(Cell.__dataclass_fields__, 0) | {"method": method, "task": task}
@@ -85,6 +85,7 @@ def test_foreign_is_what_no_entry_of_this_package_names(monkeypatch: pytest.Monk
     assert of("rdrop(alpha=1)+leaky(how=leave)", "rte")
     assert of("rdrop", "my/task")
     assert of("rdrop", "data/reviews.xlsx(text=a)")
+    assert of("rdrop", "zoo:lions")
     assert not of("rdrop+hype", "reviews.csv(text=leaky)")
     monkeypatch.setitem(registry._added["methods"], "leaky", object)
     assert foreign_names()["methods"] == ["leaky"]

@@ -19,11 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from finetune_bench import registry
 from finetune_bench.metrics import compute
 from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
-from finetune_bench.runner.leftovers import is_foreign
+from finetune_bench.runner.leftovers import import_plugins, is_foreign
 from finetune_bench.runner.row import final_row
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
@@ -61,10 +60,8 @@ class Worker:
             if answer := self._stored(cell):
                 return answer
             foreign = is_foreign(cell, self.foreign)
-            if foreign:
-                for plugin in self.plugins:
-                    registry.load_plugin(plugin)
-                self.plugins = ()
+            if foreign and (reason := import_plugins(cell, self.plugins)) is not None:
+                return Answer(cell.id, EventStatus.FAILED, reason, foreign=True)  # the runner writes the row
             row = run_cell(cell, self.context)
             if self.context.store.has_lost(cell.id):
                 return Answer(cell.id, EventStatus.BUSY)

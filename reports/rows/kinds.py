@@ -1,0 +1,168 @@
+"""Choose the rows that a report covers, and tell rows apart that have the same name for different things.
+
+A folder may hold the cells of several commands; a report covers those of one. Two rows of one task are of the same data
+only if their fingerprints say so, whatever the file is called, and so it is with the weights of a model.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, cast
+
+from finetune_bench.report import Options
+from finetune_bench.reports.text import counted, listed
+from finetune_bench.store.row import Row, Status
+from finetune_bench.store.store import Store
+
+# A cell's specification is much smaller than this.
+_MOST_BYTES = 2**20
+# So many names are written out of a list of them.
+_NAMED = 8
+_UNKNOWN = "unknown"
+
+
+def covered(rows: Sequence[Row], study: Mapping[str, Any], options: Options) -> tuple[list[Row], list[Row]]:
+    """Return the rows that a report covers, and those that are left.
+
+    Args:
+        rows: All of the store.
+        study: What the store holds of its last command; one of an earlier version doesn't name its cells.
+        options: What the reader asked for.
+    """
+    asked = study.get("cells") if options.cells is None else options.cells
+    ids = {text for text in asked if isinstance(text, str)} if isinstance(asked, list | tuple) else set()
+    if options.all_cells or not ids:
+        return list(rows), []
+    return [row for row in rows if row["id"] in ids], [row for row in rows if row["id"] not in ids]
+
+
+def others_text(rows: Sequence[Mapping[str, object]]) -> list[str]:
+    """Return a sentence about the rows that a report doesn't cover; none where there are none."""
+    if not rows:
+        return []
+    axes = ("method", "task", "model", "seed")
+    names = "; ".join(f"{axis}s {_cut(sorted({row.get(axis) for row in rows}, key=_by_size))}" for axis in axes)
+    return [
+        f"This covers the cells of one command. The folder holds {counted(len(rows), 'cell')} more, of other commands "
+        f"({names}); `finetune-bench report RUN --all` covers them too."
+    ]
+
+
+def with_fingerprints(store: Store, row: Row) -> Row:
+    """Return a row with the fingerprints of its data and weights, which those of earlier versions lack."""
+    if "weights" in row:
+        return row
+    specification = _specification(store, row["id"])
+    found = {key: value for key in ("data", "weights") if isinstance(value := specification.get(key), str)}
+    hashes = row.get("hashes")
+    data = {"data": hashes["data"]} if hashes and hashes.get("data") else {}
+    return cast(Row, data | found | row)
+
+
+def told_apart(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """Return rows of which no two have the same name for different weights or data, and a sentence for each such name.
+
+    Rows of former examples get a setting of their own, so that no mean over tasks holds two versions of one.
+
+    Args:
+        rows: Rows with fingerprints, where they are known.
+    """
+    models, notes = _labels(rows, "model", "weights", "sets of weights", lambda row: row["model"])
+    # How many examples are trained on, or held out, changes the fingerprint too.
+    tasks, notes_on_tasks = _labels(
+        rows,
+        "task",
+        "data",
+        "sets of examples",
+        lambda row: (row["task"], row.get("limit_train"), row.get("held_out") or 0),
+    )
+    former = {cell_id: label for cell_id, (label, is_newest) in tasks.items() if not is_newest}
+    distinct = []
+    for row in rows:
+        new: dict[str, Any] = {"examples": former.get(row["id"], "newest")} if tasks else {}
+        new |= {"model": models[row["id"]][0]} if row["id"] in models else {}
+        new |= {"task": tasks[row["id"]][0]} if row["id"] in tasks else {}
+        distinct.append(cast(Row, row | new))
+    return distinct, notes + notes_on_tasks
+
+
+def _labels(
+    rows: list[Row], name: str, fingerprint: str, noun: str, key: Callable[[Row], Hashable]
+) -> tuple[dict[str, tuple[str, bool]], list[str]]:
+    """Return labels for the rows whose name stands for several things, and a sentence about each such name.
+
+    Returns:
+        By id of the row, the name with a short fingerprint behind it, and whether that is of the newest; the sentences.
+    """
+    groups: dict[Hashable, dict[str, list[Row]]] = {}
+    for row in rows:
+        value = str(row.get(fingerprint) or _UNKNOWN)
+        groups.setdefault(key(row), {}).setdefault(value, []).append(row)
+    labels: dict[str, tuple[str, bool]] = {}
+    notes = []
+    for kinds in groups.values():
+        unknown = kinds.get(_UNKNOWN, [])
+        if all(row["status"] != Status.DONE for row in unknown):  # no number of theirs is in any mean
+            kinds.pop(_UNKNOWN, None)
+        if len(kinds) < 2:
+            continue
+        marks = _short(sorted(kinds, key=lambda value: max(_finished(kinds[value]))))
+        *_, newest = marks
+        for value, of_kind in {_UNKNOWN: unknown, **kinds}.items():
+            mark = marks.get(value, marks[newest])
+            labels |= {row["id"]: (f"{_value(row, name)} [{mark}]", mark == marks[newest]) for row in of_kind}
+        first = _value(next(iter(kinds.values()))[0], name)
+        notes.append(_note(f"The {name} '{first}' stands for {len(kinds)} {noun}", kinds, marks))
+    return labels, notes
+
+
+def _value(row: Mapping[str, object], name: str) -> object:
+    return row[name]
+
+
+def _note(text: str, kinds: Mapping[str, Sequence[Row]], marks: Mapping[str, str]) -> str:
+    parts = [
+        f"[{mark}] in {counted(len(kinds[value]), 'cell')}"
+        + (f", the first finished {since}" if (since := min(_finished(kinds[value]))) else "")
+        for value, mark in marks.items()
+    ]
+    contents = [value.partition("-")[0] for value in kinds]
+    same = " Those with equal digits are the same files, which an earlier version of this package took otherwise."
+    return f"{text}, which are compared apart: {listed(parts)}." + (same if len({*contents}) < len(contents) else "")
+
+
+def _finished(rows: Sequence[Row]) -> list[str]:
+    """Return when some rows were finished, at least one text; "" where none was."""
+    return [finished for row in rows if (finished := str(row.get("finished") or ""))] or [""]
+
+
+def _short(values: Sequence[str]) -> dict[str, str]:
+    """Return a short form of each fingerprint; the whole ones where two have the same."""
+    short = {}
+    for value in values:
+        content, dash, marks = value.partition("-")
+        short[value] = f"{content[:6] if value != _UNKNOWN else value}{dash}{marks}"
+    return short if len({*short.values()}) == len(short) else {value: value for value in values}
+
+
+def _specification(store: Store, cell_id: str) -> dict[str, Any]:
+    """Return what a cell's specification says; empty where it can't be read."""
+    path = store.folder(cell_id) / "cell.json"
+    try:
+        if path.is_symlink() or not path.is_file() or path.stat().st_size > _MOST_BYTES:
+            return {}
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _cut(names: Sequence[Any]) -> str:
+    """Write the first names of a list, and how many more there are."""
+    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return listed([*map(str, names[:_NAMED]), *more])
+
+
+def _by_size(value: Any) -> tuple[bool, float, str]:
+    return (not isinstance(value, int), value if isinstance(value, int) else 0, str(value))
