@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from finetune_bench.errors import UsageError
 from finetune_bench.runner.checks import check_devices
-from finetune_bench.runner.executors.ray import capacity, check_room, loopback_only
+from finetune_bench.runner.executors.ray import capacity, check_room, job_config, loopback_only
 from finetune_bench.study.study import Study
 
 
@@ -35,6 +37,16 @@ def test_the_switch_that_keeps_ray_on_this_machine_is_put_back(monkeypatch: pyte
         with loopback_only(ray):
             assert (constants.ENABLE_RAY_CLUSTER, os.environ[name]) == (False, "0")
         assert (constants.ENABLE_RAY_CLUSTER, os.environ.get(name)) == (True, before)
+
+
+def test_ray_s_workers_import_from_the_current_folder_only_where_the_run_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = SimpleNamespace(job_config=SimpleNamespace(JobConfig=dict))
+    monkeypatch.chdir(tmp_path)
+    assert job_config(ray) == {"_client_job": True}
+    monkeypatch.setattr(sys, "path", ["", *sys.path])
+    assert job_config(ray) == {"_client_job": False}
 
 
 @pytest.mark.parametrize("options", [{"executor": "ray"}, {"executor": "slurm", "slurm": {"time": "60"}}], ids=str)

@@ -94,11 +94,13 @@ class WorkerProcess:
             self._process.stdin.flush()
 
     def answer(self, seconds: float) -> str | None:
-        """Wait so long for the answer to the last question; None where it hasn't come."""
-        with suppress(queue.Empty):
-            word, _, answer = self._lines.get(timeout=seconds).partition(" ")
-            if word == self._word:
-                return answer
+        """Wait so long for the answer to the last question, passing other lines over; None where it hasn't come."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            with suppress(queue.Empty):
+                word, _, answer = self._lines.get(timeout=left).partition(" ")
+                if word == self._word:
+                    return answer
         return None
 
     def kill(self) -> None:

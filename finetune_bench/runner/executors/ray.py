@@ -9,11 +9,13 @@ see.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from finetune_bench.errors import MachineError, UsageError
@@ -73,10 +75,10 @@ class RayExecutor:
         ray = self._ray
         starts_ray = not ray.is_initialized()
         if starts_ray and "RAY_ADDRESS" in os.environ:
-            ray.init(log_to_driver=False)
+            ray.init(log_to_driver=False, job_config=job_config(ray))
         elif starts_ray:
             with loopback_only(ray):
-                ray.init(address="local", log_to_driver=False, include_dashboard=False)
+                ray.init(address="local", log_to_driver=False, include_dashboard=False, job_config=job_config(ray))
         try:
             room = capacity([node["Resources"] for node in ray.nodes() if node["Alive"]], self.needs)
             count = check_room(self.workers, room, self.needs)
@@ -178,6 +180,15 @@ def loopback_only(ray: Any) -> Iterator[None]:
         del os.environ[name]
         if in_environment is not None:
             os.environ[name] = in_environment
+
+
+def job_config(ray: Any) -> Any:
+    """Return Ray's configuration of a job whose workers import nothing of the current folder.
+
+    Ray would put that folder first on their import path, as it does for all jobs but those of its client. Where this
+    process imports from there too, it stays.
+    """
+    return ray.job_config.JobConfig(_client_job=str(Path.cwd()) not in map(os.path.abspath, sys.path))
 
 
 def capacity(nodes: Sequence[dict[str, float]], needs: dict[str, float]) -> int:
