@@ -45,7 +45,7 @@ def others_text(rows: Sequence[Mapping[str, object]]) -> list[str]:
     names = "; ".join(f"{axis}s {_cut(sorted({row.get(axis) for row in rows}, key=_by_size))}" for axis in axes)
     return [
         f"This covers the cells of one command. The folder holds {counted(len(rows), 'cell')} more, of other commands "
-        f"({names}); `finetune-bench report RUN --all` covers them too."
+        f"({names}); 'finetune-bench report RUN --all' covers them too."
     ]
 
 

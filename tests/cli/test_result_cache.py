@@ -88,6 +88,7 @@ def touch(path: Path) -> Callable[[], None]:
         "own.py",
         "helper_of_own.py",
         "tiny/config.json",
+        "run/study.json",
         "run/report/report.md",
         "run/cells/*/row.json",
         "run/cells/*/trace.npz",

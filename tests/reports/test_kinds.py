@@ -82,7 +82,7 @@ def test_a_report_covers_the_cells_of_the_last_command(shared: Store, tmp_path: 
     (sentence,) = [line for line in page if line not in expected]
     assert "The folder holds 4 cells more, of other commands" in sentence
     assert "methods rdrop; tasks cola and rte; models bert-base-cased; seeds 1 and 4" in sentence
-    assert "`finetune-bench report RUN --all` covers them too" in summary_table(shared)
+    assert "'finetune-bench report RUN --all' covers them too" in summary_table(shared)
 
 
 def test_all_cells_are_covered_where_that_is_asked_for(shared: Store) -> None:
