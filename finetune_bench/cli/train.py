@@ -64,11 +64,13 @@ def plan_command(parsed: argparse.Namespace) -> int:
     for cell in plan.todo:
         seconds.setdefault(cell.label, []).append(expected.seconds[cell.id])
     table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}"] for label, s in seconds.items()]
-    print(tabulate(table, ["method", "cells", "CPU seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
+    clock = "CPU" if plan.devices[0] == "cpu" else "GPU"
+    print(tabulate(table, ["method", "cells", f"{clock} seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
     bytes_each = expected.memory_bytes
     memory = "not measured here" if bytes_each is None else f"{bytes_each / 2**20:.0f} MiB a worker"
     print(f"\ncells      {len(plan.todo)}, with {expected.workers} workers on {plan.devices[0]}")
-    print(f"CPU time   {expected.cpu_seconds:.0f} s in all, {expected.start_seconds:.0f} s of it to start each worker")
+    start = f"{expected.start_seconds:.0f} s of it to start each worker"
+    print(f"{clock} time   {expected.cpu_seconds:.0f} s in all, {start}")
     print(f"wall time  {expected.wall_seconds:.0f} s, if nothing else runs")
     print(f"memory     {memory}")
     print(f"disk       {expected.disk_bytes / 2**20:.1f} MiB")

@@ -1,0 +1,79 @@
+"""Calibration on an accelerator happens in a child process, by the device's clock."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+
+from finetune_bench.errors import MachineError
+from finetune_bench.recipe import Recipe
+from finetune_bench.runner import calibration
+from finetune_bench.runner.forecast import forecast
+from finetune_bench.runner.plan import Plan
+from finetune_bench.training import loop
+from finetune_bench.training.run import TrainingRun
+from tests.model.checkpoints import planned
+
+SHORT = Recipe(lr=1e-3, batch_size=8, epochs=None, steps=2, max_length=32)
+
+
+@pytest.fixture
+def plan(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> Plan:
+    plan = planned(tiny_checkpoint, tiny_data, tmp_path / "run", recipe=SHORT)
+    return replace(plan, devices=["cuda:0"])
+
+
+def test_the_runner_leaves_an_accelerator_to_a_child(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs: list[dict[str, Any]] = []
+
+    def child(command: list[str], *, input: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        jobs.append(json.loads(input))
+        # What the child would do, on this machine's device.
+        answer = calibration.answer(json.dumps(jobs[0] | {"device": "cpu"}))
+        monkeypatch.setattr(calibration, "initial_model", in_the_runner)
+        return subprocess.CompletedProcess(command, 0, answer, "")
+
+    def in_the_runner(*args: Any) -> NoReturn:
+        pytest.fail("a model was made in the runner")
+
+    monkeypatch.setattr(subprocess, "run", child)
+    expected = forecast(plan)
+    assert [job["device"] for job in jobs] == ["cuda:0"]
+    assert {cell["method"] for cell in jobs[0]["cells"]} == {cell.method for cell in plan.todo}
+    assert set(expected.seconds) == {cell.id for cell in plan.todo}
+    assert all(seconds > 0 for seconds in expected.seconds.values())
+
+
+def test_a_child_that_fails_says_why(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def child(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 1, "", "Traceback\ntorch.OutOfMemoryError: no room\n")
+
+    monkeypatch.setattr(subprocess, "run", child)
+    with pytest.raises(MachineError, match="The calibration on cuda:0 failed: torch.OutOfMemoryError: no room"):
+        forecast(plan)
+
+
+def test_off_the_cpu_steps_are_timed_by_the_device(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A meta device stands for an accelerator, and a loop with known times for the training."""
+
+    def timed(run: TrainingRun) -> SimpleNamespace:
+        return SimpleNamespace(seconds=np.full(run.total_steps, 1000.0), cpu_seconds=np.full(run.total_steps, 1.0))
+
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device: None)
+    monkeypatch.setattr(calibration.devices, "prepare", lambda *args, **options: None)
+    monkeypatch.setattr(calibration.devices, "reset_peak", lambda device: True)
+    monkeypatch.setattr(calibration.devices, "peak", lambda device: (1, 1))
+    monkeypatch.setattr(calibration.pretrained, "digest", lambda model: "")
+    monkeypatch.setattr(calibration.evaluation, "predict", lambda run, examples: None)
+    monkeypatch.setattr(loop, "train", timed)
+    job = {"cells": [plan.cells[0].to_dict()], "root": None, "device": "meta", "plugins": []}
+    (made,) = json.loads(calibration.answer(json.dumps(job)))
+    assert made["step_seconds"] > 500
