@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from finetune_bench.spec import parse_stack
+from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import MethodEntry
-from finetune_bench.store.store import SCHEMA, Store
+from finetune_bench.store.store import Store
 
 CONTROL = "vanilla(dropout=hidden_off)"
 FIVE = ("vanilla", CONTROL, "hype", "rdrop", "hype+rdrop")
@@ -43,6 +44,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 RECIPE = {"lr": 2e-5, "batch_size": 16, "epochs": 3, "steps": None, "precision": "fp32", "clip": 1.0}
 EFFECTS = {"hype": 0.012, "rdrop": 0.02, "r3f": 0.004, "mixout": -0.01, "noisytune": 0.002}
+_OF_EVERY_ROW = (
+    "schema", "id", "status", "reason", "method", "methods", "task", "kind", "metric", "model", "seed", "limit_train",
+    "recipe", "device", "threads",
+)  # fmt: skip
 Change = Callable[[dict[str, Any]], Any]
 
 
@@ -136,6 +141,12 @@ def make_trace(row: dict[str, Any]) -> dict[str, np.ndarray]:
         "sketch": rng.normal(size=(10, 16)).astype(np.float32),
         "sketch_steps": np.linspace(0, len(steps) - 1, 10).astype(np.int64),
     }
+
+
+def bare_row(cell_id: str = "a" * 16, status: str = "done", **more: Any) -> dict[str, Any]:
+    """Return a row with what every row has, and nothing that came of its run."""
+    row = {key: value for key, value in make_row("hype", "rte", 1).items() if key in _OF_EVERY_ROW}
+    return row | {"id": cell_id, "status": status} | more
 
 
 def put(store: Store, row: dict[str, Any], trace: dict[str, np.ndarray] | None = None) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from finetune_bench.files import Damaged
 from finetune_bench.recipe import FORMER_LAYOUTS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
@@ -177,6 +178,7 @@ class Data:
         sections: The rows by setting.
         traces: What was recorded while training, by id of the row.
         options: What the reader asked for.
+        damaged: What the store has but can't be read, by name of its folder or file.
     """
 
     store: Store
@@ -186,6 +188,7 @@ class Data:
     sections: list[Section]
     traces: Mapping[str, Trace]
     options: Options = DEFAULT
+    damaged: Mapping[str, Damaged] = field(default_factory=dict)
 
     def trace(self, row: Row) -> dict[str, np.ndarray]:
         """Return the training trace of a run; empty where it has none."""
@@ -203,7 +206,7 @@ class Data:
 def read_data(store: Store) -> Data:
     """Read a store and sort its rows into sections."""
     study = store.study()
-    indexed = row_index.read(store)
+    indexed, damaged = row_index.read(store)
     rows = [row for row, _ in indexed]
     newest = _newest(rows)
     return Data(
@@ -213,6 +216,7 @@ def read_data(store: Store) -> Data:
         rows=newest,
         sections=into_sections(newest, study),
         traces={row["id"]: trace for row, trace in indexed},
+        damaged=damaged,
     )
 
 
