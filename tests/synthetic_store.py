@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from finetune_bench import registry
+from finetune_bench.recipe import Recipe
 from finetune_bench.spec import parse_stack
 from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import MethodEntry
 from finetune_bench.store.store import Store
+from finetune_bench.study.grid import Cell
 
 CONTROL = "vanilla(dropout=hidden_off)"
 FIVE = ("vanilla", CONTROL, "hype", "rdrop", "hype+rdrop")
@@ -191,3 +194,22 @@ def fail(row: dict[str, Any], reason: str, status: str = "failed") -> None:
     """Turn a done row into one that isn't."""
     row.update(status=status, reason=reason, metrics=None, majority=None, training=None, cost=None, collapsed=None)
     row.update(dropout=None, hashes=None)
+
+
+def make_cell(seed: int) -> Cell:
+    """Return a cell of HyPe whose id is the hash of what it is."""
+    stack = registry.make_stack("hype")
+    return Cell(
+        method=registry.describe(stack, full=True),
+        versions=tuple(method.version for method in stack.methods),
+        task="rte",
+        data="d" * 16,
+        model="bert-base-cased",
+        weights="w" * 16,
+        seed=seed,
+        recipe=Recipe(),
+        limit_train=None,
+        device="cpu",
+        threads=1,
+        libraries=("torch 2.9",),
+    )

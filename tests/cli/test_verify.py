@@ -11,41 +11,23 @@ from typing import Any
 import numpy as np
 import pytest
 
-from finetune_bench import cli, registry
+from finetune_bench import cli
 from finetune_bench.files import sealed
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.row import row_of
 from finetune_bench.store import row_index
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
-from finetune_bench.study.grid import Cell
+from tests.synthetic_store import make_cell
 
 Damage = Callable[[Path], Any]
-
-
-def cell_of(seed: int) -> Cell:
-    stack = registry.make_stack("hype")
-    return Cell(
-        method=registry.describe(stack, full=True),
-        versions=tuple(method.version for method in stack.methods),
-        task="rte",
-        data="d" * 16,
-        model="bert-base-cased",
-        weights="w" * 16,
-        seed=seed,
-        recipe=Recipe(),
-        limit_train=None,
-        device="cpu",
-        threads=1,
-        libraries=("torch 2.9",),
-    )
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = Store(tmp_path_factory.mktemp("verify") / "run")
     for seed in (1, 2):
-        cell = cell_of(seed)
+        cell = make_cell(seed)
         arrays = {
             "trace": {"loss": np.arange(3.0), "sketch": np.ones((1, 4)), "sketch_steps": np.array([0])},
             "predictions": {"validation.labels": np.zeros(5), "validation.predictions": np.zeros((5, 2))},
@@ -115,7 +97,7 @@ def put_checkpoint(folder: Path, cell_id: str) -> None:
 @pytest.mark.parametrize("fault", FAULTS)
 def test_every_fault_is_named(fault: str, store: Store, capsys: Any) -> None:
     spoil, said = FAULTS[fault]
-    spoil(store.folder(cell_of(1).id))
+    spoil(store.folder(make_cell(1).id))
     code, lines = verify(capsys, store)
     assert code == 1
     assert len(lines) == 2
@@ -138,7 +120,7 @@ def test_a_forged_line_of_the_index_is_named(store: Store, capsys: Any) -> None:
 
 
 def test_rows_of_the_first_schema_are_read_and_counted(store: Store, capsys: Any) -> None:
-    path = store.folder(cell_of(1).id) / "row.json"
+    path = store.folder(make_cell(1).id) / "row.json"
     row = json.loads(path.read_text("utf-8"))
     del row["sha256"]
     old = row | {"schema": 1, "files": {name: facts["bytes"] for name, facts in row["files"].items()}}

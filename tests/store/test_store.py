@@ -155,6 +155,53 @@ def test_a_row_that_is_replaced_is_there_all_the_time(tmp_path: Path) -> None:
     assert missing == 0
 
 
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_replacement_that_fails_keeps_the_former_row(
+    exchanges: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.write({}, bare_row(A, "failed", seed=1))
+    rename = os.rename
+
+    def fail(source: Path, target: Path) -> None:
+        if Path(target) == store.folder(A) and (Path(source) / "row.json").read_text("utf-8").count('"seed": 2'):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", fail)
+    if not exchanges:  # as on another system than Linux, and on file systems that can't
+        monkeypatch.setattr(sys, "platform", "other")
+        with pytest.raises(OSError, match="No space left"):
+            store.write({}, bare_row(A, "failed", seed=2))
+    else:
+        store.write({}, bare_row(A, "failed", seed=2))
+    assert [row["seed"] for row in store.rows()] == [2 if exchanges and sys.platform == "linux" else 1]
+    assert [path.name for path in store.cells.iterdir()] == [A]
+
+
+@pytest.mark.parametrize("name", ["./../victim", "../../victim", "a", "A" * 16, ".", ""])
+def test_only_an_id_can_name_a_cell(name: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "run")
+    (tmp_path / "victim").mkdir()
+    for write in (lambda: store.write({}, bare_row(name)), lambda: store.write_unfinished({}, bare_row(name))):
+        with pytest.raises(UsageError, match="Expected the id of a cell, of 16 hexadecimal digits"):
+            write()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["victim"]
+
+
+def test_a_merge_does_no_work_that_grows_with_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Store(tmp_path / "source")
+    for number in range(5):
+        source.write({}, bare_row(f"{number:016x}", seed=number))
+    calls: list[str] = []
+    listed, flushed = Store.leftovers, os.fsync
+    monkeypatch.setattr(Store, "leftovers", lambda store: calls.append("listed") or listed(store))
+    monkeypatch.setattr(os, "fsync", lambda handle: calls.append("flushed") or flushed(handle))
+    assert merge(tmp_path / "target", [source.root]).copied == 5
+    assert sorted(calls) == ["flushed", "listed"]  # the study is flushed
+    assert len(Store(tmp_path / "target").rows()) == 5
+
+
 def test_a_merge_leaves_a_cell_alone_that_is_being_run(tmp_path: Path) -> None:
     source, target = Store(tmp_path / "source"), Store(tmp_path / "target")
     source.write({}, bare_row(A))
