@@ -54,9 +54,9 @@ COMMANDS: dict[str, list[str]] = {
 REPORTS = {"": [], "-options": ["--margin", "0.5", "--bootstrap"], "-rdrop": ["--baseline", "rdrop"]}
 # No method of these reports is labelled "rdrop".
 WITHOUT_RDROP = ("search", "dose", "dose of a stack")
-# Keys of a row whose values a clock or the machine gives.
+# Keys of a row whose values a clock or the machine gives, or that say how it is stored: arrays are compared themselves.
 MEASURED = re.compile(
-    r"(^|\.)(environment|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
+    r"^(schema|sha256|files)($|\.)|(^|\.)(environment|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
     r"|examples_per_second)($|\.)"
 )
 # Words of the earlier reports that were renamed on purpose since, by the ending of the file: (pattern, replacement).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 from tabulate import tabulate
 
 from finetune_bench.errors import UsageError
+from finetune_bench.files import Damaged, open_plain
 from finetune_bench.reports.rows.sections import flat
+from finetune_bench.store.reading import MOST_LOG_BYTES, is_id, read_row
 from finetune_bench.store.store import Store
 
 _PARTS = ("metrics", "majority", "training", "cost", "hashes", "recipe", "environment")
 # So many lines of the end of a log are shown.
 _LOG_LINES = 40
+_LOG_BYTES = 2**16
 
 
 def find_cell(text: str, roots: Iterable[Path]) -> tuple[Store, str] | None:
@@ -28,11 +32,11 @@ def find_cell(text: str, roots: Iterable[Path]) -> tuple[Store, str] | None:
         UsageError: The digits fit several cells.
     """
     path = Path(text)
-    if (path / "row.json").is_file():
+    if is_id(path.resolve().name) and (path / "row.json").is_file():
         return Store(path.resolve().parent.parent), path.resolve().name
     if not text or set(text) - set("0123456789abcdef"):
         return None
-    folders = [folder for root in roots for folder in sorted((root / "cells").glob(f"{text}*"))]
+    folders = [store.folder(name) for store in map(Store, roots) for name in store.names() if name.startswith(text)]
     if len({folder.name for folder in folders}) > 1:
         names = ", ".join(folder.name for folder in folders[:5])
         raise UsageError(f"'{text}' fits {len(folders)} cells ({names} …); give more digits.")
@@ -45,9 +49,12 @@ def card(store: Store, cell_id: str) -> str:
     Raises:
         UsageError: Its row can't be read.
     """
-    row = store.row(cell_id)
-    if row is None:
-        raise UsageError(f"'{store.folder(cell_id)}' has no row that can be read; run its study again.")
+    try:
+        row, _ = read_row(store.folder(cell_id))
+    except FileNotFoundError:
+        raise UsageError(f"There is no cell '{cell_id}' in '{store.root}' any longer; run its study again.") from None
+    except Damaged as error:
+        raise UsageError(f"'{store.folder(cell_id)}' is damaged: {error.reason}; run its study again.") from None
     values: dict[str, Any] = dict(row)
     lines = [
         (key, value) for key, value in values.items() if key not in (*_PARTS, "methods") and value not in (None, [], "")
@@ -59,11 +66,20 @@ def card(store: Store, cell_id: str) -> str:
         if values.get(name):
             parts.append(f"{name}\n{_table(flat(values[name]).items())}")
     log = store.folder(cell_id) / "log.txt"
-    if log.is_file():
-        tail = log.read_text("utf-8", "replace").splitlines()[-_LOG_LINES:]
-        parts.append("\n".join([f"the end of {log}", *tail]))
+    if os.path.lexists(log):
+        parts.append("\n".join([f"the end of {log}", *_end(log)]))
     parts.append(f"files: {store.folder(cell_id)}")
     return "\n\n".join(parts)
+
+
+def _end(log: Path) -> list[str]:
+    """Return the last lines of a log, whatever its length."""
+    try:
+        with open_plain(log, MOST_LOG_BYTES) as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - _LOG_BYTES))
+            return file.read().decode("utf-8", "replace").splitlines()[-_LOG_LINES:]
+    except Damaged as error:
+        return [error.reason]
 
 
 def _table(items: Iterable[tuple[str, Any]]) -> str:

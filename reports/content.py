@@ -28,7 +28,13 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     """
     blocks: list[Block] = [Heading(1, "Comparison of fine-tuning methods")]
     if not data.rows:
-        return [*blocks, _head(data), Paragraph("No cell has been run."), *bullets(data.notes)]
+        return [
+            *blocks,
+            _head(data),
+            Paragraph("No cell has been run."),
+            *bullets(data.notes),
+            *health.damage_blocks(data),
+        ]
     several = len(data.sections) > 1
     blocks.append(Heading(2, "In short"))
     for section in data.sections:
@@ -99,6 +105,7 @@ def _runs_in_short(data: Data) -> str:
     parts = [
         f"{counts[status]} {status}" for status in (Status.FAILED, Status.SKIPPED, Status.INTERRUPTED) if counts[status]
     ]
+    parts += [f"{len(data.damaged)} damaged"] if data.damaged else []
     odd = [
         f"{len(rows)} {name}"
         for rows, name in (

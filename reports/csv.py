@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from finetune_bench.files import replacing
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Column, Data
@@ -41,9 +42,11 @@ class Csv(Report):
         paths = []
         for name, frame in frames.items():
             paths.append(folder / f"{name}.csv")
-            frame.to_csv(paths[-1], index=False)
+            with replacing(paths[-1]) as temporary:
+                frame.to_csv(temporary, index=False)
         paths.append(folder / "rows.parquet")
-        frames["rows"].to_parquet(paths[-1], index=False)
+        with replacing(paths[-1]) as temporary:
+            frames["rows"].to_parquet(temporary, index=False)
         return paths
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 from tabulate import tabulate
 
+from finetune_bench.files import make_folder, replacing, write_text
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.plots.style import SETTINGS
 from finetune_bench.reports.rows.load import load
@@ -21,19 +22,19 @@ from finetune_bench.store.store import Store
 
 def write_dose(store: Store, study: DoseStudy, folder: Path, options: Options = DEFAULT) -> tuple[str, list[Path]]:
     """Write dose.md, dose.csv, dose.png and dose.json, and return the table as text, and the files."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder.parent)
+    make_folder(folder)
     section = next(section for section in load(store, options).sections if study.task in section.tasks)
     frame = dose_frame(section, study)
     header, rows, note = dose_table(study, frame)
     text = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
     page = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
     paths = [folder / name for name in ("dose.md", "dose.csv", "dose.png", "dose.json")]
-    paths[0].write_text(
-        f"# Dose: {study.method}, {study.parameter}\n\n{page}\n\n{note}\n\n![dose](dose.png)\n", "utf-8"
-    )
-    frame.drop(columns=["score", "note"]).to_csv(paths[1], index=False)
-    with matplotlib.rc_context(SETTINGS):
-        draw_dose(section, study, frame).savefig(paths[2], metadata={"Software": None})
+    write_text(paths[0], f"# Dose: {study.method}, {study.parameter}\n\n{page}\n\n{note}\n\n![dose](dose.png)\n")
+    with replacing(paths[1]) as temporary:
+        frame.drop(columns=["score", "note"]).to_csv(temporary, index=False)
+    with matplotlib.rc_context(SETTINGS), replacing(paths[2]) as temporary:
+        draw_dose(section, study, frame).savefig(temporary, metadata={"Software": None})
     kept = dataclasses.asdict(study) | {name: list(getattr(study, name).items()) for name in BY_DOSE}
-    paths[3].write_text(json.dumps(kept, indent=1) + "\n", "utf-8")
+    write_text(paths[3], json.dumps(kept, indent=1) + "\n")
     return f"{text}\n\n{note}", paths

@@ -12,6 +12,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from finetune_bench.files import make_folder, replacing
 from finetune_bench.reports.document import Plot
 from finetune_bench.reports.plots.style import SETTINGS
 from finetune_bench.reports.rows.cached import cached
@@ -30,7 +31,7 @@ def draw(data: Data, folder: Path, ending: str = "svg") -> tuple[Plot, ...]:
         folder: Where the files go; made where it is missing.
         ending: "svg", or "pdf" for LaTeX.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     plots = []
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
         # A box is drawn in the place of a character that the font lacks.
@@ -44,7 +45,8 @@ def draw(data: Data, folder: Path, ending: str = "svg") -> tuple[Plot, ...]:
                 alt = f"{drawing.alt}, {section.title}" if section.title else drawing.alt
                 file = folder / f"{name}.{ending}"
                 _lay_out(figure)
-                figure.savefig(file, metadata=_NO_DATE[ending])
+                with replacing(file) as temporary:
+                    figure.savefig(temporary, metadata=_NO_DATE[ending])
                 plots.append(Plot(drawing.kind, number, file, f"{folder.name}/{file.name}", alt))
     return tuple(plots)
 

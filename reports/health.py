@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from finetune_bench.reports.document import Block, Paragraph, bold, bullets
+from finetune_bench.reports.document import Block, Paragraph, bold, bullets, code
 from finetune_bench.reports.rows.sections import Data, bare, flat
 from finetune_bench.reports.rows.twins import Twin, twins
 from finetune_bench.reports.text import counted
@@ -14,7 +14,7 @@ from finetune_bench.store.row import Row, Status
 
 def health_blocks(data: Data) -> list[Block]:
     """Return what a reader should know of runs that didn't go as they should."""
-    blocks: list[Block] = []
+    blocks = damage_blocks(data)
     for status in (Status.FAILED, Status.SKIPPED, Status.INTERRUPTED):
         rows = [row for row in data.rows if row["status"] == status]
         if rows:
@@ -46,6 +46,14 @@ def health_blocks(data: Data) -> list[Block]:
             f"{_cells(earlier)}. Running the study again runs what now has another id."
         )
     return [*blocks, *bullets(items, findings=True)] or [Paragraph("None.")]
+
+
+def damage_blocks(data: Data) -> list[Block]:
+    """Return what of the store can't be read, with the reasons; nothing where all can be."""
+    if not data.damaged:
+        return []
+    items = [f"{code(name)}: {error.reason}" for name, error in sorted(data.damaged.items())]
+    return [Paragraph(bold("Damaged, and so in no number of this report")), *bullets(items, findings=True)]
 
 
 # --- which runs -------------------------------------------------------------------------------------------------------

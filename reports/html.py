@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_bench._version import __version__
+from finetune_bench.files import write_text
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Block, Bullets, Entry, Heading, Paragraph, Picture, Table, spans
@@ -41,7 +42,7 @@ class Html(Report):
         data = load(store, options)
         plots = draw(data, folder / "plots")
         path = folder / "report.html"
-        path.write_text(render(document(data, plots), data.rows), "utf-8")
+        write_text(path, render(document(data, plots), data.rows))
         return [path]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from finetune_bench.files import write_text
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Heading, Picture, Table, spans
@@ -44,10 +45,10 @@ class Latex(Report):
             if isinstance(block, Table) and block.in_paper:
                 name = f"{block.name.replace(' ', '-')}-{len(paths) + 1}.tex"
                 paths.append(inside / name)
-                paths[-1].write_text(tabular(block), "utf-8")
+                write_text(paths[-1], tabular(block))
                 parts.append(_shown(heading, name))
         document_path = folder / "tables.tex"
-        document_path.write_text(_document(parts), "utf-8")
+        write_text(document_path, _document(parts))
         return [document_path, *paths]
 
 

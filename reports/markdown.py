@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tabulate import tabulate
 
+from finetune_bench.files import write_text
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Picture, Plot, Table, spans
@@ -28,7 +29,7 @@ class Markdown(Report):
         data = load(store, options)
         plots = draw(data, folder / "plots")
         path = folder / "report.md"
-        path.write_text(render(data, plots), "utf-8")
+        write_text(path, render(data, plots))
         return [path, *(plot.file for plot in plots)]
 
 

@@ -6,10 +6,12 @@ Cells are the same whose method, task, seed and setting are.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from finetune_bench.files import Damaged
 from finetune_bench.reports.rows.sections import SETTING, canonical, flat, pairing_hashes, read_data
 from finetune_bench.reports.text import counted, interval
 from finetune_bench.stats.estimates import Estimate, t_interval
@@ -38,8 +40,23 @@ class Compared:
     unpaired: int
 
 
-def compare(first: Store, second: Store) -> tuple[list[Compared], list[str]]:
-    """Return every method and task that is done in both runs, and sentences about what isn't and about environments."""
+@dataclass(frozen=True)
+class Comparison:
+    """A Comparison holds what two runs have in common, and what they have not.
+
+    Attributes:
+        lines: Every method and task that is done in both.
+        notes: Sentences about what isn't, and about environments.
+        damaged: Of each run, what can't be read, by name of its folder or file.
+    """
+
+    lines: list[Compared]
+    notes: list[str]
+    damaged: tuple[Mapping[str, Damaged], Mapping[str, Damaged]]
+
+
+def compare(first: Store, second: Store) -> Comparison:
+    """Return how two runs compare."""
     data = read_data(first), read_data(second)
     done = [{_key(row): row for row in part.rows if row["status"] == Status.DONE} for part in data]
     shared = [key for key in done[0] if key in done[1]]
@@ -51,7 +68,7 @@ def compare(first: Store, second: Store) -> tuple[list[Compared], list[str]]:
     for (method, task), rows in sorted(groups.items()):
         pairs = [(a, b) for a, b in rows if pairing_hashes(a) is not None and pairing_hashes(a) == pairing_hashes(b)]
         difference = t_interval([_score(b) - _score(a) for a, b in pairs])
-        equal = sum(a["metrics"] == b["metrics"] for a, b in rows)
+        equal = sum(a.get("metrics") == b.get("metrics") for a, b in rows)
         lines.append(Compared(method, task, len(rows), equal, difference, len(rows) - len(pairs)))
     notes = [
         f"In '{store.root}' only: {counted(len(rows_of_store) - len(shared), 'finished cell')}."
@@ -61,7 +78,8 @@ def compare(first: Store, second: Store) -> tuple[list[Compared], list[str]]:
     notes += [
         f"'{store.root}': {note}" for part, store in zip(data, (first, second), strict=True) for note in part.notes
     ]
-    return lines, notes + _environments([done[0][key] for key in shared], [done[1][key] for key in shared])
+    notes += _environments([done[0][key] for key in shared], [done[1][key] for key in shared])
+    return Comparison(lines, notes, (data[0].damaged, data[1].damaged))
 
 
 def as_text(lines: list[Compared], notes: list[str]) -> str:
@@ -94,7 +112,7 @@ def _key(row: Row) -> str:
 
 def _score(row: Row) -> float:
     """Return the score on the first split in points, NaN where there is none."""
-    values = [scores[row["metric"]] for split, scores in row["metrics"].items() if row["metric"] in scores]
+    values = [scores[row["metric"]] for scores in (row.get("metrics") or {}).values() if row["metric"] in scores]
     return 100 * values[0] if values and values[0] is not None else math.nan
 
 

@@ -9,9 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from finetune_bench import registry
+from finetune_bench.recipe import Recipe
 from finetune_bench.spec import parse_stack
+from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import MethodEntry
-from finetune_bench.store.store import SCHEMA, Store
+from finetune_bench.store.store import Store
+from finetune_bench.study.grid import Cell
 
 CONTROL = "vanilla(dropout=hidden_off)"
 FIVE = ("vanilla", CONTROL, "hype", "rdrop", "hype+rdrop")
@@ -43,6 +47,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 RECIPE = {"lr": 2e-5, "batch_size": 16, "epochs": 3, "steps": None, "precision": "fp32", "clip": 1.0}
 EFFECTS = {"hype": 0.012, "rdrop": 0.02, "r3f": 0.004, "mixout": -0.01, "noisytune": 0.002}
+_OF_EVERY_ROW = (
+    "schema", "id", "status", "reason", "method", "methods", "task", "kind", "metric", "model", "seed", "limit_train",
+    "recipe", "device", "threads",
+)  # fmt: skip
 Change = Callable[[dict[str, Any]], Any]
 
 
@@ -140,6 +148,12 @@ def make_trace(row: dict[str, Any]) -> dict[str, np.ndarray]:
     }
 
 
+def bare_row(cell_id: str = "a" * 16, status: str = "done", **more: Any) -> dict[str, Any]:
+    """Return a row with what every row has, and nothing that came of its run."""
+    row = {key: value for key, value in make_row("hype", "rte", 1).items() if key in _OF_EVERY_ROW}
+    return row | {"id": cell_id, "status": status} | more
+
+
 def put(store: Store, row: dict[str, Any], trace: dict[str, np.ndarray] | None = None) -> None:
     """Write one row, with its arrays if it is done."""
     arrays = {}
@@ -182,3 +196,22 @@ def fail(row: dict[str, Any], reason: str, status: str = "failed") -> None:
     """Turn a done row into one that isn't."""
     row.update(status=status, reason=reason, metrics=None, majority=None, training=None, cost=None, collapsed=None)
     row.update(dropout=None, hashes=None)
+
+
+def make_cell(seed: int) -> Cell:
+    """Return a cell of HyPe whose id is the hash of what it is."""
+    stack = registry.make_stack("hype")
+    return Cell(
+        method=registry.describe(stack, full=True),
+        versions=tuple(method.version for method in stack.methods),
+        task="rte",
+        data="d" * 16,
+        model="bert-base-cased",
+        weights="w" * 16,
+        seed=seed,
+        recipe=Recipe(),
+        limit_train=None,
+        device="cpu",
+        threads=1,
+        libraries=("torch 2.9",),
+    )

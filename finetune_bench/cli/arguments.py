@@ -9,6 +9,7 @@ from finetune_bench._version import __version__
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
+from finetune_bench.cli.verify import verify_command
 from finetune_bench.study.options import GROUPS
 from finetune_bench.study.sources import OPTIONS
 
@@ -32,6 +33,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_report(commands)
     _add_compare(commands)
     _add_merge(commands)
+    _add_verify(commands)
     _add_power(commands)
     _add_list(commands)
     _add_show(commands)
@@ -118,6 +120,18 @@ def _add_merge(commands: Commands) -> None:
     merge.add_argument("out", metavar="OUT", help="the folder to merge into; made where it isn't there")
     merge.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders, left as they are")
     merge.set_defaults(command=merge_command)
+
+
+def _add_verify(commands: Commands) -> None:
+    verify = commands.add_parser(
+        "verify",
+        help="check a run's files against their checksums",
+        description="Read every file of a run, hold it against its checksum and against the others, and name what is "
+        "damaged. Changes nothing.",
+    )
+    verify.add_argument("run", metavar="RUN", help="the run's folder")
+    verify.add_argument("--plugin", metavar="LIST", help="Python files with the methods of the run")
+    verify.set_defaults(command=verify_command)
 
 
 def _add_power(commands: Commands) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_bench.cli.console import say
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
+from finetune_bench.files import Damaged, make_folder, read_plain
 from finetune_bench.report import Options
 
 if TYPE_CHECKING:
     from finetune_bench.store.store import Store
 
+_NAMED = 5  # of what is damaged; the rest is counted
 FORMATS = "markdown,html,csv"
 
 
@@ -23,7 +27,7 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
     from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
 
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     # Every collection would walk all rows, and a report of ten thousand needs no memory back.
     gc.disable()
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
@@ -36,6 +40,7 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
 def report_command(parsed: argparse.Namespace) -> int:
     """Write a run's report, or check the written one; return 1 where a checked file differs."""
     from finetune_bench import registry
+    from finetune_bench.reports.rows.load import load
     from finetune_bench.spec import split
     from finetune_bench.store.store import Store
 
@@ -53,7 +58,7 @@ def report_command(parsed: argparse.Namespace) -> int:
     if parsed.check:
         return _check_report(store, folder, formats, options)
     summarise(store, folder, formats, options)
-    return 0
+    return tell_damaged(store, load(store, options).damaged)
 
 
 def _check_report(store: Store, folder: Path, formats: list[str], options: Options) -> int:
@@ -61,9 +66,12 @@ def _check_report(store: Store, folder: Path, formats: list[str], options: Optio
     from tempfile import TemporaryDirectory
 
     from finetune_bench import registry
+    from finetune_bench.reports.rows.load import load
+    from finetune_bench.store.store import Store
 
     if not folder.is_dir():
         raise UsageError(f"--check: expected a written report in '{folder}', but there is no such folder.")
+    store = Store(store.root, reads_index=False)  # the report may rest on an index that somebody changed
     differing = checked = 0
     with TemporaryDirectory(prefix="finetune-bench-") as name:
         reports = [registry.report_class(format_name)() for format_name in formats]
@@ -74,14 +82,19 @@ def _check_report(store: Store, folder: Path, formats: list[str], options: Optio
                 differing += 1
                 print(f"{written}: {reason}")
     print(f"{checked} files recomputed, {differing} differ.")
-    return 1 if differing else 0
+    damaged = tell_damaged(store, load(store, options).damaged)
+    return 1 if differing or damaged else 0
 
 
 def _difference(fresh: Path, written: Path) -> str:
     """Say where a written file first differs from a fresh one; "" where it doesn't."""
-    if not written.is_file():
+    if not os.path.lexists(written):
         return "missing"
-    new, old = fresh.read_bytes(), written.read_bytes()
+    new = fresh.read_bytes()
+    try:
+        old = read_plain(written, 100 * len(new) + 2**20)
+    except Damaged as error:
+        return error.reason
     if new == old:
         return ""
     if fresh.suffix in (".pdf", ".parquet"):
@@ -96,29 +109,45 @@ def _difference(fresh: Path, written: Path) -> str:
     return "differs in length"
 
 
+def tell_damaged(store: Store, damaged: Mapping[str, Damaged]) -> int:
+    """Name on stderr what of a store can't be read; return 1 where there is something, else 0."""
+    if not damaged:
+        return 0
+    reasons = [f"{name} ({error.reason})" for name, error in sorted(damaged.items())]
+    more = f" and {len(reasons) - _NAMED} more" if len(reasons) > _NAMED else ""
+    say(
+        f"Damaged in '{store.root}', so left out: {', '.join(reasons[:_NAMED])}{more}. `finetune-bench verify` names "
+        "all that is; running the study again, or merging from a whole copy, puts rows back."
+    )
+    return 1
+
+
 def compare_command(parsed: argparse.Namespace) -> int:
-    """Print how two runs differ, cell by cell; return 0."""
+    """Print how two runs differ, cell by cell; return 1 where a part of them is damaged."""
     from finetune_bench.reports.runs import as_text, compare
     from finetune_bench.store.store import Store
 
-    first, second = map(Store.open, parsed.runs)
-    print(as_text(*compare(first, second)))
-    return 0
+    stores = [Store.open(run) for run in parsed.runs]
+    compared = compare(stores[0], stores[1])
+    print(as_text(compared.lines, compared.notes))
+    return max(tell_damaged(store, damaged) for store, damaged in zip(stores, compared.damaged, strict=True))
 
 
 def merge_command(parsed: argparse.Namespace) -> int:
-    """Copy the cells of several runs into one; return 1 where two of them disagree about a cell."""
+    """Copy the cells of several runs into one; return 1 where two disagree about a cell, or one is damaged."""
     from finetune_bench.store.merge import merge
+    from finetune_bench.store.store import Store
 
     merged = merge(Path(parsed.out), [Path(run) for run in parsed.runs])
     for conflict in merged.conflicts:
         say(conflict)
     print(f"{merged.copied} cells copied to '{parsed.out}', {merged.present} were there already.")
-    return 1 if merged.conflicts else 0
+    told = [tell_damaged(Store(source), damaged) for source, damaged in merged.damaged.items()]
+    return 1 if merged.conflicts or any(told) else 0
 
 
 def power_command(parsed: argparse.Namespace) -> int:
-    """Print what numbers of seeds would find, and how many a difference takes; return 0."""
+    """Print what numbers of seeds would find, and how many a difference takes; return 1 where the run is damaged."""
     from finetune_bench.reports.power import as_text, power_lines
     from finetune_bench.reports.rows.load import load
     from finetune_bench.store.store import Store
@@ -128,8 +157,10 @@ def power_command(parsed: argparse.Namespace) -> int:
     if not 0.05 < parsed.power < 1:
         raise UsageError(f"--power: expected a share between 0.05 and 1; got {parsed.power:g}.")
     store = Store.open(parsed.run)
+    data = load(store)
+    damaged = tell_damaged(store, data.damaged)
     lines = power_lines(store, parsed.difference, parsed.power)
     print(as_text(lines, parsed.difference, parsed.power))
-    for note in load(store).notes:
+    for note in data.notes:
         say(note)
-    return 0
+    return damaged

@@ -8,10 +8,10 @@ and the run checks everything anew. Nor is there one where a study rests on a hu
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import Any
 
 import finetune_bench
 from finetune_bench import registry, source_files
+from finetune_bench.files import Damaged, read_json, sealed, write_text
 from finetune_bench.spec import parse_call, parse_stack
 from finetune_bench.study.sources import with_defaults
 from finetune_bench.study.study import Study, as_dict, run_name
@@ -34,10 +35,10 @@ def look_up(study: Study) -> tuple[str, str] | None:
     study = with_defaults(study, registry.default_options)
     path = _path(study)
     try:
-        cached = json.loads(path.read_text("utf-8"))
+        cached = read_json(path)
         same = cached["state"] == _state(study, map(Path, cached["reports"]))
         return (cached["talk"], cached["answer"]) if same else None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, Damaged):  # whatever lies there, the run checks everything
         return None
 
 
@@ -54,13 +55,9 @@ def keep(study: Study, talk: str, answer: str, reports: Sequence[Path]) -> None:
     path = _path(study)
     if not (path.parent / "cells").is_dir() or (state := _state(study, reports)) is None:
         return
-    temporary = path.with_name(f".receipt-{secrets.token_hex(4)}")
-    try:
-        content = {"state": state, "talk": talk, "answer": answer, "reports": [str(report) for report in reports]}
-        temporary.write_text(json.dumps(content), "utf-8")
-        os.replace(temporary, path)
-    except OSError:  # the next run takes a little longer
-        temporary.unlink(missing_ok=True)
+    content = {"state": state, "talk": talk, "answer": answer, "reports": [str(report) for report in reports]}
+    with contextlib.suppress(OSError):  # the next run takes a little longer
+        write_text(path, json.dumps(sealed(content)))
 
 
 def _path(study: Study) -> Path:
@@ -75,7 +72,8 @@ def _state(study: Study, reports: Iterable[Path]) -> str | None:
     asked = _path(study).with_name("study.json")  # another command's, after which a report covers other cells
     files = [asked, *_code(), *_plugin_files(study), *(path for path in inputs if path), *reports]
     stamps = [_stamp(path) for path in files]
-    rows = sorted(_stamp(path) for cell in os.scandir(_path(study).parent / "cells") for path in os.scandir(cell.path))
+    cells = [entry for entry in os.scandir(_path(study).parent / "cells") if entry.is_dir(follow_symlinks=False)]
+    rows = sorted(_stamp(path) for cell in cells for path in os.scandir(cell.path))
     state = as_dict(study), [_version(name) for name in _LIBRARIES], stamps, rows
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 

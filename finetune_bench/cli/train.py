@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench.cli.console import say
-from finetune_bench.cli.report import FORMATS, summarise
+from finetune_bench.cli.report import FORMATS, summarise, tell_damaged
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
 from finetune_bench.report import Options
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def run_command(parsed: argparse.Namespace) -> int:
-    """Train what is missing of a study, and report; return 1 where cells failed."""
+    """Train what is missing of a study, and report; return 1 where cells failed or rows are damaged."""
     from finetune_bench import registry
     from finetune_bench.cli import result_cache
     from finetune_bench.study.sources import make_study
@@ -31,13 +31,16 @@ def run_command(parsed: argparse.Namespace) -> int:
         say(talk)
         print(answer)
         return 0
+    from finetune_bench.reports.rows.load import load
+
     plan, tally = _train(study)
     answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), _covering(plan))
     count = len(plan.cells)
-    if tally.done + tally.cached == count and not plan.study.save_model:
+    damaged = tell_damaged(plan.store, load(plan.store).damaged)
+    if tally.done + tally.cached == count and not plan.study.save_model and not damaged:
         talk = f"{count} cells in '{plan.store.root}', {count} cached: nothing to do."
         result_cache.keep(study, "\n".join([*plan.notes, talk]), answer, paths)
-    return 1 if tally.failed or tally.failed_before else 0
+    return 1 if tally.failed or tally.failed_before or damaged else 0
 
 
 def plan_command(parsed: argparse.Namespace) -> int:

@@ -123,7 +123,7 @@ def _write_skipped(plan: Plan) -> None:
     for cell, reason in plan.skipped:
         row = plan.store.row(cell.id)
         if row is None or row["reason"] != reason:
-            plan.store.write(cell.to_dict(), row_of(cell, Status.SKIPPED, reason))
+            plan.store.write_unfinished(cell.to_dict(), row_of(cell, Status.SKIPPED, reason))
 
 
 def _write_interrupted(plan: Plan, cells: Iterable[Cell]) -> None:

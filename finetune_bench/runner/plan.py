@@ -15,6 +15,7 @@ from finetune_bench.errors import UsageError
 from finetune_bench.runner import checks
 from finetune_bench.runner.inputs import forget
 from finetune_bench.runner.row import final_row
+from finetune_bench.store.reading import NewerSchema
 from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
@@ -79,6 +80,7 @@ def make_plan(study: Study) -> Plan:
     notes += checks.warnings_of(possible)
     store = _store_of(study)
     todo, cached, failed = remaining(possible, store, study)
+    notes += _notes_on_damage(todo, store)
     notes += checks.check_lengths(todo, study)
     return Plan(study, store, cells, todo, cached, failed, skipped, _worker_devices(study, devices), notes)
 
@@ -100,6 +102,19 @@ def _store_of(study: Study) -> Store:
     if store.root.exists() and not store.root.is_dir():
         raise UsageError(f"--out: expected a folder, but '{store.root}' is a file.")
     return store
+
+
+def _notes_on_damage(todo: Sequence[Cell], store: Store) -> list[str]:
+    """Return which cells are run again because their files are damaged.
+
+    Raises:
+        NewerSchema: a newer version of this program wrote a row, which would be replaced.
+    """
+    damaged = {cell.id: damage for cell in todo if (damage := store.damage(cell.id)) is not None}
+    for damage in damaged.values():
+        if isinstance(damage, NewerSchema):
+            raise damage
+    return [f"Damaged, so run again: {cell_id} ({damage.reason})." for cell_id, damage in damaged.items()]
 
 
 def _worker_devices(study: Study, devices: Sequence[torch.device]) -> list[str]:

@@ -9,8 +9,9 @@ import torch
 
 from finetune_bench import registry
 from finetune_bench.model import pretrained
+from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import Cost, Retry, Row, Status, TrainingFacts
-from finetune_bench.store.store import SCHEMA, Store
+from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task
 from finetune_bench.training import measure

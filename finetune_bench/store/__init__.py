@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import Cost, Hashes, MethodEntry, Outcome, Retry, Row, Status, TrainingFacts
-from finetune_bench.store.store import COUNTED, MEASURED, SCHEMA, Store, to_json
+from finetune_bench.store.store import COUNTED, MEASURED, Store, to_json
 
 __all__ = [
     "COUNTED",

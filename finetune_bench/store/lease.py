@@ -8,6 +8,7 @@ makes the next generation, which only one can.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import socket
@@ -34,6 +35,8 @@ class Leases:
     def __init__(self, folder: Path, beat: float = BEAT_SECONDS, dead: float = DEAD_SECONDS) -> None:
         self.folder, self.beat, self.dead = folder, beat, dead
         self._held: dict[str, Path] = {}
+        self._lock = threading.Lock()  # of what is held, and of the thread that gives signs of life
+        self._is_beating = False
         self._seen: dict[Path, tuple[bytes, float]] = {}  # the content of each file, and since when it is that
 
     @contextmanager
@@ -43,16 +46,16 @@ class Leases:
         if path is None:
             yield False
             return
-        self._held[name] = path
-        released = threading.Event()
-        beating = threading.Thread(target=self._beat, args=(path, released), daemon=True)
-        beating.start()
+        with self._lock:
+            self._held[name] = path
+            if not self._is_beating:
+                self._is_beating = True
+                threading.Thread(target=self._beat, daemon=True).start()
         try:
             yield True
         finally:
-            released.set()
-            beating.join()
-            del self._held[name]
+            with self._lock:
+                del self._held[name]
             path.unlink(missing_ok=True)
 
     def is_lost(self, name: str) -> bool:
@@ -100,14 +103,18 @@ class Leases:
             self._seen[path] = (content, since)
         return now - since > self.dead
 
-    def _beat(self, path: Path, released: threading.Event) -> None:
-        """Rewrite a lease every few seconds until it is released."""
-        while not released.wait(self.beat):
-            try:
-                with open(path, "r+b") as file:  # never makes a file anew that another process took away
-                    file.write(_holder())
-            except OSError:  # a network that is away for a while
-                continue
+    def _beat(self) -> None:
+        """Rewrite every lease that is held every few seconds, until none is."""
+        while True:
+            time.sleep(self.beat)
+            with self._lock:
+                if not self._held:
+                    self._is_beating = False
+                    return
+                for path in self._held.values():
+                    # What fails is a network that is away for a while, or a lease that another process took over.
+                    with contextlib.suppress(OSError), open(path, "r+b") as file:
+                        file.write(_holder())
 
 
 def _holder() -> bytes:
@@ -116,7 +123,7 @@ def _holder() -> bytes:
     It is always of one length, so that a lease is rewritten in one piece.
     """
     process = os.getpid()
-    lines = [f"{socket.gethostname()[:60]:60}", f"{_machine():120}", f"{process:20}", f"{_started(process):20}"]
+    lines = [f"{socket.gethostname()[:60]:60}", f"{_machine():120}", f"{process:20}", f"{_own_start(process):20}"]
     return "\n".join([*lines, secrets.token_hex(8), ""]).encode()
 
 
@@ -128,6 +135,12 @@ def _machine() -> str:
         return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
     except OSError:
         return ""
+
+
+@cache
+def _own_start(process: int) -> str:
+    """Return when this process began, as `_started` has it; asking takes milliseconds, and it never changes."""
+    return _started(process)
 
 
 def _started(process: int) -> str:

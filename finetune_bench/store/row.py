@@ -1,8 +1,10 @@
-"""The record of one cell, as `row.json` holds it: its keys and their types, which mypy checks wherever a row is read.
+"""The record of one cell, as `row.json` holds it: its keys and their types.
+
+They are checked by mypy wherever a row is used, and by `shape.py` when its file is read.
 
 Every row says what its cell was. A row that is done also says what came of it, and a row that was run (done or failed)
-says when and where; the keys for that are absent in other rows, and some are absent in rows of earlier versions. JSON
-knows no NaN: where a number isn't one, the file holds null.
+says when and where; the keys for that are absent in other rows, and some are absent in rows of earlier versions, within
+tables too: what isn't `total` may lack its keys. JSON knows no NaN: where a number isn't one, the file holds null.
 """
 
 from __future__ import annotations
@@ -35,17 +37,17 @@ class MethodEntry(TypedDict):
     parameters: dict[str, Any]
 
 
-class TrainingFacts(TypedDict):
+class TrainingFacts(TypedDict, total=False):
     """The training loss is kept as means over the first and the last tenth of the steps, in nats or squared units."""
 
     steps: int
     first_loss: float
     last_loss: float
-    constant_loss: NotRequired[float]  # of predicting the distribution of the labels, whatever the text
+    constant_loss: float  # of predicting the distribution of the labels, whatever the text
     hardly_moved: bool
 
 
-class Cost(TypedDict):
+class Cost(TypedDict, total=False):
     """A cell has these costs. Seconds of training leave the first steps out, which pay for allocation and caches."""
 
     train_seconds: float
@@ -62,16 +64,23 @@ class Cost(TypedDict):
     saved_activation_bytes: int
     peak_memory_bytes: int | None  # None where the machine doesn't tell; so are the two below
     peak_reserved_bytes: int | None
-    energy_joules: NotRequired[float | None]
-    resumed_at: NotRequired[int | None]  # the step at which a checkpoint was taken up; None for a run in one go
+    energy_joules: float | None
+    resumed_at: int | None  # the step at which a checkpoint was taken up; None for a run in one go
 
 
-class Hashes(TypedDict):
+class Hashes(TypedDict, total=False):
     """A run begins from a head, an order and data. Rows of different methods with equal hashes of them are paired."""
 
     init: str
     order: str
     data: str
+
+
+class FileFacts(TypedDict):
+    """A row has these facts of each of its files of arrays; the hash is absent in rows of schema 1."""
+
+    bytes: int
+    sha256: NotRequired[str]
 
 
 class Outcome(TypedDict, total=False):
@@ -89,7 +98,7 @@ class Outcome(TypedDict, total=False):
     dropout: dict[str, float]  # realised probability by kind of module
     fresh_weights: list[str]  # names of the parameters that were drawn anew: the head's, and a pooler's if it had none
     accumulated: int  # of a cell that ran out of memory: the accumulation it was trained with in the end
-    files: dict[str, int]  # bytes of each file of arrays; a row whose files have other sizes is none
+    files: dict[str, FileFacts]  # by name of each file of arrays; a row whose files hold something else is damaged
 
     # Rows that failed.
     retry: Retry
@@ -126,3 +135,15 @@ class Row(Outcome):
     data: NotRequired[str]  # the fingerprint of the examples; rows of earlier versions have it in `hashes` only
     weights: NotRequired[str]  # the fingerprint of the checkpoint, with marks that say how it is taken
     sources: NotRequired[list[str]]  # fingerprints of the plugins' source, where there are any
+
+
+class StudyRecord(TypedDict, total=False):
+    """A StudyRecord declares the keys of `study.json` for its readers: the runner and the reports."""
+
+    models: list[str]
+    methods: list[str]
+    tasks: list[str]
+    cells: list[str]
+    notes: list[str]
+    effects: dict[str, list[list[str]]]  # by label, each method's effects and the labels of the runs that have them
+    searched: dict[str, list[list[Any]]]  # by label of a default, labels and learning rates that a search tries

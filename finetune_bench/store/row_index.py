@@ -1,8 +1,9 @@
-"""The row index of a store is one file with every row and its trace; a report needn't open thousands of files.
+"""The row index of a store keeps every trace in one file: a report needn't unpack thousands of files of arrays.
 
-It is `RUN/derived.parquet`: one line per cell, with the time and size of the `row.json` that it was read from. A line
-whose file changed is read again, a line whose file is gone is dropped, and what is missing is added; deleting the index
-loses nothing. A store that can't be written to is read without one.
+It is `RUN/derived.parquet`: one line per cell, with a hash of all that the cell's files held when the line was made,
+and a hash of the line. Rows themselves are always read from their files. A line whose cell holds something else by now
+is made anew, as is a line that isn't what was written; deleting the index loses nothing. A store that can't be written
+to is read without one.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,10 +19,11 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 
+from finetune_bench.files import Damaged, replacing
 from finetune_bench.store.row import Row
 from finetune_bench.store.store import Store
 
-VERSION = 1  # of the index's columns; an index of another version is made anew
+VERSION = 2  # of the index's columns; an index of another version is made anew
 _ARRAYS = {
     "loss": np.float64,
     "task_loss": np.float64,
@@ -30,7 +31,8 @@ _ARRAYS = {
     "sketch_steps": np.int64,
     "scored_sketch": np.float64,
 }
-_COLUMNS = ["id", "changed", "size", "row", "examples", "digest", *_ARRAYS]
+_CONTENT = ("id", "content", "examples", "digest", *_ARRAYS)
+_COLUMNS = [*_CONTENT, "checksum"]
 _SHARED = ("recipe", "environment", "methods", "majority", "dropout")  # keys whose values many rows have in common
 
 
@@ -61,65 +63,109 @@ class Trace:
         return arrays
 
 
-def read(store: Store) -> list[tuple[Row, Trace]]:
-    """Return every row of a store with its trace, in the order of their ids; brings the index up to date first."""
+def read(store: Store) -> tuple[list[tuple[Row, Trace]], dict[str, Damaged]]:
+    """Return every row of a store that can be read with its trace, and what is damaged; brings the index up to date.
+
+    Returns:
+        Rows and traces in the order of their ids; and what is damaged, as `Store.read` has it.
+    """
+    rows, damaged = store.read()
+    lines, unreadable = _up_to_date(store, {cell: content for cell, (_, content) in rows.items()})
     shared: dict[str, Any] = {}
     pairs = []
-    for line in up_to_date(store).to_dict("records"):
-        row = json.loads(line["row"])
+    for cell, line in lines.items():
+        row: dict[str, Any] = dict(rows[cell][0])
         for key in _SHARED:
             if row.get(key):
                 row[key] = shared.setdefault(repr(row[key]), row[key])
-        pairs.append((cast(Row, row), Trace({str(name): value for name, value in line.items()})))
-    return pairs
+        pairs.append((cast(Row, row), Trace(line)))
+    return pairs, damaged | unreadable
 
 
-def stamps(store: Store) -> Iterator[tuple[str, int, int]]:
-    """Yield, for every row in the store, its id, when its file changed (ns), and the file's size in bytes."""
-    if not store.cells.is_dir():
-        return
-    for folder in os.scandir(store.cells):
-        if not folder.name.startswith("."):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+def stamps(store: Store) -> Iterator[tuple[str, ...]]:
+    """Yield, for every cell in the store, its name and what changes with its files: for what one process keeps."""
+    for name in store.names():
+        facts = [name]
+        for file in ("row.json", "predictions.npz", "trace.npz"):
+            with contextlib.suppress(OSError):
                 # For ten thousand files, making a Path takes most of the time.
-                facts = os.stat(f"{folder.path}/row.json")  # noqa: PTH116
-                yield folder.name, facts.st_mtime_ns, facts.st_size
+                status = os.lstat(f"{store.cells}/{name}/{file}")
+                facts.append(f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size} {status.st_ino}")
+        yield tuple(facts)
 
 
-def up_to_date(store: Store) -> pd.DataFrame:
-    """Return the index, with a line for every row that is in the store now; write it where a line had to change."""
-    path = store.root / "derived.parquet"
-    current_stamps = {cell: [changed, size] for cell, changed, size in stamps(store)}
-    old = _read(path)
-    stored = zip(old["id"], old["changed"], old["size"], strict=True)
-    current = np.array([current_stamps.get(cell) == [changed, size] for cell, changed, size in stored], dtype=bool)
-    kept = old[current]
-    missing = sorted(set(current_stamps) - set(kept["id"]))
-    lines = [line for cell in missing if (line := _line(store, cell, current_stamps[cell])) is not None]
-    if len(kept) == len(old) and not lines:
-        return kept
-    table = pd.DataFrame([*kept.to_dict("records"), *lines], columns=_COLUMNS).sort_values("id", ignore_index=True)
-    _write(table, path)
-    return table
+def faults(store: Store) -> list[str]:
+    """Return what is wrong with a store's index: lines that aren't what was written, or not what their cells give."""
+    lines, damaged = _read(_path(store))
+    rows, _ = store.read()
+    current = {cell: line for cell, line in lines.items() if cell in rows and line["content"] == rows[cell][1]}
+    differing = [cell for cell, line in current.items() if line != _line_or_none(store, cell, rows[cell][1])]
+    texts = [f"the line of {cell} isn't what its files give" for cell in differing]
+    return [*texts, *([damaged] if damaged else [])]
 
 
-def _line(store: Store, cell: str, stamp: list[int]) -> dict[str, Any] | None:
-    row = store.row(cell)
-    if row is None:
-        return None
+def _up_to_date(store: Store, contents: dict[str, str]) -> tuple[dict[str, dict[str, Any]], dict[str, Damaged]]:
+    """Return the lines of some cells, given a hash of each one's content, and the cells whose arrays are no trace."""
+    old = _read(_path(store))[0] if store.reads_index else {}
+    lines: dict[str, dict[str, Any]] = {}
+    damaged: dict[str, Damaged] = {}
+    for cell, content in contents.items():
+        try:
+            is_current = cell in old and old[cell]["content"] == content
+            lines[cell] = old[cell] if is_current else _line(store, cell, content)
+        except Damaged as error:
+            damaged[cell] = error
+    if lines != old:
+        _write(lines, _path(store))
+    return lines, damaged
+
+
+def _line(store: Store, cell: str, content: str) -> dict[str, Any]:
     trace = store.arrays(cell, "trace")
     predictions = store.arrays(cell, "predictions")
+    _check_shapes(trace, store.folder(cell) / "trace.npz")
     examples = {key.removesuffix(".labels"): len(value) for key, value in predictions.items() if "labels" in key}
-    content = {name: trace[name].astype(kind).tobytes() for name, kind in _ARRAYS.items() if name in trace}
-    return {
+    arrays = {name: trace[name].astype(kind).tobytes() for name, kind in _ARRAYS.items() if name in trace}
+    line = {
         "id": cell,
-        "changed": stamp[0],
-        "size": stamp[1],
-        "row": json.dumps(row),
+        "content": content,
         "examples": json.dumps(examples),
-        "digest": _digest(content),
-        **dict.fromkeys(_ARRAYS) | content,
+        "digest": _digest(arrays),
+        **dict.fromkeys(_ARRAYS),
+        **arrays,
     }
+    return line | {"checksum": checksum_of_line(line)}
+
+
+def _line_or_none(store: Store, cell: str, content: str) -> dict[str, Any] | None:
+    try:
+        return _line(store, cell, content)
+    except Damaged:
+        return None
+
+
+def _check_shapes(trace: dict[str, np.ndarray], path: Path) -> None:
+    """Check that arrays are those of a trace.
+
+    Raises:
+        Damaged: they aren't.
+    """
+    for name in _ARRAYS:
+        if name in trace and (
+            trace[name].ndim != (2 if name == "sketch" else 1) or trace[name].dtype.kind not in "fiu"
+        ):
+            raise Damaged(path, f"holds {name} of another shape or type")
+    if "sketch" in trace and len(trace["sketch"]) != len(trace.get("sketch_steps", ())):
+        raise Damaged(path, "holds sketches without their steps")
+
+
+def checksum_of_line(line: dict[str, Any]) -> str:
+    """Return a hash of a line of the index."""
+    digest = hashlib.sha256()
+    for name in _CONTENT:
+        value = line[name] if isinstance(line[name], bytes) else str(line[name]).encode()
+        digest.update(f"{name} {len(value)} ".encode() + value)
+    return digest.hexdigest()
 
 
 def _digest(content: dict[str, bytes]) -> str:
@@ -129,23 +175,31 @@ def _digest(content: dict[str, bytes]) -> str:
     return hashlib.sha256(b"".join(content.get(key, b"") for key in ("loss", "sketch", "scored_sketch"))).hexdigest()
 
 
-def _read(path: Path) -> pd.DataFrame:
-    empty = pd.DataFrame(columns=_COLUMNS)
-    if not path.is_file():
-        return empty
+def _path(store: Store) -> Path:
+    return store.root / "derived.parquet"
+
+
+def _read(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
+    """Return the lines of the index by id, but for those that aren't what was written, and a word on these if any."""
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        return {}, "it is no plain file"
+    if not path.exists():
+        return {}, ""
     try:
         table = pd.read_parquet(path)
-    except (OSError, ValueError):  # cut off, or not a table: it is made anew
-        return empty
-    return table if table.attrs.get("version") == VERSION and list(table.columns) == _COLUMNS else empty
+        if table.attrs.get("version") != VERSION or list(table.columns) != _COLUMNS:
+            return {}, ""
+        every = [{str(key): value for key, value in line.items()} for line in table.to_dict("records")]
+        lines = {line["id"]: line for line in every if line["checksum"] == checksum_of_line(line)}
+    except Exception:  # whatever is wrong with it, and pyarrow raises much: it is made anew
+        return {}, "it can't be read"
+    damaged = len(every) - len(lines)
+    return lines, f"{damaged} of its lines were changed after they were written" if damaged else ""
 
 
-def _write(table: pd.DataFrame, path: Path) -> None:
+def _write(lines: dict[str, dict[str, Any]], path: Path) -> None:
+    table = pd.DataFrame(list(lines.values()), columns=_COLUMNS)
     table.attrs = {"version": VERSION}
-    temporary = path.with_name(f".derived-{secrets.token_hex(4)}")
-    try:
+    # On a full disk or in a read-only folder: a report needs the rows, not this file.
+    with contextlib.suppress(OSError), replacing(path) as temporary:
         table.to_parquet(temporary, compression="zstd", index=False)
-        os.replace(temporary, path)
-    except OSError:  # a full disk or a read-only folder: a report needs the rows, not this file
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -8,7 +8,6 @@ import itertools
 import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 
 from finetune_bench.errors import UnknownName
 from finetune_bench.report import DEFAULT, Options
@@ -39,12 +38,12 @@ def load(store: Store, options: Options = DEFAULT) -> Data:
     Raises:
         UsageError: The baseline asked for is no method of this store.
     """
-    return _load(store.root, options, tuple(sorted(row_index.stamps(store))), json.dumps(store.study()))
+    return _load(store, options, tuple(row_index.stamps(store)), json.dumps(store.study()))
 
 
 @functools.lru_cache(maxsize=1)
-def _load(root: Path, options: Options, stamps: tuple[tuple[str, int, int], ...], study: str) -> Data:
-    data = read_data(Store(root), options)
+def _load(store: Store, options: Options, stamps: tuple[tuple[str, ...], ...], study: str) -> Data:
+    data = read_data(store, options)
     duplicates, any_order = _reordered(data)
     data = _relabelled(data, any_order, ANY_ORDER, duplicates)
     data = _relabelled(data, dict.fromkeys(_without_effect(data), ""), NO_EFFECT, duplicates)

@@ -9,12 +9,13 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from finetune_bench.files import Damaged
 from finetune_bench.recipe import FORMER_LAYOUTS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
@@ -182,6 +183,7 @@ class Data:
         options: What the reader asked for.
         outdated: Rows that are left out for an older version of a method, or for another source of a plugin.
         notes: Sentences about what the report covers, and about names that stand for several things.
+        damaged: What the store has but can't be read, by name of its folder or file.
     """
 
     store: Store
@@ -193,6 +195,7 @@ class Data:
     options: Options = DEFAULT
     outdated: Sequence[Row] = ()
     notes: Sequence[str] = ()
+    damaged: Mapping[str, Damaged] = field(default_factory=dict)
 
     def trace(self, row: Row) -> dict[str, np.ndarray]:
         """Return the training trace of a run; empty where it has none."""
@@ -210,7 +213,7 @@ class Data:
 def read_data(store: Store, options: Options = DEFAULT) -> Data:
     """Read what a report covers of a store, and sort its rows into sections."""
     study = store.study()
-    indexed = row_index.read(store)
+    indexed, damaged = row_index.read(store)
     rows, others = covered([row for row, _ in indexed], study, options)
     distinct, notes = told_apart([with_fingerprints(store, row) for row in rows])
     newest, outdated = _newest(distinct)
@@ -224,6 +227,7 @@ def read_data(store: Store, options: Options = DEFAULT) -> Data:
         options=options,
         outdated=outdated,
         notes=[*others_text(others), *notes],
+        damaged=damaged,
     )
 
 

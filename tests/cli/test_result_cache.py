@@ -117,10 +117,29 @@ def test_another_study_has_none(place: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_broken_file_is_none(place: Path) -> None:
     path = place / "run" / "receipt.json"
     content = path.read_bytes()
-    for broken in (b"", b"{}", content[:50], b"\xff"):
-        path.write_bytes(broken)
+    broken = [
+        b"",
+        b"{}",
+        b"[]",
+        b"[" * 10**5,
+        b'{"state": ' + b"1" * 5000 + b"}",
+        b'{"reports": 1}',
+        content[:50],
+        b"\xff",
+    ]
+    broken.append(content.replace(b"nothing to do", b"nothing is ok"))  # another answer for the same state
+    for text in broken:
+        path.write_bytes(text)
         assert not given(place)
     path.write_bytes(content)
+    assert given(place)
+
+
+def test_a_strange_file_among_the_cells_is_no_cell(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (place / "run" / "cells" / ".DS_Store").write_bytes(b"")
+    (place / "run" / "receipt.json").unlink()
+    assert cli.main(["run", *options(place)]) == 0
+    assert "2 cached: nothing to do." in capsys.readouterr().err
     assert given(place)
 
 

@@ -231,7 +231,7 @@ def test_learning_rates_and_models_are_sections(tmp_path: Path):
         for method in FIVE[:2]:
             for seed in (1, 2):
                 row = make_row(method, "rte", seed)
-                row.update(model=model, id=f"{number}{row['id']}")
+                row.update(model=model, id=f"{number}{row['id'][1:]}")
                 row["recipe"]["lr"] = lr
                 put(store, row)
     data = read_data(store)
@@ -276,10 +276,10 @@ def test_markup_in_labels_and_reasons_is_shown_as_it_is(tmp_path: Path):
 def test_older_rows_of_a_run_are_left_out(tmp_path: Path):
     store = make_store(tmp_path, methods=FIVE[:2], tasks=["rte"])
     row = make_row("vanilla", "rte", 1)
-    row.update(id="00", finished="2025-01-01T00:00:00+00:00", metrics={"validation": {"accuracy": 0.01}})
+    row.update(id="0" * 16, finished="2025-01-01T00:00:00+00:00", metrics={"validation": {"accuracy": 0.01}})
     put(store, row)
     row = make_row(CONTROL, "rte", 1)
-    row.update(id="01", metrics={"validation": {"accuracy": 0.99}})
+    row.update(id="1" * 16, metrics={"validation": {"accuracy": 0.99}})
     row["methods"][0]["version"] = 2
     put(store, row)
     data = read_data(store)

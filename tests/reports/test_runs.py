@@ -48,7 +48,8 @@ def test_a_difference_is_second_minus_first_in_points(store: Store, tmp_path: Pa
             row["metrics"]["validation"]["accuracy"] += gains[row["seed"]]
 
     other = make_store(tmp_path / "other", methods=("vanilla", "hype"), change=change)
-    lines, notes = compare(store, other)
+    comparison = compare(store, other)
+    lines, notes = comparison.lines, comparison.notes
     (moved,) = [record for record in lines if record.equal < record.both]
     assert (moved.method, moved.task, moved.both, moved.equal) == ("hype", "rte", 3, 0)
     expected = stats.t_interval([1, 2, 3])
@@ -61,7 +62,7 @@ def test_rows_of_other_data_are_no_pairs(store: Store, tmp_path: Path) -> None:
         if row["task"] == "cola":
             row["hashes"]["data"] = "other"
 
-    lines, _ = compare(store, make_store(tmp_path / "other", methods=("vanilla", "hype"), change=change))
+    lines = compare(store, make_store(tmp_path / "other", methods=("vanilla", "hype"), change=change)).lines
     assert {(record.task, record.unpaired, record.difference.n) for record in lines} == {("cola", 3, 0), ("rte", 0, 3)}
 
 
@@ -71,7 +72,8 @@ def test_what_is_in_one_only_and_other_environments_are_told(store: Store, tmp_p
         if row["seed"] == 3 and row["method"] == "hype":
             fail(row, "out of memory")
 
-    text = as_text(*compare(store, make_store(tmp_path / "other", methods=("vanilla", "hype"), change=change)))
+    comparison = compare(store, make_store(tmp_path / "other", methods=("vanilla", "hype"), change=change))
+    text = as_text(comparison.lines, comparison.notes)
     assert f"In '{store.root}' only: 2 finished cells." in text
     assert "Environment, torch: 2.9.0 in the first, 2.13.0 in the second." in text
 

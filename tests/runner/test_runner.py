@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -17,11 +18,14 @@ import numpy as np
 import pytest
 
 from finetune_bench import cli, run
+from finetune_bench.errors import UsageError
+from finetune_bench.files import sealed
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner import execution
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.messages import EventStatus
 from finetune_bench.runner.plan import make_plan
+from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import Study
@@ -328,11 +332,33 @@ def test_cut_files_are_not_believed(undisturbed: Store, study: Study, tmp_path: 
     cells = sorted(path for path in store.cells.iterdir())
     for cell, name in zip(cells, ("row.json", "trace.npz", "predictions.npz"), strict=False):
         os.truncate(cell / name, 60)
+    content = bytearray((cells[3] / "predictions.npz").read_bytes())
+    content[len(content) // 2] ^= 1  # a bit that flipped
+    (cells[3] / "predictions.npz").write_bytes(content)
+    (store.cells / ".DS_Store").write_bytes(b"")
     before = {cell: (cell / "row.json").stat().st_mtime_ns for cell in cells}
-    frame = run(replace(study, out=store.root))
+    study = replace(study, out=store.root)
+    told = [note for note in make_plan(study).notes if note.startswith("Damaged, so run again: ")]
+    assert [any(cell.name in note for note in told) for cell in cells] == [True] * 4 + [False] * (len(cells) - 4)
+    frame = run(study)
     assert len(frame) == 10
     assert store.without_measurements() == undisturbed.without_measurements()
-    assert [cell for cell in cells if (cell / "row.json").stat().st_mtime_ns != before[cell]] == cells[:3]
+    assert [cell for cell in cells if (cell / "row.json").stat().st_mtime_ns != before[cell]] == cells[:4]
+
+
+def test_a_row_of_a_newer_version_is_not_run_again(undisturbed: Store, study: Study, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed.root, tmp_path / "run")
+    path = min((tmp_path / "run" / "cells").glob("*/row.json"))
+    newer = json.dumps(sealed(json.loads(path.read_text("utf-8")) | {"schema": SCHEMA + 1}))
+    path.write_text(newer, "utf-8")
+    with pytest.raises(UsageError, match="written by a newer version"):
+        make_plan(replace(study, out=tmp_path / "run"))
+    with (
+        pytest.raises(UsageError, match="written by a newer version"),
+        Store(tmp_path / "run").writing(path.parent.name),
+    ):
+        pass
+    assert path.read_text("utf-8") == newer
 
 
 def test_a_worker_killed_after_it_wrote_its_row_has_done_its_cell(

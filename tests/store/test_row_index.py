@@ -21,21 +21,27 @@ def store(tmp_path: Path) -> Store:
 
 
 def rows_of(store: Store) -> list[dict[str, Any]]:
-    return [row for row, _ in row_index.read(store)]
+    return [row for row, _ in row_index.read(store)[0]]
 
 
 def lines_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Which cells' own files a reading opens."""
+    """Which cells' traces a reading opens."""
     opened: list[str] = []
-    read = Store.row
-    monkeypatch.setattr(Store, "row", lambda self, cell: opened.append(cell) or read(self, cell))
+    read = Store.arrays
+
+    def arrays(self: Store, cell: str, name: str) -> dict[str, np.ndarray]:
+        opened.extend([cell] if name == "trace" else [])
+        return read(self, cell, name)
+
+    monkeypatch.setattr(Store, "arrays", arrays)
     assert rows_of(store) == sorted(rows_of(store), key=lambda row: row["id"])
     monkeypatch.undo()
     return opened
 
 
 def test_rows_and_traces_are_the_stores(store: Store) -> None:
-    found = row_index.read(store)
+    found, damaged = row_index.read(store)
+    assert damaged == {}
     assert [row for row, _ in found] == store.rows()
     for row, trace in found:
         original = store.arrays(row["id"], "trace")
@@ -46,7 +52,7 @@ def test_rows_and_traces_are_the_stores(store: Store) -> None:
     assert len({trace.digest for _, trace in found}) == 8
 
 
-def test_the_second_reading_opens_no_row(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_second_reading_opens_no_trace(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(lines_read(store, monkeypatch)) == 8
     table = store.root / "derived.parquet"
     stamp = table.stat().st_mtime_ns
@@ -98,7 +104,7 @@ def test_a_damaged_table_is_made_anew(store: Store, damage: str) -> None:
         path.write_bytes(b"")
     else:
         table = pd.read_parquet(path)
-        table["row"] = "{}"
+        table["digest"] = "0"
         table.attrs = {"version": row_index.VERSION - 1}
         table.to_parquet(path)
     assert rows_of(store) == expected
@@ -125,13 +131,13 @@ def test_a_read_only_store_is_read(store: Store) -> None:
 
 
 def test_a_store_without_cells_has_no_rows(tmp_path: Path) -> None:
-    assert row_index.read(Store(tmp_path)) == []
+    assert row_index.read(Store(tmp_path)) == ([], {})
 
 
 def test_equal_runs_have_equal_digests(store: Store) -> None:
     row = make_row("hype", "rte", 1)
     put(store, row, make_trace(make_row("vanilla", "rte", 1)))
-    digests = {found["id"]: trace.digest for found, trace in row_index.read(store)}
+    digests = {found["id"]: trace.digest for found, trace in row_index.read(store)[0]}
     assert digests[row["id"]] == digests[make_row("vanilla", "rte", 1)["id"]]
     put(store, row, {"loss": np.zeros(3)})  # without sketches nothing can be said
-    assert {found["id"]: trace.digest for found, trace in row_index.read(store)}[row["id"]] is None
+    assert {found["id"]: trace.digest for found, trace in row_index.read(store)[0]}[row["id"]] is None
