@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_bench.cli.console import say
+from finetune_bench.cli.console import say, show
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
 from finetune_bench.report import Options
@@ -22,14 +23,16 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
     """Write a report, print its summary, and return what was printed and the files."""
     from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
+    from finetune_bench.reports.rows.load import load
 
+    load(store, options)  # it is kept; what is wrong with the rows or the options is told before a folder is made
     folder.mkdir(parents=True, exist_ok=True)
     # Every collection would walk all rows, and a report of ten thousand needs no memory back.
     gc.disable()
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
     first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
     answer = f"{summary_table(store, options)}\n\n{first_files}"
-    print(answer)
+    show(answer)
     return answer, [path for paths in written.values() for path in paths]
 
 
@@ -45,7 +48,7 @@ def report_command(parsed: argparse.Namespace) -> int:
         raise UsageError("--format: expected one format or more, separated by commas; got none.")
     for name in formats:
         registry.report_class(name)  # an unknown format is told before any is written
-    if parsed.margin is not None and not parsed.margin > 0:
+    if parsed.margin is not None and not 0 < parsed.margin < math.inf:
         raise UsageError(f"--margin: expected a number of points above 0; got {parsed.margin:g}.")
     options = Options(baseline=parsed.baseline, margin=parsed.margin, bootstrap=parsed.bootstrap)
     store = Store.open(parsed.run)
@@ -72,8 +75,8 @@ def _check_report(store: Store, folder: Path, formats: list[str], options: Optio
             written = folder / path.relative_to(name)
             if reason := _difference(path, written):
                 differing += 1
-                print(f"{written}: {reason}")
-    print(f"{checked} files recomputed, {differing} differ.")
+                show(f"{written}: {reason}")
+    show(f"{checked} files recomputed, {differing} differ.")
     return 1 if differing else 0
 
 
@@ -102,7 +105,7 @@ def compare_command(parsed: argparse.Namespace) -> int:
     from finetune_bench.store.store import Store
 
     first, second = map(Store.open, parsed.runs)
-    print(as_text(*compare(first, second)))
+    show(as_text(*compare(first, second)))
     return 0
 
 
@@ -113,7 +116,7 @@ def merge_command(parsed: argparse.Namespace) -> int:
     merged = merge(Path(parsed.out), [Path(run) for run in parsed.runs])
     for conflict in merged.conflicts:
         say(conflict)
-    print(f"{merged.copied} cells copied to '{parsed.out}', {merged.present} were there already.")
+    show(f"{merged.copied} cells copied to '{parsed.out}', {merged.present} were there already.")
     return 1 if merged.conflicts else 0
 
 
@@ -122,10 +125,10 @@ def power_command(parsed: argparse.Namespace) -> int:
     from finetune_bench.reports.power import as_text, power_lines
     from finetune_bench.store.store import Store
 
-    if not parsed.difference > 0:
+    if not 0 < parsed.difference < math.inf:
         raise UsageError(f"--difference: expected a number of points above 0; got {parsed.difference:g}.")
     if not 0.05 < parsed.power < 1:
         raise UsageError(f"--power: expected a share between 0.05 and 1; got {parsed.power:g}.")
     lines = power_lines(Store.open(parsed.run), parsed.difference, parsed.power)
-    print(as_text(lines, parsed.difference, parsed.power))
+    show(as_text(lines, parsed.difference, parsed.power))
     return 0

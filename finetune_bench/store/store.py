@@ -98,8 +98,10 @@ class Store:
         folder = self.folder(cell_id)
         try:
             row = cast(Row, json.loads((folder / "row.json").read_text("utf-8")))
+            if not isinstance(row, dict) or row.get("id") != cell_id or "status" not in row:
+                return None
             is_whole = all((folder / name).stat().st_size == size for name, size in row.get("files", {}).items())
-        except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError, UnicodeDecodeError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
         return row if is_whole else None
 
@@ -134,9 +136,23 @@ class Store:
         return results
 
     def study(self) -> dict[str, Any]:
-        """Return what the run was asked for, as `study.json` holds it; empty where that file is missing."""
+        """Return what the run was asked for, as `study.json` holds it; empty where that file is missing.
+
+        Raises:
+            UsageError: the file can't be read.
+        """
         path = self.root / "study.json"
-        return dict(json.loads(path.read_text("utf-8"))) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            study = json.loads(path.read_text("utf-8"))
+        except (ValueError, RecursionError):
+            study = None
+        if not isinstance(study, dict):
+            raise UsageError(
+                f"'{path}' can't be read as a study; remove it, and give the run's command again, which writes it anew."
+            )
+        return study
 
     def write_study(self, study: Mapping[str, Any]) -> None:
         """Keep what was asked for, replacing the earlier study of this folder."""
