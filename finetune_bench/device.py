@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from finetune_bench.errors import MachineError, UsageError
+from finetune_bench.printable import brief
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -168,4 +169,4 @@ def is_broken(error: BaseException) -> bool:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out, on the device or on the host."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in brief(error, 10_000)

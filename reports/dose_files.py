@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 from tabulate import tabulate
 
+from finetune_bench.reports.csv import as_texts
 from finetune_bench.reports.plots.style import SETTINGS
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.topics.dose import BY_DOSE, DoseStudy, dose_frame, dose_table, draw_dose
@@ -30,7 +31,7 @@ def write_dose(store: Store, study: DoseStudy, folder: Path) -> tuple[str, list[
     paths[0].write_text(
         f"# Dose: {study.method}, {study.parameter}\n\n{page}\n\n{note}\n\n![dose](dose.png)\n", "utf-8"
     )
-    frame.drop(columns=["score", "note"]).to_csv(paths[1], index=False)
+    as_texts(frame.drop(columns=["score", "note"])).to_csv(paths[1], index=False)
     with matplotlib.rc_context(SETTINGS):
         draw_dose(section, study, frame).savefig(paths[2], metadata={"Software": None})
     kept = dataclasses.asdict(study) | {name: list(getattr(study, name).items()) for name in BY_DOSE}
