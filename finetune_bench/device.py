@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from finetune_bench.errors import MachineError, UsageError
+from finetune_bench.printable import brief
 
 # Memory ran out, in the words of the runtime, of its libraries and of the CPU's allocators, whose errors have no class.
 _NO_MEMORY = re.compile(
@@ -238,4 +239,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an exception means that memory ran out, on the device or on the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(brief(error, 10_000)) is not None

@@ -18,6 +18,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from finetune_bench.printable import brief, listed
+
+_LONGEST_NAME = 100  # characters of a name that may be a misspelt one
+_MOST_NAMES = 5_000  # among which the nearest is looked for: comparing two takes some microseconds
+
 
 class FinetuneBenchError(Exception):
     """Everything that is raised on purpose is of this class."""
@@ -39,9 +44,11 @@ class UnknownName(UsageError):
 
     def __init__(self, kind: str, name: str, known: Iterable[str], where: str = "") -> None:
         names = sorted(known)
-        near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-        hint = f" Did you mean '{near[0]}'?" if near else f" Known: {', '.join(names) or 'none'}."
-        super().__init__(f"There is no {kind} called '{name}'.{hint}{' ' + where if where else ''}")
+        near = []
+        if len(name) <= _LONGEST_NAME and len(names) <= _MOST_NAMES:
+            near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
+        hint = f" Did you mean '{brief(near[0])}'?" if near else f" Known: {listed(names) or 'none'}."
+        super().__init__(f"There is no {kind} called '{brief(name)}'.{hint}{' ' + where if where else ''}")
 
 
 class ParameterError(UsageError, ValueError):

@@ -14,6 +14,7 @@ from enum import Enum
 from typing import Any
 
 from finetune_bench.errors import ParameterError, UnknownName
+from finetune_bench.printable import brief
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +122,7 @@ def validate(instance: Any) -> None:
 
 def _refuse(owner: type, field: dataclasses.Field[Any], value: object) -> None:
     raise ParameterError(
-        f"The '{field.name}' parameter of {owner.__name__} must be {expectation(owner, field)}; got {value}."
+        f"The '{field.name}' parameter of {owner.__name__} must be {expectation(owner, field)}; got {brief(value)}."
     )
 
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_bench import source_files
 from finetune_bench.errors import FinetuneBenchError, MachineError, UnknownName, UsageError
 from finetune_bench.parameters import as_text, check_fields, from_text
+from finetune_bench.printable import brief
 from finetune_bench.spec import parse_call, parse_stack
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def _load(group: str, name: str) -> Any:
     except (Exception, SystemExit) as error:  # another package may do anything when it is imported
         raise UsageError(
             f"The {group[:-1]} '{name}' can't be used: importing {entry.value} failed with "
-            f"{type(error).__name__}: {error}."
+            f"{type(error).__name__}: {brief(error)}."
         ) from error
 
 
@@ -142,9 +143,9 @@ def make_stack(text: str) -> Stack:
     called = [call.name for call in calls]
     for name in called:
         if called.count(name) > 1:
-            raise UsageError(f"'{name}' stands twice in '{text}'; a method can be stacked once only.")
+            raise UsageError(f"'{name}' stands twice in '{brief(text)}'; a method can be stacked once only.")
         if name == BASELINE and len(called) > 1:
-            raise UsageError(f"'{name}' in '{text}' is fine-tuning without any method; leave it out of the stack.")
+            raise UsageError(f"'{name}' in '{brief(text)}' is fine-tuning without any method; leave it out there.")
     methods = []
     for call in calls:
         owner = method_class(call.name)
@@ -155,8 +156,8 @@ def make_stack(text: str) -> Stack:
             raise
         except (Exception, SystemExit) as error:  # a plugin's own __post_init__
             raise UsageError(
-                f"'{call.name}' in '{text}' can't be made: {owner.__name__} failed with "
-                f"{type(error).__name__}: {error}."
+                f"'{call.name}' in '{brief(text)}' can't be made: {owner.__name__} failed with "
+                f"{type(error).__name__}: {brief(error)}."
             ) from error
     return Stack(methods)
 
@@ -196,7 +197,7 @@ def task(text: str) -> Task:
         return make(os.path.normpath(call.name), call.arguments)
     if Path(call.name).suffix and call.name not in names("tasks"):
         makers = ", ".join(sorted(_installed("task_files")))
-        raise UsageError(f"'{call.name}' can't be read: expected a file ending in {makers}.")
+        raise UsageError(f"'{brief(call.name)}' can't be read: expected a file ending in {makers}.")
     named: Task = _load("tasks", call.name)
     if call.arguments:
         raise UsageError(f"The task '{call.name}' takes no options; got ({', '.join(call.arguments)}).")
@@ -291,5 +292,5 @@ def _import_file(path: Path) -> ModuleType:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
-        raise UsageError(f"--plugin: importing '{path}' failed with {type(error).__name__}: {error}") from error
+        raise UsageError(f"--plugin: importing '{path}' failed with {type(error).__name__}: {brief(error)}") from error
     return module

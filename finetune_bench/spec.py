@@ -12,12 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from finetune_bench.errors import UsageError
+from finetune_bench.printable import brief
 
 _QUOTED = re.compile(r'"((?:[^"]|"")*)"')
 _AFTER_A_NAME = ("", "(", ")", ",", "+")
 _END_OF_FILE_NAME = re.compile(r"\.\w+\s*(?=[(),+]|\Z)")
 _LONGEST_NAME = 1024
-_SHOWN = 200  # characters of a text in a message
+_MOST_PARTS = 100  # of a stack
+_LONGEST_TEXT = 100_000  # characters; what is longer is no list that someone typed, and would take long to read
 _MOST_TRIES = 1000  # in one text: looking for files takes its time, and only a made-up text has more names
 
 
@@ -47,12 +49,12 @@ def _parts(text: str, separator: str) -> list[str]:
     for position, character in _outside(text, separator):
         depth += {"(": 1, ")": -1}.get(character, 0)
         if depth < 0:
-            raise UsageError(f"'{_short(text)}' has a ')' without its '('.")
+            raise UsageError(f"'{brief(text)}' has a ')' without its '('.")
         if character == separator and depth == 0:
             parts.append(text[begin:position])
             begin = position + 1
     if depth:
-        raise UsageError(f"'{_short(text)}' has a '(' without its ')'.")
+        raise UsageError(f"'{brief(text)}' has a '(' without its ')'.")
     parts.append(text[begin:])
     return [part.strip() for part in parts]
 
@@ -61,17 +63,19 @@ def check_text(text: str) -> None:
     """Check that a text can be hashed, printed and handed to the system.
 
     Raises:
-        UsageError: it holds a NUL, or bytes that are not UTF-8 (a path's, which Python keeps as lone surrogates).
+        UsageError: it holds a NUL, or bytes that are not UTF-8 (a path's, which Python keeps as lone surrogates), or it
+            is longer than anyone types.
     """
+    if len(text) > _LONGEST_TEXT:
+        raise UsageError(
+            f"'{brief(text)}' has {len(text)} characters; expected {_LONGEST_TEXT} at most, for a list of names too (a "
+            "TOML file takes a longer one, name by name)."
+        )
     if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
         raise UsageError(
-            f"{_short(text)!a} holds a NUL, or bytes that are not UTF-8, which no row can name; rename the file "
+            f"'{brief(text)}' holds a NUL, or bytes that are not UTF-8, which no row can name; rename the file "
             "or the column."
         )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
 
 
 def _outside(text: str, separator: str) -> Iterator[tuple[int, str]]:
@@ -95,7 +99,7 @@ def _end_of_name(text: str, begin: int, tries: Iterator[int]) -> int:
     if text[begin] == '"':
         quoted = _QUOTED.match(text, begin)
         if quoted is None:
-            raise UsageError(f"'{_short(text)}' has a quotation mark without its partner.")
+            raise UsageError(f"'{brief(text)}' has a quotation mark without its partner.")
         return quoted.end()
     for ending in _END_OF_FILE_NAME.finditer(text, begin, begin + _LONGEST_NAME):
         if next(tries, None) is None:
@@ -124,14 +128,14 @@ def parse_call(text: str) -> Call:
     end = end or next((position for position, character in enumerate(text) if character in "()"), len(text))
     name, rest = _unquote(text[:end].strip()), text[end:].strip()
     if not name or (rest and not (rest[0] == "(" and rest[-1] == ")")):
-        raise UsageError(f"'{_short(text)}' can't be read; expected name or name(key=value,...).")
+        raise UsageError(f"'{brief(text)}' can't be read; expected name or name(key=value,...).")
     arguments: dict[str, str] = {}
     for part in split(rest[1:-1], ","):
         key, equals, value = (piece.strip() for piece in part.partition("="))
         if not (key and equals and value):
-            raise UsageError(f"'{_short(part)}' in '{_short(text)}' can't be read; expected key=value.")
+            raise UsageError(f"'{brief(part)}' in '{brief(text)}' can't be read; expected key=value.")
         if key in arguments:
-            raise UsageError(f"'{key}' is given twice in '{_short(text)}'.")
+            raise UsageError(f"'{brief(key)}' is given twice in '{brief(text)}'.")
         arguments[key] = _unquote(value)
     return Call(name, arguments)
 
@@ -143,10 +147,12 @@ def parse_stack(text: str) -> list[Call]:
         UsageError: an empty part, or one that can't be read.
     """
     if not text.strip() or text.strip()[0] == "+" or text.strip()[-1] == "+":
-        raise UsageError(f"'{_short(text)}' can't be read; expected a method, or several joined by '+'.")
+        raise UsageError(f"'{brief(text)}' can't be read; expected a method, or several joined by '+'.")
     parts = _parts(text, "+")
     if not all(parts):
-        raise UsageError(f"'{_short(text)}' has nothing between two '+'; expected a method there, or one '+' less.")
+        raise UsageError(f"'{brief(text)}' has nothing between two '+'; expected a method there, or one '+' less.")
+    if len(parts) > _MOST_PARTS:
+        raise UsageError(f"'{brief(text)}' stacks {len(parts)} methods; expected {_MOST_PARTS} at most.")
     return [parse_call(part) for part in parts]
 
 

@@ -26,10 +26,16 @@ _ESTIMATE = ("value", "low", "high", "n", "df", "standard_error")
 _RATIO = ("value", "low", "high", "n")
 
 
+# What a spreadsheet takes for the beginning of a formula; the last is the mark itself.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
+
+
 class Csv(Report):
     """The tables as CSV, and every row as rows.csv and rows.parquet.
 
-    The column `cells` of a table holds the ids of the runs behind each line; `finetune-bench show ID` opens one.
+    The column `cells` of a table holds the ids of the runs behind each line; `finetune-bench show ID` opens one. In CSV
+    files, a text that a spreadsheet would take for a formula has `'` before it: one `'` at the beginning of a cell, or
+    of a column's name, is to be taken away again by whoever reads it elsewhere.
     """
 
     name = "csv"
@@ -43,11 +49,28 @@ class Csv(Report):
         for name, frame in frames.items():
             paths.append(folder / f"{name}.csv")
             with replacing(paths[-1]) as temporary:
-                frame.to_csv(temporary, index=False)
+                as_texts(frame).to_csv(temporary, index=False)
         paths.append(folder / "rows.parquet")
         with replacing(paths[-1]) as temporary:
             frames["rows"].to_parquet(temporary, index=False)
         return paths
+
+
+def as_texts(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return a table of whose texts a spreadsheet computes none; numbers, also such as -1.5, stay what they are."""
+    marked = frame.map(_as_text)
+    marked.columns = pd.Index([_as_text(name) for name in frame.columns])
+    return marked
+
+
+def _as_text(value: Any) -> Any:
+    if not isinstance(value, str) or not value.startswith(_FORMULA):
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 # --- the records of a topic -------------------------------------------------------------------------------------------

@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from finetune_bench.printable import UNPRINTABLE
+
 _CODE, _BOLD, _END = "\x01", "\x02", "\x03"
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f]")
+# White space stays, and becomes a space.
+_CONTROL = re.compile(f"(?![\t\n\x0b\f\r\x85\u2028\u2029]){UNPRINTABLE.pattern}")
 
 
 def clean(text: object) -> str:

@@ -14,6 +14,7 @@ from tabulate import tabulate
 
 from finetune_bench.files import make_folder, replacing, write_text
 from finetune_bench.report import DEFAULT, Options
+from finetune_bench.reports.csv import as_texts
 from finetune_bench.reports.plots.style import SETTINGS
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.topics.dose import BY_DOSE, DoseStudy, dose_frame, dose_table, draw_dose
@@ -32,7 +33,7 @@ def write_dose(store: Store, study: DoseStudy, folder: Path, options: Options = 
     paths = [folder / name for name in ("dose.md", "dose.csv", "dose.png", "dose.json")]
     write_text(paths[0], f"# Dose: {study.method}, {study.parameter}\n\n{page}\n\n{note}\n\n![dose](dose.png)\n")
     with replacing(paths[1]) as temporary:
-        frame.drop(columns=["score", "note"]).to_csv(temporary, index=False)
+        as_texts(frame.drop(columns=["score", "note"])).to_csv(temporary, index=False)
     with matplotlib.rc_context(SETTINGS), replacing(paths[2]) as temporary:
         draw_dose(section, study, frame).savefig(temporary, metadata={"Software": None})
     kept = dataclasses.asdict(study) | {name: list(getattr(study, name).items()) for name in BY_DOSE}

@@ -16,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from finetune_bench.errors import DataError
+from finetune_bench.printable import brief, listed
 from finetune_bench.task import Split, Task, TaskData
 
 NOT_GIVEN = -1
@@ -109,7 +110,7 @@ class HubTask(Task):
             source = f"{self.path}, config {self.config}, split {name}"
             if name not in loaded:
                 raise DataError(
-                    f"The data set {source}, was not found {where}; its splits there are {', '.join(loaded) or 'none'}."
+                    f"The data set {source}, was not found {where}; its splits there are {listed(loaded) or 'none'}."
                 )
             splits[name], missing = self._check_split(loaded[name], published, source)
             if missing:
@@ -129,7 +130,7 @@ class HubTask(Task):
         if missing := [column for column in expected if column not in rows.column_names]:
             raise DataError(
                 f"The data set {source}, has no column {', '.join(missing)}: expected {', '.join(expected)}; "
-                f"found {', '.join(rows.column_names)}."
+                f"found {listed(rows.column_names)}."
             )
         values = rows.select_columns(expected)[:]
         labels = self._labels(values[self.label], getattr(rows.features[self.label], "names", None), source)
@@ -149,7 +150,7 @@ class HubTask(Task):
     def _labels(self, values: Sequence[Any], names: Sequence[str] | None, source: str) -> Sequence[int | float | None]:
         if names is not None and tuple(names) != self.labels:
             raise DataError(
-                f"The data set {source}, names its labels {', '.join(names)}, in this order; "
+                f"The data set {source}, names its labels {listed(names)}, in this order; "
                 f"expected {', '.join(self.labels) or 'numbers'}."
             )
         ids = {label: i for i, label in enumerate(self.labels)}
@@ -164,8 +165,9 @@ class HubTask(Task):
             elif self.kind == "classification" and value in ids:
                 labels.append(ids[value])
             else:
-                expected = "a number" if self.kind == "regression" else f"one of {', '.join(self.labels)}"
-                raise DataError(f"The data set {source}, row {row}: the label must be {expected}; got {value!r}.")
+                expected = "a number" if self.kind == "regression" else f"one of {listed(self.labels)}"
+                got = brief(value, write=repr)
+                raise DataError(f"The data set {source}, row {row}: the label must be {expected}; got {got}.")
         return labels
 
 
@@ -226,7 +228,7 @@ def _hub_is_reachable() -> bool:
 def reason_of(error: BaseException) -> str:
     """Return the first line of what went wrong; datasets hides it behind a general sentence."""
     cause = error.__cause__ or error
-    text = str(cause).strip().partition("\n")[0].rstrip(".")
+    text = brief(str(cause).strip().partition("\n")[0].rstrip("."))
     return f"{type(cause).__name__}: {text}" if text else type(cause).__name__
 
 

@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from finetune_bench.errors import DataError, UnknownName
+from finetune_bench.printable import brief, listed
 from finetune_bench.spec import quote
 from finetune_bench.task import Task, TaskData
 from finetune_bench.tasks.hub import load_from_hub, reason_of, silent
@@ -33,6 +34,7 @@ from finetune_bench.tasks.rows import Choices, Part, check_columns, check_option
 
 OPTIONS = ("config", "text", "text_pair", "label", "train", "validation", "test", "kind", "metric", "missing")
 _VALIDATION = ("validation", "dev", "valid", "val")
+_LONGEST_NAME = 200  # characters; the hub takes fewer
 _FILE = re.compile(r"(.+?)(?:-\d+-of-\d+)?\.(?:parquet|csv|json|jsonl)")
 
 
@@ -107,7 +109,7 @@ class NamedHubTask(Task):
 
     def _several(self, names: Sequence[str]) -> str:
         return (
-            f"The data set {self.path} has the configurations {', '.join(sorted(names))}; "
+            f"The data set {self.path} has the configurations {listed(sorted(names))}; "
             f"choose one: hub:{self.path}(config=NAME)."
         )
 
@@ -129,7 +131,7 @@ class NamedHubTask(Task):
             return replace(self, options={**self.options, "config": configs[0]})._files(folder, data_root)
         if config is None and configs:
             raise DataError(self._several(configs))
-        known = f"; its configurations there are {', '.join(configs)}" if configs else ""
+        known = f"; its configurations there are {listed(configs)}" if configs else ""
         raise DataError(
             f"The data set {self.path} has no data files in '{folders[0]}'{known}; expected them "
             f"{self._layout(data_root)}."
@@ -164,7 +166,7 @@ class NamedHubTask(Task):
         for option, split in chosen.items():
             if split not in loaded:
                 raise DataError(
-                    f"'{self.name}': {UnknownName('split', split, loaded)} Its splits are {', '.join(loaded)}; choose "
+                    f"'{self.name}': {UnknownName('split', split, loaded)} Its splits are {listed(loaded)}; choose "
                     f"one with {option}=SPLIT."
                 )
         return chosen, notes
@@ -174,7 +176,7 @@ class NamedHubTask(Task):
             if column is not None and column not in rows.column_names:
                 raise DataError(
                     f"'{source}': {UnknownName('column', column, rows.column_names)} Its columns are "
-                    f"{', '.join(rows.column_names)}; choose one with {option}=COLUMN."
+                    f"{listed(rows.column_names)}; choose one with {option}=COLUMN."
                 )
         names: Sequence[str] = getattr(rows.features[columns[2]], "names", None) or ()
         values = rows.select_columns([column for column in columns if column is not None])[:]
@@ -215,8 +217,10 @@ def hub_task(path: str, options: Mapping[str, str]) -> Task:
         DataError: no such option, or a name that is none.
     """
     check_options(f"hub:{path}", options, OPTIONS)
-    if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path, re.ASCII):
-        raise DataError(f"'hub:{path}': expected the name of a data set on the hub, as hub:ag_news or hub:SetFit/trec.")
+    if len(path) > _LONGEST_NAME or not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", path, re.ASCII):
+        raise DataError(
+            f"'hub:{brief(path)}': expected the name of a data set on the hub, as hub:ag_news or hub:SetFit/trec."
+        )
     check_columns(f"hub:{path}", _columns(options))
     return _known(path, tuple((option, options[option]) for option in OPTIONS if option in options))
 

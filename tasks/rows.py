@@ -21,6 +21,7 @@ from typing import Literal
 
 from finetune_bench.errors import DataError, UnknownName
 from finetune_bench.metrics import METRICS, Kind, named_class
+from finetune_bench.printable import brief
 from finetune_bench.task import Split, TaskData, on_both_sides
 
 DEFAULT_METRICS: dict[Kind, str] = {"classification": "accuracy", "regression": "pearson_spearman"}
@@ -108,7 +109,7 @@ class Choices:
                 f"'{source}': {UnknownName('kind of task', kind, kinds)} It is classification or regression."
             )
         if missing not in rules:
-            raise DataError(f"'{source}': missing must be refuse, drop or keep; got '{missing}'.")
+            raise DataError(f"'{source}': missing must be refuse, drop or keep; got '{brief(missing)}'.")
         return cls(kinds[kind], options.get("metric"), rules[missing])
 
 
@@ -323,12 +324,8 @@ def _hold_out(source: str, rows: dict[str, list[Row]], choices: Choices, notes: 
     return cut | {name: part for name, part in rows.items() if name != "train"}
 
 
-def _brief(label: str) -> str:
-    return label if len(label) <= _LONG else f"{label[:_LONG]}…"
-
-
 def _listed(labels: Iterable[str]) -> str:
-    names = [f"'{_brief(label)}'" for label in dict.fromkeys(labels)]
+    names = [f"'{brief(label, _LONG)}'" for label in dict.fromkeys(labels)]
     return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
@@ -344,15 +341,15 @@ def _check_labels(source: str, rows: Sequence[Row]) -> None:
     counts = Counter(row.label for row in rows)
     if len(counts) == 1:
         raise DataError(
-            f"'{source}': every row has the label '{_brief(rows[0].label)}'; expected at least two classes. "
+            f"'{source}': every row has the label '{brief(rows[0].label, _LONG)}'; expected at least two classes. "
             "Is it the right column? Name another with label=COLUMN."
         )
     once = [row for row in rows if counts[row.label] == 1]
     if len(once) > len(rows) / 2 and len(rows) > 2:
         raise DataError(
-            f"'{source}', {once[0].position}: the class '{_brief(once[0].label)}' occurs only once, as {len(once)} of "
-            f"{len(counts)} do, which is too little to learn; name another column with label=COLUMN, or, if the labels "
-            "are numbers to predict, give kind=regression."
+            f"'{source}', {once[0].position}: the class '{brief(once[0].label, _LONG)}' occurs only once, as "
+            f"{len(once)} of {len(counts)} do, which is too little to learn; name another column with label=COLUMN, "
+            "or, if the labels are numbers to predict, give kind=regression."
         )
 
 
@@ -373,7 +370,7 @@ def _classes(
                 if held_out and name == "validation"
                 else "is not in the training file; correct the label or drop the row."
             )
-            raise DataError(f"'{sources[name]}', {unseen.position}: the class '{_brief(unseen.label)}' {advice}")
+            raise DataError(f"'{sources[name]}', {unseen.position}: the class '{brief(unseen.label, _LONG)}' {advice}")
     rank = {label: i for i, label in enumerate(choices.order)}
     return tuple(sorted(seen, key=lambda label: (rank.get(label, len(rank)), label)))
 
@@ -383,7 +380,7 @@ def _class_notes(rows: Mapping[str, Sequence[Row]], labels: Sequence[str]) -> li
     counts = {name: Counter(row.label for row in part) for name, part in rows.items()}
     shown = sorted(labels, key=lambda label: -counts["train"][label])[:_SHOWN] if len(labels) > _SHOWN else labels
     told = ", ".join(
-        f"'{_brief(label)}' {' + '.join(str(count[label]) for count in counts.values())}" for label in shown
+        f"'{brief(label, _LONG)}' {' + '.join(str(count[label]) for count in counts.values())}" for label in shown
     )
     more = (
         f", and {len(labels) - _SHOWN} more, with {counts['train'][shown[-1]]} or fewer" if len(labels) > _SHOWN else ""
@@ -406,7 +403,7 @@ def _number(source: str, row: Row) -> float:
         beyond = ", which is beyond single precision" if number is not None and math.isfinite(number) else ""
         raise DataError(
             f"'{source}', {row.position}: the label of a regression must be a number such as 3.5; got "
-            f"'{_brief(row.label)}'{beyond}."
+            f"'{brief(row.label, _LONG)}'{beyond}."
         )
     return number
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from finetune_bench.errors import DataError
+from finetune_bench.printable import brief, listed
 
 ENDINGS = ("csv", "tsv", "json", "jsonl", "parquet")
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t", "bar": "|", "space": " "}
@@ -88,11 +89,11 @@ class Reading:
         delimiter = DELIMITERS.get(delimiter, delimiter) if delimiter else None
         if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
             raise DataError(
-                f"'{path}': delimiter must be one character, or {', '.join(DELIMITERS)}; got '{delimiter}'."
+                f"'{path}': delimiter must be one character, or {', '.join(DELIMITERS)}; got '{brief(delimiter)}'."
             )
         header = options.get("header")
         if header not in (None, "yes", "no"):
-            raise DataError(f"'{path}': header must be yes or no; got '{header}'.")
+            raise DataError(f"'{path}': header must be yes or no; got '{brief(header)}'.")
         return cls(delimiter, options.get("encoding"), None if header is None else header == "yes")
 
 
@@ -122,7 +123,7 @@ def read_table(path: str, wanted: Sequence[str], reading: Reading) -> Table:
     except OSError as error:
         raise DataError(f"'{path}' can't be read: {error.strerror}.") from error
     if not content.strip():
-        raise DataError(f"'{path}' is empty; expected a table with the columns {', '.join(wanted)}.")
+        raise DataError(f"'{path}' is empty; expected a table with the columns {listed(wanted)}.")
     if content.startswith(b"version https://git-lfs."):
         raise DataError(f"'{path}' is a pointer of Git LFS, not the file itself; fetch that: git lfs pull.")
     if ending == "parquet":
@@ -168,7 +169,8 @@ def _decode_as(path: str, content: bytes, encoding: str) -> str:
     except UnicodeDecodeError as error:
         raise DataError(f"'{path}', {_where(error)} is not {encoding}; name another encoding.") from error
     except (LookupError, ValueError) as error:
-        raise DataError(f"'{path}': there is no encoding '{encoding}'; name one such as cp1252 or utf-16.") from error
+        name = brief(encoding)
+        raise DataError(f"'{path}': there is no encoding '{name}'; name one such as cp1252 or utf-16.") from error
 
 
 def _where(error: UnicodeDecodeError) -> str:
@@ -267,12 +269,12 @@ def _read_separated(path: str, text: str, wanted: Sequence[str], reading: Readin
         if not columns:
             columns = [value.strip() for value in values] if named else [str(i + 1) for i in range(len(values))]
             if len(set(columns)) < len(columns):
-                raise DataError(f"'{path}', line {line}: two columns have the same name in {', '.join(columns)}.")
+                raise DataError(f"'{path}', line {line}: two columns have the same name in {listed(columns)}.")
             if named:
                 continue
         if len(values) != len(columns):
             raise DataError(
-                f"'{path}', line {line}: expected {len(columns)} values ({', '.join(columns)}); got {len(values)}. "
+                f"'{path}', line {line}: expected {len(columns)} values ({listed(columns)}); got {len(values)}. "
                 "Put values that hold the separator or a line end in double quotes (CSV only)."
             )
         if named and [value.strip() for value in values] == columns:
@@ -370,7 +372,7 @@ def _read_parquet(path: str, content: bytes) -> Table:
     try:
         schema = pyarrow.parquet.read_schema(io.BytesIO(content))
         if len(set(schema.names)) < len(schema.names):
-            raise DataError(f"'{path}': two columns have the same name in {', '.join(schema.names)}.")
+            raise DataError(f"'{path}': two columns have the same name in {listed(schema.names)}.")
         # As objects, so that integers beside a gap stay integers.
         table = pd.read_parquet(io.BytesIO(content), dtype_backend="pyarrow").astype(object)
     except (ValueError, OSError, pa.ArrowException) as error:

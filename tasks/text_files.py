@@ -23,6 +23,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from finetune_bench.errors import DataError, UnknownName
+from finetune_bench.printable import brief, listed
 from finetune_bench.spec import quote
 from finetune_bench.task import Split, Task, TaskData
 from finetune_bench.tasks.rows import Choices, Part, Row, check_columns, check_options, make_data, row_of
@@ -111,7 +112,7 @@ def _read_part(path: str, columns: Columns, reading: Reading, *, guess: bool) ->
     """
     table = read_table(path, [column for column in columns if column is not None], reading)
     if not table.records:
-        raise DataError(f"'{path}' has no rows, only the columns {', '.join(table.columns) or '(none)'}.")
+        raise DataError(f"'{path}' has no rows, only the columns {listed(table.columns) or '(none)'}.")
     notes = table.notes
     if not table.named:
         columns = _columns_without_header(path, table, columns, guess=guess)
@@ -122,7 +123,7 @@ def _read_part(path: str, columns: Columns, reading: Reading, *, guess: bool) ->
     for option, column in zip(("text", "text_pair", "label"), columns, strict=True):
         if column is not None and column not in table.columns:
             raise DataError(
-                f"'{path}': {UnknownName('column', column, table.columns)} Its columns are {', '.join(table.columns)}; "
+                f"'{path}': {UnknownName('column', column, table.columns)} Its columns are {listed(table.columns)}; "
                 f"choose one with {option}=COLUMN."
             )
     names = table.classes.get(columns[2], ())
@@ -154,4 +155,5 @@ def _class_name(path: str, position: str, value: object, names: Sequence[str]) -
         return None
     if isinstance(value, int) and 0 <= value < len(names):
         return names[value]
-    raise DataError(f"'{path}', {position}: the class id must be from 0 to {len(names) - 1}; got {value!r}.")
+    got = brief(value, write=repr)
+    raise DataError(f"'{path}', {position}: the class id must be from 0 to {len(names) - 1}; got {got}.")

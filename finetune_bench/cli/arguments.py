@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from finetune_bench._version import __version__
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
 from finetune_bench.cli.verify import verify_command
+from finetune_bench.errors import UsageError
+from finetune_bench.printable import brief
 from finetune_bench.study.options import GROUPS
 from finetune_bench.study.sources import OPTIONS
 
@@ -17,9 +19,17 @@ if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 
+class Parser(argparse.ArgumentParser):
+    """This parser tells what is wrong as everything else of the command line does."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise a UsageError with argparse's words, in place of printing the usage and leaving the process."""
+        raise UsageError(f"{brief(message, 300)}; '{self.prog} --help' shows what it takes.")
+
+
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of all commands; what it parses has the command's function as its `command`."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="finetune-bench",
         description="Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, and "
         "at what price in memory and time.",

@@ -17,23 +17,27 @@ from finetune_bench.cli.arguments import make_parser
 from finetune_bench.cli.console import say
 from finetune_bench.cli.train import dose_command
 from finetune_bench.errors import FinetuneBenchError, UsageError
+from finetune_bench.printable import brief
+
+_NO_PATH = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EEXIST, errno.ELOOP)  # what was typed is wrong, not the machine
+_LONGEST_SENTENCE = 1_000  # characters of an error; whatever it tells of a name or a value is shorter
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; without arguments those of the process are taken."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
-    parsed, rest = parser.parse_known_args(typed)
-    if rest and parsed.command is not dose_command:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    parsed.rest = rest
     try:
+        parsed, rest = parser.parse_known_args(typed)
+        if rest and parsed.command is not dose_command:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parsed.rest = rest
         code: int = parsed.command(parsed)
     except UsageError as error:
-        say(f"finetune-bench: {error}")
+        say(f"finetune-bench: {brief(error, _LONGEST_SENTENCE)}")
         return 2
     except FinetuneBenchError as error:  # the machine lacks something
-        say(f"finetune-bench: {error}")
+        say(f"finetune-bench: {brief(error, _LONGEST_SENTENCE)}")
         return 3
     except KeyboardInterrupt:
         say(f"\nInterrupted; every finished cell is kept. To go on:\n\n    finetune-bench {shlex.join(typed)}\n")
@@ -42,9 +46,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
+        path, reason = brief(error.filename or "the run folder"), brief(error.strerror or error)
+        if error.errno in _NO_PATH:
+            say(f"finetune-bench: '{path}' is no path that can be read or written: {reason}; give another one.")
+            return 2
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "make room and give the same command again" if full else "give another place with --out"
-        say(f"finetune-bench: {error.filename or 'the run folder'}: {error.strerror or error}; {advice}.")
+        say(f"finetune-bench: {path}: {reason}; {advice}.")
         return 3
     return code
 

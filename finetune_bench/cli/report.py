@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_bench.cli.console import say
+from finetune_bench.cli.console import say, show
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged, make_folder, read_plain
@@ -26,14 +27,16 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
     """Write a report, print its summary, and return what was printed and the files."""
     from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
+    from finetune_bench.reports.rows.load import load
 
+    load(store, options)  # it is kept; what is wrong with the rows or the options is told before a folder is made
     make_folder(folder)
     # Every collection would walk all rows, and a report of ten thousand needs no memory back.
     gc.disable()
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
     first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
     answer = f"{summary_table(store, options)}\n\n{first_files}"
-    print(answer)
+    show(answer)
     return answer, [path for paths in written.values() for path in paths]
 
 
@@ -50,7 +53,7 @@ def report_command(parsed: argparse.Namespace) -> int:
         raise UsageError("--format: expected one format or more, separated by commas; got none.")
     for name in formats:
         registry.report_class(name)  # an unknown format is told before any is written
-    if parsed.margin is not None and not parsed.margin > 0:
+    if parsed.margin is not None and not 0 < parsed.margin < math.inf:
         raise UsageError(f"--margin: expected a number of points above 0; got {parsed.margin:g}.")
     options = Options(baseline=parsed.baseline, margin=parsed.margin, bootstrap=parsed.bootstrap, all_cells=parsed.all)
     store = Store.open(parsed.run)
@@ -80,8 +83,8 @@ def _check_report(store: Store, folder: Path, formats: list[str], options: Optio
             written = folder / path.relative_to(name)
             if reason := _difference(path, written):
                 differing += 1
-                print(f"{written}: {reason}")
-    print(f"{checked} files recomputed, {differing} differ.")
+                show(f"{written}: {reason}")
+    show(f"{checked} files recomputed, {differing} differ.")
     damaged = tell_damaged(store, load(store, options).damaged)
     return 1 if differing or damaged else 0
 
@@ -129,7 +132,7 @@ def compare_command(parsed: argparse.Namespace) -> int:
 
     stores = [Store.open(run) for run in parsed.runs]
     compared = compare(stores[0], stores[1])
-    print(as_text(compared.lines, compared.notes))
+    show(as_text(compared.lines, compared.notes))
     return max(tell_damaged(store, damaged) for store, damaged in zip(stores, compared.damaged, strict=True))
 
 
@@ -141,7 +144,7 @@ def merge_command(parsed: argparse.Namespace) -> int:
     merged = merge(Path(parsed.out), [Path(run) for run in parsed.runs])
     for conflict in merged.conflicts:
         say(conflict)
-    print(f"{merged.copied} cells copied to '{parsed.out}', {merged.present} were there already.")
+    show(f"{merged.copied} cells copied to '{parsed.out}', {merged.present} were there already.")
     told = [tell_damaged(Store(source), damaged) for source, damaged in merged.damaged.items()]
     return 1 if merged.conflicts or any(told) else 0
 
@@ -152,7 +155,7 @@ def power_command(parsed: argparse.Namespace) -> int:
     from finetune_bench.reports.rows.load import load
     from finetune_bench.store.store import Store
 
-    if not parsed.difference > 0:
+    if not 0 < parsed.difference < math.inf:
         raise UsageError(f"--difference: expected a number of points above 0; got {parsed.difference:g}.")
     if not 0.05 < parsed.power < 1:
         raise UsageError(f"--power: expected a share between 0.05 and 1; got {parsed.power:g}.")
@@ -160,7 +163,7 @@ def power_command(parsed: argparse.Namespace) -> int:
     data = load(store)
     damaged = tell_damaged(store, data.damaged)
     lines = power_lines(store, parsed.difference, parsed.power)
-    print(as_text(lines, parsed.difference, parsed.power))
+    show(as_text(lines, parsed.difference, parsed.power))
     for note in data.notes:
         say(note)
     return damaged

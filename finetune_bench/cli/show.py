@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from finetune_bench.cli.console import show
 from finetune_bench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def list_command(parsed: argparse.Namespace) -> int:
         "tasks": ["task", "kind", "metrics (the first is compared)", "classes"],
         "reports": ["format", "what it is"],
     }
-    print(tabulate(lines, headers=heads[parsed.group], tablefmt="simple"))
+    show(tabulate(lines, headers=heads[parsed.group], tablefmt="simple"))
     return 0
 
 
@@ -66,19 +67,19 @@ def _show_method(owner: type[Method]) -> None:
 
     from finetune_bench.parameters import as_text, expectation
 
-    print((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
-    print(f"\n{_costs(owner())}\n\nParameters:\n")
+    show((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
+    show(f"\n{_costs(owner())}\n\nParameters:\n")
     lines = [
         [field.name, as_text(field.default), expectation(owner, field), field.metadata.get("help", "")]
         for field in dataclasses.fields(owner)
     ]
-    print(tabulate(lines, headers=["parameter", "default", "must be", "what it is"], tablefmt="simple"))
+    show(tabulate(lines, headers=["parameter", "default", "must be", "what it is"], tablefmt="simple"))
 
 
 def _show_task(task: Task) -> None:
-    print(f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)}")
+    show(f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)}")
     if task.labels:
-        print(f"classes, from id 0: {', '.join(task.labels)}")
+        show(f"classes, from id 0: {', '.join(task.labels)}")
 
 
 def _show_cell(name: str, runs: list[Path]) -> None:
@@ -91,7 +92,7 @@ def _show_cell(name: str, runs: list[Path]) -> None:
         known = [*registry.names("methods"), *registry.names("tasks")]
         hint = "'finetune-bench list methods' shows the methods; a cell's run is given by --run."
         raise UnknownName("method, task or cell", name, known, hint)
-    print(card(*cell))
+    show(card(*cell))
 
 
 def _costs(method: Method) -> str:
@@ -123,10 +124,10 @@ def check_command(parsed: argparse.Namespace) -> int:
         if not names:
             raise UsageError(f"'{parsed.target}' defines no method to check.")
     failed = 0
-    for name in names:
-        print(f"{name}:")
-        for check in check_method(registry.method_class(name)):
-            print(f"  {check.outcome:4}  {check.name}" + (f": {check.detail}" if check.detail else ""), flush=True)
+    for name, method in [(name, registry.method_class(name)) for name in names]:
+        show(f"{name}:")
+        for check in check_method(method):
+            show(f"  {check.outcome:4}  {check.name}" + (f": {check.detail}" if check.detail else ""))
             failed += check.outcome == "FAIL"
     return 1 if failed else 0
 

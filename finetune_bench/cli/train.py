@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from finetune_bench.cli.console import say
+from finetune_bench.cli.console import say, show
 from finetune_bench.cli.report import FORMATS, summarise, tell_damaged
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
@@ -29,7 +29,7 @@ def run_command(parsed: argparse.Namespace) -> int:
     if (cached := result_cache.look_up(study)) is not None:
         talk, answer = cached
         say(talk)
-        print(answer)
+        show(answer)
         return 0
     from finetune_bench.reports.rows.load import load
 
@@ -68,15 +68,15 @@ def plan_command(parsed: argparse.Namespace) -> int:
         seconds.setdefault(cell.label, []).append(expected.seconds[cell.id])
     table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}"] for label, s in seconds.items()]
     clock = "CPU" if plan.devices[0] == "cpu" else "GPU"
-    print(tabulate(table, ["method", "cells", f"{clock} seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
+    show(tabulate(table, ["method", "cells", f"{clock} seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
     bytes_each = expected.memory_bytes
     memory = "not measured here" if bytes_each is None else f"{bytes_each / 2**20:.0f} MiB a worker"
-    print(f"\ncells      {len(plan.todo)}, with {expected.workers} workers on {plan.devices[0]}")
+    show(f"\ncells      {len(plan.todo)}, with {expected.workers} workers on {plan.devices[0]}")
     start = f"{expected.start_seconds:.0f} s of it to start each worker"
-    print(f"{clock} time   {expected.cpu_seconds:.0f} s in all, {start}")
-    print(f"wall time  {expected.wall_seconds:.0f} s, if nothing else runs")
-    print(f"memory     {memory}")
-    print(f"disk       {expected.disk_bytes / 2**20:.1f} MiB")
+    show(f"{clock} time   {expected.cpu_seconds:.0f} s in all, {start}")
+    show(f"wall time  {expected.wall_seconds:.0f} s, if nothing else runs")
+    show(f"memory     {memory}")
+    show(f"disk       {expected.disk_bytes / 2**20:.1f} MiB")
     return 0
 
 
@@ -123,9 +123,9 @@ def dose_command(parsed: argparse.Namespace) -> int:
     )
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", f"{parsed.method}-{parameter}").strip("-")
     text, paths = write_dose(plan.store, study, plan.store.root / "dose" / name, _covering(plan))
-    print(f"{text}\n")
+    show(f"{text}\n")
     for path in paths:
-        print(path)
+        show(str(path))
     return 1 if tally.failed or tally.failed_before else 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.printable import LONGEST_REASON, brief
 
 # By hook: what it is asked, in words, and what may come back.
 _QUESTIONS: dict[str, tuple[str, tuple[type, ...], str]] = {
@@ -39,7 +40,8 @@ def ask(method: Method, hook: str, *arguments: Any) -> Any:
         raise
     except (Exception, SystemExit) as error:
         raise UsageError(
-            f"'{method.name}': asking it {question} failed with {type(error).__name__}: {error}; mend its `{hook}`."
+            f"'{method.name}': asking it {question} failed with {type(error).__name__}: {brief(error)}; mend its "
+            f"`{hook}`."
         ) from error
     wrong = not isinstance(answer, kinds)
     if isinstance(answer, Mapping):
@@ -47,5 +49,5 @@ def ask(method: Method, hook: str, *arguments: Any) -> Any:
     if isinstance(answer, Passes):
         wrong = not all(isinstance(count, int | float) for count in (answer.forwards, answer.backwards))
     if wrong:
-        raise UsageError(f"'{method.name}': its `{hook}` must return {expected}; got {answer!r}.")
-    return answer
+        raise UsageError(f"'{method.name}': its `{hook}` must return {expected}; got {brief(answer, write=repr)}.")
+    return brief(answer, LONGEST_REASON) if isinstance(answer, str) else answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from torch import nn
 from finetune_bench.errors import ModelError
 from finetune_bench.model.files import check_folder
 from finetune_bench.model.structure import positions, vocabulary
+from finetune_bench.printable import brief
 
 # Endings of a checkpoint's files that can change what is computed.
 CONTENT = (".json", ".model", ".safetensors", ".txt")
@@ -37,7 +39,7 @@ def fingerprint(name: str) -> str:
         ModelError: no such folder, and no such checkpoint on the hub or in its cache.
     """
     if looks_like_folder(name):
-        folder = Path(name).expanduser()
+        folder = expanded(name)
         check_folder(name, folder)
         return hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
     # The hub's cache keeps a folder per commit.
@@ -51,7 +53,7 @@ def folder_of(name: str) -> Path:
         ModelError: there is no such checkpoint on the hub or in its cache.
     """
     if looks_like_folder(name):
-        return Path(name).expanduser()
+        return expanded(name)
     try:
         path = library().utils.cached_file(name, "config.json")
     except (OSError, ValueError) as error:
@@ -62,14 +64,19 @@ def folder_of(name: str) -> Path:
     return Path(str(path)).parent
 
 
+def expanded(name: str) -> Path:
+    """Return a path with the user's home for its `~`; one of nobody's home stays as it is, and isn't there."""
+    return Path(os.path.expanduser(name))  # noqa: PTH111 — that of pathlib fails
+
+
 def looks_like_folder(name: str) -> bool:
     """Return whether a model's name is meant as a path: it exists, or it is written like one."""
-    return Path(name).expanduser().exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
+    return expanded(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def label(name: str) -> str:
     """Name a checkpoint as reports do: by its hub name, or by the last two parts of its folder's path."""
-    return "/".join(Path(name).expanduser().resolve().parts[-2:]) if looks_like_folder(name) else name
+    return "/".join(expanded(name).resolve().parts[-2:]) if looks_like_folder(name) else name
 
 
 @cache
@@ -177,12 +184,13 @@ def check_fit(name: str, max_length: int) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    line = brief(str(error).strip().partition("\n")[0])
+    return f"{type(error).__name__}: {line}" if isinstance(error, KeyError) else line or type(error).__name__
 
 
 def source(name: str) -> str:
     """Return where to load a model from: a folder's path, or the hub name as it is."""
-    return str(Path(name).expanduser()) if looks_like_folder(name) else name
+    return str(expanded(name)) if looks_like_folder(name) else name
 
 
 def build(config: Any) -> nn.Module:
@@ -194,9 +202,8 @@ def build(config: Any) -> nn.Module:
     try:
         model: nn.Module = library().AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
     except Exception as error:  # an architecture may refuse a configuration in any way
-        raise ModelError(
-            f"--model: no text classifier can be made of '{config.model_type}': {_first_line(error)}"
-        ) from None
+        name = getattr(config, "name_or_path", "") or config.model_type
+        raise ModelError(f"--model: no text classifier can be made of '{name}': {_first_line(error)}") from None
     return model
 
 

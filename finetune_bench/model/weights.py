@@ -21,6 +21,7 @@ from finetune_bench.model import pretrained
 from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
 from finetune_bench.model.files import check_weights, weight_files
 from finetune_bench.model.structure import body, output_layer, parameter_depths, undecayed
+from finetune_bench.printable import brief
 
 KEPT_HEAD = "kept-head"  # a mark of a checkpoint's identity
 SAVED_WITH = {
@@ -150,7 +151,7 @@ def _read(name: str, config: Any, **options: Any) -> Any:
             f"--model: the weights of '{name}' are damaged or cut short ({error}). Download or copy them again."
         ) from None
     except Exception as error:  # transformers raises errors of many types here
-        line = str(error).strip().partition("\n")[0] or type(error).__name__
+        line = brief(str(error).strip().partition("\n")[0]) or type(error).__name__
         raise ModelError(f"--model: the weights of '{name}' can't be read: {line}") from None
 
 
@@ -265,7 +266,7 @@ def _prefixes(key: str) -> list[str]:
 
 
 def _listed(keys: list[str]) -> str:
-    return ", ".join(f"'{key}'" for key in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
+    return ", ".join(f"'{brief(key)}'" for key in keys[:3]) + (f" and {len(keys) - 3} more" if len(keys) > 3 else "")
 
 
 def _more(keys: list[str]) -> str:

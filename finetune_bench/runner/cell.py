@@ -18,6 +18,7 @@ from finetune_bench.errors import DataError, Diverged
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import dropout, pretrained
 from finetune_bench.model import weights as checkpoint_weights
+from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.runner.environment import environment
 from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
 from finetune_bench.runner.row import collapse_reason, constant_prediction, cost_of, row_of, training_facts
@@ -157,7 +158,8 @@ def _first_line(error: BaseException) -> str:
         return (
             f"its code called sys.exit({error.code!r}); a method or task raises an error in place of ending its process"
         )
-    return f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+    line = brief(error, LONGEST_REASON, write=lambda error: (str(error).strip() or "no message").splitlines()[0])
+    return f"{type(error).__name__}: {line}"
 
 
 @dataclass(frozen=True)

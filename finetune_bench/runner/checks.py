@@ -7,6 +7,7 @@ can't run while others of their method can are given back with the reason.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import DataError, Unsupported, UsageError
 from finetune_bench.model import pretrained, unpadding, weights
+from finetune_bench.printable import brief
 from finetune_bench.recipe import AUTO, BATCH_LAYOUTS
 from finetune_bench.runner.inputs import cuts, dropout_stays_on, facts_of, load_data
 from finetune_bench.runner.probe import try_out
@@ -106,8 +108,8 @@ def notes_on_models(study: Study) -> list[str]:
 
 
 def _refuse_doubles(option: str, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             raise UsageError(
                 f"{option}: two of them would be called '{name}' in the report; rename one, or give it once."
             )
@@ -197,9 +199,8 @@ def check_methods(cells: Sequence[Cell]) -> list[tuple[Cell, str]]:
     for method in {cell.method for cell, _ in impossible}:
         of_method = {reasons[key] for key in reasons if key[0] == method}
         if None not in of_method:
-            raise Unsupported(
-                f"'{label_of(method)}' can't run in any cell of this study: {'; '.join(sorted(map(str, of_method)))}."
-            )
+            told = "; ".join(sorted(brief(reason, 300) for reason in of_method))
+            raise Unsupported(f"'{label_of(method)}' can't run in any cell of this study: {told}.")
     return impossible
 
 

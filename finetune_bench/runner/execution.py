@@ -121,9 +121,9 @@ def _searched(study: Study) -> dict[str, list[list[Any]]]:
 
 def _write_skipped(plan: Plan) -> None:
     for cell, reason in plan.skipped:
-        row = plan.store.row(cell.id)
-        if row is None or row["reason"] != reason:
-            plan.store.write_unfinished(cell.to_dict(), row_of(cell, Status.SKIPPED, reason))
+        before, row = plan.store.row(cell.id), row_of(cell, Status.SKIPPED, reason)
+        if before is None or before["reason"] != row["reason"]:
+            plan.store.write_unfinished(cell.to_dict(), row)
 
 
 def _write_interrupted(plan: Plan, cells: Iterable[Cell]) -> None:

@@ -16,6 +16,7 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.model import files, pretrained, unpadding, weights
 from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
+from finetune_bench.printable import brief
 from finetune_bench.runner import probe
 from finetune_bench.seeds import derive
 from finetune_bench.study.grid import Cell
@@ -52,7 +53,7 @@ def _limited(task: Task, data: TaskData, count: int) -> TaskData:
     train = limit(data.train, count, task.name)
     notes = data.notes
     if task.kind == "classification" and (lost := sorted({*data.train.labels} - {*train.labels})):
-        names = ", ".join(f"'{task.labels[int(label)]}'" for label in lost)
+        names = ", ".join(f"'{brief(task.labels[int(label)], 60)}'" for label in lost)
         notes += (f"--limit-train {count} leaves no training example of {names}.",)
     return dataclasses.replace(data, train=train, notes=notes)
 

@@ -99,8 +99,11 @@ def _notes_on_methods(study: Study) -> list[str]:
 
 def _store_of(study: Study) -> Store:
     store = Store(study.out or Path("runs") / run_name(study))
-    if store.root.exists() and not store.root.is_dir():
-        raise UsageError(f"--out: expected a folder, but '{store.root}' is a file.")
+    nearest = next(path for path in (store.root, *store.root.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"--out: expected a folder, but '{nearest}' is a file.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise UsageError(f"--out: '{nearest}' can't be written to; give another folder, or change its permissions.")
     return store
 
 

@@ -17,6 +17,7 @@ from finetune_bench import device as devices
 from finetune_bench.errors import ModelError
 from finetune_bench.model import pretrained, unpadding, weights
 from finetune_bench.model.structure import hidden_states_captured
+from finetune_bench.printable import brief
 from finetune_bench.task import Batch, Split
 from finetune_bench.training.examples import encode
 
@@ -64,7 +65,7 @@ def try_out(name: str, max_length: int) -> Probe:
     except Exception as error:  # a model may fail in any way
         if devices.is_out_of_memory(error) or isinstance(error, MemoryError):
             return Probe(unpads=unpadding.furthest(model.config) != "padded", embeds=True, ignores_padding=True)
-        line = str(error).strip().partition("\n")[0]
+        line = brief(str(error).strip().partition("\n")[0])
         raise ModelError(
             f"--model: {type(model).__name__} of '{name}' fails on a batch of three texts of up to {max_length} tokens "
             f"({type(error).__name__}: {line}). Give another checkpoint, or a smaller --max-length."

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+from finetune_bench.printable import printable
 from finetune_bench.runner.executors.messages import EventStatus
 
 
@@ -111,4 +112,4 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Print one line, as it is."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import torch
 
 from finetune_bench import registry
 from finetune_bench.model import pretrained
+from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import Cost, Retry, Row, Status, TrainingFacts
 from finetune_bench.store.store import Store
@@ -23,14 +24,17 @@ LEARNT_SHARE = 0.95
 
 
 def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
-    """Return the part of a row that is known without running: what the cell is, and what became of it."""
+    """Return the part of a row that is known without running: what the cell is, and what became of it.
+
+    A long reason is cut; the log of a cell that failed has the whole.
+    """
     task = registry.task(cell.task)
     stack = cell.make_stack()
     row: Row = {
         "schema": SCHEMA,
         "id": cell.id,
         "status": status,
-        "reason": reason,
+        "reason": None if reason is None else brief(reason, LONGEST_REASON),
         "method": cell.label,
         "methods": [
             {

@@ -14,7 +14,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from finetune_bench.spec import split
+from finetune_bench.printable import brief
+from finetune_bench.spec import check_text, split
+
+_MOST_NAMES = 10_000
+_MOST_SEEDS = 10_000
+_LARGEST = 10**9  # of a count: further up nothing is meant, and libraries compute with 64 bits
+_LARGEST_SEED = 2**63 - 1
+_LONGEST = 10**9  # seconds of a duration, thirty years: clocks of the system take no more
 
 LEAST_JOB_MINUTES = 5
 LEAST_MEMORY = 100 * 10**6  # bytes that a process takes which does nothing yet
@@ -25,8 +32,12 @@ def names(value: Any) -> tuple[str, ...]:
     parts = value if isinstance(value, list | tuple) else split(value, ",") if isinstance(value, str) else None
     if not parts or not all(isinstance(part, str) and part.strip() for part in parts):
         raise ValueError("one name or more, separated by commas")
+    if len(parts) > _MOST_NAMES:
+        raise ValueError(f"{_MOST_NAMES} names at most")
+    for part in parts:
+        check_text(part)
     if doubled := sorted(part for part, count in Counter(parts).items() if count > 1):
-        raise ValueError(f"each name once ('{doubled[0]}' is given twice)")
+        raise ValueError(f"each name once ('{brief(doubled[0])}' is given twice)")
     return tuple(parts)
 
 
@@ -41,13 +52,16 @@ def seeds(value: Any) -> tuple[int, ...]:
     try:
         if isinstance(value, str) and "," in value:
             value = [int(part) for part in split(value, ",")]
-        is_list = isinstance(value, list | tuple)
-        chosen = tuple(value) if is_list else tuple(range(1, number(int, expected)(value) + 1))
+        if not isinstance(value, list | tuple):
+            value = range(1, min(number(int, expected)(value), _MOST_SEEDS + 1) + 1)
     except (TypeError, ValueError):
         raise ValueError(expected) from None
-    if not chosen or not all(type(seed) is int and seed >= 0 for seed in chosen) or len(set(chosen)) < len(chosen):
-        raise ValueError(expected + ", each 0 or more and given once")
-    return chosen
+    if len(value) > _MOST_SEEDS:
+        raise ValueError(f"{_MOST_SEEDS} seeds at most; 99, is the seed 99 alone")
+    right = all(type(seed) is int and 0 <= seed <= _LARGEST_SEED for seed in value)
+    if not value or not right or len(set(value)) < len(value):
+        raise ValueError(f"{expected}, each from 0 to {_LARGEST_SEED} and given once")
+    return tuple(value)
 
 
 def number(kind: type[int] | type[float], expected: str) -> Callable[[Any], Any]:
@@ -61,9 +75,10 @@ def number(kind: type[int] | type[float], expected: str) -> Callable[[Any], Any]
     def read(value: Any) -> Any:
         try:
             result = kind(value)
+            is_another = kind is int and float(value) != result
         except (OverflowError, TypeError, ValueError):
             raise ValueError(expected) from None
-        if isinstance(value, bool) or (kind is int and float(value) != result):
+        if isinstance(value, bool) or is_another:
             raise ValueError(expected)
         return result
 
@@ -80,14 +95,16 @@ def numbers(value: Any) -> tuple[float, ...]:
     return results
 
 
-def whole_number(least: int) -> Callable[[Any], int]:
-    """Make a reader of a whole number that is not below `least`."""
+def whole_number(least: int, most: int = _LARGEST) -> Callable[[Any], int]:
+    """Make a reader of a whole number from `least` to `most`."""
     expected = f"a whole number of at least {least}"
 
     def read(value: Any) -> int:
         result: int = number(int, expected)(value)
         if result < least:
             raise ValueError(expected)
+        if result > most:
+            raise ValueError(f"a whole number of at most {most}")
         return result
 
     return read
@@ -116,15 +133,18 @@ def text(value: Any) -> str:
     """Read a text that is not blank."""
     if not isinstance(value, str) or not value.strip():
         raise ValueError("a text")
+    check_text(value)
     return value
 
 
 def duration(value: Any) -> float:
     """Read `90`, `90s`, `30m` or `2h`; returns seconds."""
-    match = re.fullmatch(r"([0-9]*\.?[0-9]+) ?([smh]?)", str(value).strip())
+    match = re.fullmatch(r"([0-9]{0,20}\.?[0-9]{1,20}) ?([smh]?)", str(value).strip())
     seconds = float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]] if match else 0.0
     if not seconds > 0:
         raise ValueError("a duration above 0, as 90s, 30m or 2h")
+    if seconds > _LONGEST:
+        raise ValueError(f"a duration of at most {_LONGEST}s")
     return seconds
 
 
@@ -160,17 +180,21 @@ def pairs(value: Any) -> tuple[tuple[str, str], ...]:
     """Read `key=value,key=value`, a mapping, or pairs."""
     if isinstance(value, str):
         value = [part.partition("=")[::2] for part in split(value, ",")]
-    results = list(value.items()) if isinstance(value, Mapping) else list(value)
-    if any(len(pair) != 2 or not all(str(part).strip() for part in pair) for pair in results):
+    results = list(value.items()) if isinstance(value, Mapping) else value
+    if not isinstance(results, list | tuple) or not all(map(_is_pair, results)):
         raise ValueError("pairs, as partition=gpu,time=04:00:00")
     return tuple((str(key).strip(), str(item).strip()) for key, item in results)
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(str(part).strip() for part in value)
 
 
 def job_minutes(value: str) -> int:
     """Read a job's time as sbatch does: minutes, M:S, H:M:S, D-H, D-H:M or D-H:M:S; returns minutes, rounded up."""
     days, dash, clock = value.rpartition("-")
     parts = clock.split(":")
-    if len(parts) > 3 or not all(re.fullmatch("[0-9]+", part) for part in [*parts, *([days] if dash else [])]):
+    if len(parts) > 3 or not all(re.fullmatch("[0-9]{1,9}", part) for part in [*parts, *([days] if dash else [])]):
         raise ValueError("minutes, or H:M:S or D-H:M:S, as 240, 04:00:00 or 1-12:00:00")
     if dash:
         hours, minutes, seconds = [*map(int, parts), 0, 0][:3]
@@ -186,7 +210,12 @@ def job_minutes(value: str) -> int:
 
 def folder(value: Any) -> Path:
     """Read a folder's path; `~` is the user's home."""
-    return (value if isinstance(value, Path) else Path(text(value))).expanduser()
+    path = value if isinstance(value, Path) else Path(text(value))
+    check_text(str(path))
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        raise ValueError("a folder's path ('~' begins one in a home, and there is no such user)") from None
 
 
 def switch(value: Any) -> bool:

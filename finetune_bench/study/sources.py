@@ -6,11 +6,13 @@ A key of the file is a flag without its dashes (`batch_size = 16`). Flags win ov
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from finetune_bench.errors import UnknownName, UsageError
+from finetune_bench.printable import brief
 from finetune_bench.recipe import Recipe
 from finetune_bench.study import readers
 from finetune_bench.study.options import Option, options_of, parameter_option
@@ -18,6 +20,8 @@ from finetune_bench.study.study import Study
 
 # The two options that are no field: a file of options, and two parameters of the recipe in one.
 CONFIG = Option("config", "", readers.text, "FILE", "a TOML file with these options; flags win over it", "study")
+_LARGEST_FILE = 1_000_000  # bytes
+_MOST_DOTS = 200  # of a key: for one of n parts, the parser takes n² of time and memory
 BETAS = Option("betas", "", readers.betas, "A,B", f"AdamW's betas ({Recipe.beta1},{Recipe.beta2})", "recipe")
 
 
@@ -66,7 +70,7 @@ def read_options(values: Mapping[str, Any], source: str = "") -> dict[str, Any]:
             results[name] = known[name].read(value)
         except ValueError as error:
             where = f"{source}: key '{key}'" if source else known[name].flag
-            raise UsageError(f"{where}: expected {error}; got '{value}'.") from None
+            raise UsageError(f"{where}: expected {error}; got '{brief(value)}'.") from None
     return results
 
 
@@ -78,11 +82,21 @@ def read_toml(path: str) -> dict[str, Any]:
     """
     try:
         with open(path, "rb") as file:
-            values = tomllib.load(file)
+            content = file.read(_LARGEST_FILE + 1)
     except OSError as error:
-        raise UsageError(f"--config: '{path}' can't be read: {error.strerror}.") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UsageError(f"--config: '{path}' is not valid TOML: {error}.") from None
+        raise UsageError(f"--config: '{brief(path)}' can't be read: {error.strerror}.") from None
+    if len(content) > _LARGEST_FILE:
+        raise UsageError(f"--config: '{brief(path)}' has more than {_LARGEST_FILE} bytes; is it a file of options?")
+    try:
+        text = content.decode()
+        if any(piece.count(".") > _MOST_DOTS for piece in re.split(r"[=,#\[\]{}\n]", text)):
+            raise ValueError(f"a key has more than {_MOST_DOTS} dots")
+        values = tomllib.loads(text)
+    except RecursionError:
+        raise UsageError(f"--config: '{brief(path)}' has brackets within brackets too deep to read.") from None
+    except ValueError as error:  # broken TOML, bytes that are not UTF-8, a number of thousands of digits
+        reason = str(error).partition(";")[0]
+        raise UsageError(f"--config: '{brief(path)}' is not valid TOML: {brief(reason)}.") from None
     return read_options(values, source=path)
 
 

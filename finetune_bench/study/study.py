@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_bench.errors import UsageError
+from finetune_bench.printable import brief
 from finetune_bench.recipe import AUTO, BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe, in_files
 from finetune_bench.spec import parse_call
 from finetune_bench.study import readers
@@ -111,7 +112,7 @@ class Study:
     )
     workers: int | None = option(
         None,
-        read=readers.whole_number(1),
+        read=readers.whole_number(1, 10_000),
         metavar="N",
         help="processes (default: one per device; on a CPU one per core)",
         group="where",
@@ -119,7 +120,7 @@ class Study:
     # It is part of a cell, since sums differ in their last bits.
     threads: int = option(
         1,
-        read=readers.whole_number(1),
+        read=readers.whole_number(1, 1024),
         metavar="N",
         help="torch threads of a CPU cell; part of the cell (default {default})",
         group="where",
@@ -191,7 +192,7 @@ class Study:
     )
     search: int | None = option(
         None,
-        read=readers.whole_number(2),
+        read=readers.whole_number(2, 10_000),
         metavar="N",
         help="try N settings of every method, the first its default",
         in_run_name=True,
@@ -228,7 +229,7 @@ class Study:
             try:
                 object.__setattr__(self, declared.field, declared.read(value))
             except ValueError as error:
-                raise UsageError(f"Study: '{declared.field}' must be {error}; got {value!r}.") from None
+                raise UsageError(f"Study: '{declared.field}' must be {error}; got {brief(repr(value))}.") from None
         if self.executor == "slurm":
             self._check_job_time()
         if self.search is not None:

@@ -56,30 +56,6 @@ def test_what_cannot_run_without_dropout_has_scores_only(words: list[str], tmp_p
     assert frame["mean"].notna().all()
 
 
-@pytest.mark.parametrize(
-    ("typed", "said"),
-    [
-        (["hype"], "expected one parameter of 'hype' and its values, as --eps 1e-5,1e-3; got nothing"),
-        (["hype", "--eps", "1e-5", "--top", "1"], "expected one parameter"),
-        (["hype", "--epsilon", "1e-5"], "There is no parameter of 'hype' called 'epsilon'"),
-        (["hype", "--noise", "normal"], "a dose is a number, and 'noise' of hype is none"),
-        (["hype", "--eps", "1e-5,-1"], "'eps' parameter of HyPe must be a float in [0, inf); got -1"),
-        (["hype", "--eps", "1e-5,0.00001"], "expected different numbers"),
-        (["hype+r3f", "--eps", "1e-5"], "say --hype.eps or --r3f.eps"),
-        (["hyp", "--eps", "1e-5"], "There is no method called 'hyp'"),
-    ],
-)
-def test_bad_input_costs_nothing(typed: list[str], said: str, words: list[str], tmp_path: Path, capsys: Any) -> None:
-    assert cli.main(["dose", *typed, *words]) == 2
-    assert said in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_other_commands_take_no_unknown_option() -> None:
-    with pytest.raises(SystemExit, match="2"):
-        cli.main(["run", "--epsilon", "3"])
-
-
 def test_doses_are_read_from_the_parameter_that_is_meant() -> None:
     doses = read_doses("freelb+smart", "freelb.steps", "2,4")
     assert [registry.make_stack(full).methods[0].steps for full in doses.values()] == [2, 4]  # type: ignore[attr-defined]
