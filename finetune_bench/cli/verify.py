@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from finetune_bench.cli.console import show
 from finetune_bench.cli.show import load_plugins
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ def verify_command(parsed: argparse.Namespace) -> int:
         lines += [f"{cell_id}: {reason}" for reason in _wrong_with_cell(store, row)]
     lines += [*_wrong_with_index(store), *_wrong_with_receipt(store), *_wrong_with_checkpoints(store)]
     for line in sorted(lines):
-        print(line)
+        show(line)
     older = sum(row["schema"] == 1 for row, _ in rows.values())
-    checked = f"{len(rows) + len(damaged.keys() - {'study.json'})} cells checked, {len(lines)} faults."
+    cells = len(rows) + len(damaged.keys() - {"study.json"})
+    checked = f"{cells} cells checked, {len(lines)} fault{'' if len(lines) == 1 else 's'}."
     unhashed = f" {older} cells are of an earlier version and have no checksums: a change of them can't be seen."
     models = sum(store.has_model(cell_id) for cell_id in rows)
     unchecked = f" Not covered by any checksum: logs, and {models} saved models." if models else ""
-    print(checked + (unhashed if older else "") + unchecked)
+    show(checked + (unhashed if older else "") + unchecked)
     return 1 if lines else 0
 
 

@@ -102,7 +102,7 @@ def test_every_fault_is_named(fault: str, store: Store, capsys: Any) -> None:
     assert code == 1
     assert len(lines) == 2
     assert said in lines[0]
-    assert "1 faults." in lines[1]
+    assert "1 fault." in lines[1]
 
 
 def test_a_forged_line_of_the_index_is_named(store: Store, capsys: Any) -> None:
