@@ -22,7 +22,9 @@ from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.local import LocalExecutor
 from finetune_bench.runner.executors.memory import MemoryLimit, MemoryWatch
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
-from finetune_bench.store.row import Retry
+from finetune_bench.runner.row import row_of
+from finetune_bench.store.row import Retry, Status
+from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 
 SETTINGS = WorkerSettings(
@@ -34,9 +36,9 @@ SETTINGS = WorkerSettings(
     plugins=(),
     foreign={"methods": [], "tasks": [], "task_files": []},
 )
-CELLS = [Cell("vanilla", (1,), "toy", "", "tiny", "", seed, Recipe(), None, "cpu", 1, ()) for seed in (1, 2)]
+CELLS = [Cell("vanilla", (1,), "rte", "", "tiny", "", seed, Recipe(), None, "cpu", 1, ()) for seed in (1, 2)]
 WORKER = """
-import json, os, subprocess, sys, time
+import json, os, shutil, subprocess, sys, time
 from pathlib import Path
 
 def command():
@@ -45,11 +47,9 @@ def command():
 def answer(text):
     os.write(1, f"\\n{word} {text}\\n".encode())
 
-def write_row(status, reason=None):
-    folder = Path(settings["out"], "cells", cell["id"])
-    folder.mkdir(parents=True, exist_ok=True)
-    row = {"id": cell["id"], "status": status, "reason": reason, "seconds": 2.5}
-    (folder / "row.json").write_text(json.dumps(row))
+def write_row(status):
+    out = Path(settings["out"])
+    shutil.copytree(out.parent / status / "cells" / cell["id"], out / "cells" / cell["id"])
 
 def say(status):
     answer(json.dumps({"id": cell["id"], "status": status}))
@@ -75,6 +75,11 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[E
     """Give both cells to one worker that does this with each; return what happened, apart from starts."""
     out = tmp_path / "run"
     out.mkdir()
+    for status, reason in ((Status.DONE, None), (Status.FAILED, "no luck")):
+        for cell in CELLS:
+            row = row_of(cell, status, reason)
+            row["seconds"] = 2.5
+            Store(tmp_path / status).write(cell.to_dict(), row)
     settings = replace(SETTINGS, out=str(out))
 
     def run(code: str, timeout: float | None = None, memory: int | None = None) -> list[Event]:
@@ -144,7 +149,7 @@ def test_what_is_no_answer_is_passed_over(run: Callable[..., list[Event]]) -> No
     code = """
 os.write(1, b"junk\\n\\xff\\n")
 os.write(1, json.dumps({"id": cell["id"], "status": "done"}).encode() + b"\\n" + b"x" * 100_000)
-write_row("failed", "no luck")
+write_row("failed")
 os.write(1, b"half a line")
 say("failed")
 """
@@ -155,7 +160,7 @@ say("failed")
 
 
 def test_the_row_counts_where_no_answer_comes(run: Callable[..., list[Event]]) -> None:
-    events = run("write_row('failed', 'no luck')\nsys.exit(3)")
+    events = run("write_row('failed')\nsys.exit(3)")
     assert [(event.status, event.reason) for event in events] == [(EventStatus.FAILED, "no luck")] * 2
 
 
