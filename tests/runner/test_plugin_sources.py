@@ -120,6 +120,25 @@ def test_the_source_of_a_task_counts_for_every_method(folder: Path) -> None:
     assert changed(before, ids("rdrop", task="mine")) == set(before)
 
 
+def test_the_package_of_an_entry_point_counts(folder: Path, request: pytest.FixtureRequest) -> None:
+    package, information = folder / "site-packages" / "lab_of_mine", folder / "lab_of_mine-1.0.dist-info"
+    for path in (package, information):
+        path.mkdir(parents=True)
+    (folder / "lab_of_mine").symlink_to(package)  # installed, as far as its place says
+    (package / "__init__.py").write_text("", "utf-8")
+    (package / "util.py").write_text("value = 1\n", "utf-8")
+    method = HEAD + "from lab_of_mine.util import value\n" + METHOD.format(owner="Lab", base="Method", name="lab")
+    (package / "method.py").write_text(method, "utf-8")
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: lab_of_mine\nVersion: 1.0\n", "utf-8")
+    entry = "[finetune_bench.methods]\nlab = lab_of_mine.method:Lab\n"
+    (information / "entry_points.txt").write_text(entry, "utf-8")
+    registry._installed.cache_clear()
+    request.addfinalizer(registry._installed.cache_clear)
+    before = ids("lab", "rdrop")
+    (package / "util.py").write_text("value = 2\n", "utf-8")
+    assert changed(before, ids("lab", "rdrop")) == {"lab"}
+
+
 class InThisProcess:
     """Run cells with a worker of this process."""
 
