@@ -15,7 +15,7 @@ from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.messages import WorkerSettings
 from finetune_bench.runner.executors.worker import Worker
 from finetune_bench.runner.plan import make_plan
-from finetune_bench.runner.row import row_of
+from finetune_bench.runner.row import refused_row, row_of
 from finetune_bench.store.row import Retry, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
@@ -186,6 +186,18 @@ def test_a_file_that_is_broken_during_the_run_fails_its_cells(study: Study, fold
     (row,) = plan.store.rows()
     assert "SyntaxError" in str(row["reason"])
     assert "Start the run again" in str(row["reason"])
+    assert [(part["name"], part["version"]) for part in row["methods"]] == [("quiet", 1)]
+    assert (row["retry"], row["task"], row["sources"]) == (Retry.ALWAYS, study.tasks[0], list(plan.cells[0].sources))
+
+
+def test_a_refused_row_can_be_made_without_the_plugin(study: Study) -> None:
+    (cell,) = make_plan(study).cells
+    whole = refused_row(cell, "edited")
+    registry._added["methods"].clear()
+    bare = refused_row(cell, "edited")
+    assert whole["method"] == "quiet"
+    assert bare["method"] == "quiet(dropout=keep)"
+    assert bare | {"method": "", "methods": []} == whole | {"method": "", "methods": []}
 
 
 def test_a_finished_row_of_another_source_is_never_reused(study: Study, folder: Path) -> None:
