@@ -54,6 +54,8 @@ COMMANDS: dict[str, list[str]] = {
 REPORTS = {"": [], "-options": ["--margin", "0.5", "--bootstrap"], "-rdrop": ["--baseline", "rdrop"]}
 # No method of these reports is labelled "rdrop".
 WITHOUT_RDROP = ("search", "dose", "dose of a stack")
+# Keys that rows of earlier commits may not have.
+ADDED = ("data", "weights", "sources")
 # Keys of a row whose values a clock or the machine gives, or that say how it is stored: arrays are compared themselves.
 MEASURED = re.compile(
     r"^(schema|sha256|files)($|\.)|(^|\.)(environment|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
@@ -137,7 +139,9 @@ def compare_stores(old: Path, new: Path) -> tuple[list[str], int]:
             continue
         rows = [flat(json.loads((folder / "row.json").read_text("utf-8"))) for folder in folders]
         keys = [
-            key for key in sorted(rows[0].keys() | rows[1].keys()) if rows[0].get(key, ...) != rows[1].get(key, ...)
+            key
+            for key in sorted(rows[0].keys() | rows[1].keys())
+            if rows[0].get(key, ...) != rows[1].get(key, ...) and (key in rows[0] or key not in ADDED)
         ]
         differences += [
             f"{cell}: {key}: {rows[0].get(key, 'missing')!r} → {rows[1].get(key, 'missing')!r}" for key in keys

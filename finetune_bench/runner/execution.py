@@ -146,12 +146,12 @@ def _worker_settings(plan: Plan) -> WorkerSettings:
 
 
 def _take(event: Event, plan: Plan, counts: Counts, reporter: Reporter | None) -> None:
-    """Count a cell that ended, and report it; one that died with its worker, or was refused by it, gets its row here.
+    """Count a cell that ended, and report it; one that died with its worker gets its row here.
 
     A worker may have died after it had written the row and before it could say so: then the row counts.
     """
     status, reason = event.status, event.reason
-    if status == EventStatus.DIED or (status == EventStatus.FAILED and not _has_row(event, plan)):
+    if status == EventStatus.DIED:
         row = row_of(event.cell, Status.FAILED, reason)
         row["retry"] = event.retry
         is_done = plan.store.write_unfinished(event.cell.to_dict(), row, event.log)["status"] == Status.DONE
@@ -159,12 +159,6 @@ def _take(event: Event, plan: Plan, counts: Counts, reporter: Reporter | None) -
     counts.add(status)
     if reporter:
         reporter.ended(status, cell_name(event.cell, plan.study), event.seconds, reason)
-
-
-def _has_row(event: Event, plan: Plan) -> bool:
-    """Return whether the row of a cell that failed says why."""
-    row = plan.store.row(event.cell.id)
-    return row is not None and row["reason"] == event.reason
 
 
 def cell_name(cell: Cell, study: Study) -> str:

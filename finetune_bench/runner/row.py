@@ -8,10 +8,12 @@ import numpy as np
 import torch
 
 from finetune_bench import registry
+from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.model import pretrained
 from finetune_bench.printable import LONGEST_REASON, brief
+from finetune_bench.spec import parse_stack
 from finetune_bench.store.reading import SCHEMA
-from finetune_bench.store.row import Cost, Retry, Row, Status, TrainingFacts
+from finetune_bench.store.row import Cost, MethodEntry, Retry, Row, Status, TrainingFacts
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import Task
@@ -29,24 +31,48 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
     A long reason is cut; the log of a cell that failed has the whole.
     """
     task = registry.task(cell.task)
-    stack = cell.make_stack()
+    methods: list[MethodEntry] = [
+        {
+            "name": method.name,
+            "version": method.version,
+            "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
+        }
+        for method in cell.make_stack().methods
+    ]
+    return _row(cell, status, reason, label=cell.label, methods=methods, kind=task.kind, metric=task.metrics[0])
+
+
+def refused_row(cell: Cell, reason: str) -> Row:
+    """Return the row of a cell whose code isn't what was planned; it runs again where that code is back.
+
+    Such code may not even be importable. Then the row has what the cell itself says.
+    """
+    try:
+        row = row_of(cell, Status.FAILED, reason)
+    except FinetuneBenchError:
+        calls = zip(parse_stack(cell.method), cell.versions, strict=True)
+        methods: list[MethodEntry] = [
+            {"name": call.name, "version": version, "parameters": dict(call.arguments)} for call, version in calls
+        ]
+        named = {"label": cell.method, "kind": "classification", "metric": "accuracy"}
+        row = _row(cell, Status.FAILED, reason, methods=methods, **named)
+    row["retry"] = Retry.ALWAYS
+    return row
+
+
+def _row(
+    cell: Cell, status: Status, reason: str | None, *, label: str, methods: list[MethodEntry], kind: str, metric: str
+) -> Row:
     row: Row = {
         "schema": SCHEMA,
         "id": cell.id,
         "status": status,
         "reason": None if reason is None else brief(reason, LONGEST_REASON),
-        "method": cell.label,
-        "methods": [
-            {
-                "name": method.name,
-                "version": method.version,
-                "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
-            }
-            for method in stack.methods
-        ],
+        "method": label,
+        "methods": methods,
         "task": cell.task,
-        "kind": task.kind,
-        "metric": task.metrics[0],
+        "kind": kind,
+        "metric": metric,
         "model": pretrained.label(cell.model),
         "seed": cell.seed,
         "limit_train": cell.limit_train,

@@ -128,7 +128,7 @@ def _note(text: str, kinds: Mapping[str, Sequence[Row]], marks: Mapping[str, str
         for value, mark in marks.items()
     ]
     contents = [value.partition("-")[0] for value in kinds]
-    same = " Those with equal digits are the same files, which an earlier version of this package took otherwise."
+    same = " Equal digits are the same files, taken in another way; docs/protocol.md tells what the marks say."
     return f"{text}, which are compared apart: {listed(parts)}." + (same if len({*contents}) < len(contents) else "")
 
 

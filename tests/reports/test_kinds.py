@@ -200,7 +200,7 @@ def test_rows_of_replaced_weights_are_apart(tmp_path: Path) -> None:
         ("bert-base-cased [fedcba]", "rte", "vanilla"): [2],
     }
     assert "The model 'bert-base-cased' stands for 2 sets of weights" in data.notes[0]
-    assert "an earlier version" not in data.notes[0]
+    assert "Equal digits" not in data.notes[0]
 
 
 def test_a_checkpoint_that_is_taken_otherwise_since_is_apart(tmp_path: Path) -> None:
@@ -208,7 +208,7 @@ def test_a_checkpoint_that_is_taken_otherwise_since_is_apart(tmp_path: Path) -> 
     now = row("vanilla", 2, weights="0123456789abcdef-fresh-head", finished=NEW)
     data = load(store_of(tmp_path, row(), now))
     assert {model for model, _, _ in runs(data)} == {"bert-base-cased [012345]", "bert-base-cased [012345-fresh-head]"}
-    assert "an earlier version of this package took otherwise" in data.notes[0]
+    assert "Equal digits are the same files, taken in another way" in data.notes[0]
 
 
 def test_rows_of_earlier_versions_have_their_fingerprints_in_their_specification(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.messages import WorkerSettings
 from finetune_bench.runner.executors.worker import Worker
 from finetune_bench.runner.plan import make_plan
-from finetune_bench.runner.row import row_of
+from finetune_bench.runner.row import refused_row, row_of
 from finetune_bench.store.row import Retry, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
@@ -120,6 +120,25 @@ def test_the_source_of_a_task_counts_for_every_method(folder: Path) -> None:
     assert changed(before, ids("rdrop", task="mine")) == set(before)
 
 
+def test_the_package_of_an_entry_point_counts(folder: Path, request: pytest.FixtureRequest) -> None:
+    package, information = folder / "site-packages" / "lab_of_mine", folder / "lab_of_mine-1.0.dist-info"
+    for path in (package, information):
+        path.mkdir(parents=True)
+    (folder / "lab_of_mine").symlink_to(package)  # installed, as far as its place says
+    (package / "__init__.py").write_text("", "utf-8")
+    (package / "util.py").write_text("value = 1\n", "utf-8")
+    method = HEAD + "from lab_of_mine.util import value\n" + METHOD.format(owner="Lab", base="Method", name="lab")
+    (package / "method.py").write_text(method, "utf-8")
+    (information / "METADATA").write_text("Metadata-Version: 2.1\nName: lab_of_mine\nVersion: 1.0\n", "utf-8")
+    entry = "[finetune_bench.methods]\nlab = lab_of_mine.method:Lab\n"
+    (information / "entry_points.txt").write_text(entry, "utf-8")
+    registry._installed.cache_clear()
+    request.addfinalizer(registry._installed.cache_clear)
+    before = ids("lab", "rdrop")
+    (package / "util.py").write_text("value = 2\n", "utf-8")
+    assert changed(before, ids("lab", "rdrop")) == {"lab"}
+
+
 class InThisProcess:
     """Run cells with a worker of this process."""
 
@@ -167,6 +186,18 @@ def test_a_file_that_is_broken_during_the_run_fails_its_cells(study: Study, fold
     (row,) = plan.store.rows()
     assert "SyntaxError" in str(row["reason"])
     assert "Start the run again" in str(row["reason"])
+    assert [(part["name"], part["version"]) for part in row["methods"]] == [("quiet", 1)]
+    assert (row["retry"], row["task"], row["sources"]) == (Retry.ALWAYS, study.tasks[0], list(plan.cells[0].sources))
+
+
+def test_a_refused_row_can_be_made_without_the_plugin(study: Study) -> None:
+    (cell,) = make_plan(study).cells
+    whole = refused_row(cell, "edited")
+    registry._added["methods"].clear()
+    bare = refused_row(cell, "edited")
+    assert whole["method"] == "quiet"
+    assert bare["method"] == "quiet(dropout=keep)"
+    assert bare | {"method": "", "methods": []} == whole | {"method": "", "methods": []}
 
 
 def test_a_finished_row_of_another_source_is_never_reused(study: Study, folder: Path) -> None:

@@ -23,7 +23,7 @@ from finetune_bench.metrics import compute
 from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
 from finetune_bench.runner.leftovers import import_plugins, is_foreign
-from finetune_bench.runner.row import final_row
+from finetune_bench.runner.row import final_row, refused_row
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
@@ -61,7 +61,8 @@ class Worker:
                 return answer
             foreign = is_foreign(cell, self.foreign)
             if foreign and (reason := import_plugins(cell, self.plugins)) is not None:
-                return Answer(cell.id, EventStatus.FAILED, reason, foreign=True)  # the runner writes the row
+                self.context.store.write(cell.to_dict(), refused_row(cell, reason))
+                return Answer(cell.id, EventStatus.FAILED, reason, foreign=True)
             row = run_cell(cell, self.context)
             if self.context.store.has_lost(cell.id):
                 return Answer(cell.id, EventStatus.BUSY)
