@@ -12,6 +12,7 @@ import torch
 
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
+from finetune_bench.files import Damaged
 from finetune_bench.runner import checks
 from finetune_bench.runner.inputs import forget
 from finetune_bench.runner.row import final_row
@@ -108,7 +109,7 @@ def _store_of(study: Study) -> Store:
 
 
 def _notes_on_damage(todo: Sequence[Cell], store: Store) -> list[str]:
-    """Return which cells are run again because their files are damaged.
+    """Return which cells are run again because their files are damaged, and whether the kept study is.
 
     Raises:
         NewerSchema: a newer version of this program wrote a row, which would be replaced.
@@ -117,7 +118,12 @@ def _notes_on_damage(todo: Sequence[Cell], store: Store) -> list[str]:
     for damage in damaged.values():
         if isinstance(damage, NewerSchema):
             raise damage
-    return [f"Damaged, so run again: {cell_id} ({damage.reason})." for cell_id, damage in damaged.items()]
+    notes = [f"Damaged, so run again: {cell_id} ({damage.reason})." for cell_id, damage in damaged.items()]
+    try:
+        store.read_study()
+    except Damaged as damage:
+        notes.append(f"{damage} It is written anew, without what other commands had left in it.")
+    return notes
 
 
 def _worker_devices(study: Study, devices: Sequence[torch.device]) -> list[str]:

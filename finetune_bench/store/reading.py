@@ -52,10 +52,16 @@ def read_row(folder: Path, cell_id: str | None = None) -> tuple[Row, str]:
     cell_id = cell_id or folder.name
     if not is_id(cell_id):
         raise Damaged(folder, "has a name that is no id of 16 hexadecimal digits")
-    if not stat.S_ISDIR(folder.lstat().st_mode):
+    facts_of_folder = folder.lstat()
+    if not stat.S_ISDIR(facts_of_folder.st_mode):
         raise Damaged(folder, "is a link or a file, not a folder")
-    row, digest = _read_row_file(folder, cell_id)
-    hashes = [digest, *(f"{name} {_array_hash(folder / name, facts)}" for name, facts in _files(folder, row))]
+    try:
+        row, digest = _read_row_file(folder, cell_id)
+        hashes = [digest, *(f"{name} {_array_hash(folder / name, facts)}" for name, facts in _files(folder, row))]
+    except Damaged:
+        if folder.lstat().st_ino == facts_of_folder.st_ino:
+            raise
+        return read_row(folder, cell_id)  # the cell was replaced while it was read: half was the former one's
     return row, hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 

@@ -159,7 +159,7 @@ class Store:
             except Damaged as error:
                 damaged[name] = error
         try:
-            self._read_study()
+            self.read_study()
         except Damaged as error:
             damaged["study.json"] = error
         return rows, damaged
@@ -197,11 +197,16 @@ class Store:
     def study(self) -> dict[str, Any]:
         """Return what the run was asked for, as `study.json` holds it; empty where that file is missing or damaged."""
         try:
-            return self._read_study()
+            return self.read_study()
         except Damaged:
             return {}
 
-    def _read_study(self) -> dict[str, Any]:
+    def read_study(self) -> dict[str, Any]:
+        """Return what the run was asked for, as `study` does.
+
+        Raises:
+            Damaged: the file isn't what was written.
+        """
         path = self.root / "study.json"
         if not os.path.lexists(path):
             return {}

@@ -336,9 +336,12 @@ def test_cut_files_are_not_believed(undisturbed: Store, study: Study, tmp_path: 
     content[len(content) // 2] ^= 1  # a bit that flipped
     (cells[3] / "predictions.npz").write_bytes(content)
     (store.cells / ".DS_Store").write_bytes(b"")
+    (store.root / "study.json").write_text("[]", "utf-8")
     before = {cell: (cell / "row.json").stat().st_mtime_ns for cell in cells}
     study = replace(study, out=store.root)
-    told = [note for note in make_plan(study).notes if note.startswith("Damaged, so run again: ")]
+    notes = make_plan(study).notes
+    assert any("study.json' holds no table. It is written anew" in note for note in notes)
+    told = [note for note in notes if note.startswith("Damaged, so run again: ")]
     assert [any(cell.name in note for note in told) for cell in cells] == [True] * 4 + [False] * (len(cells) - 4)
     frame = run(study)
     assert len(frame) == 10

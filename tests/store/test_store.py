@@ -9,11 +9,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from finetune_bench.errors import UsageError
+from finetune_bench.store import reading
 from finetune_bench.store.merge import merge
 from finetune_bench.store.store import Store, to_json
 from tests.synthetic_store import bare_row
@@ -153,6 +155,26 @@ def test_a_row_that_is_replaced_is_there_all_the_time(tmp_path: Path) -> None:
     over.set()
     reader.join()
     assert missing == 0
+
+
+def test_a_row_that_is_replaced_while_it_is_read_is_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.write({}, bare_row(A, seed=1), arrays={"trace": {"loss": np.zeros(9)}})
+    opened = reading.open_plain
+    replaced: list[Path] = []
+
+    def open_late(path: Path, most: int) -> Any:
+        if not replaced:
+            replaced.append(path)
+            store.write({}, bare_row(A, seed=2), arrays={"trace": {"loss": np.ones(9)}})
+        return opened(path, most)
+
+    monkeypatch.setattr(reading, "open_plain", open_late)
+    row = store.row(A)
+    assert row is not None
+    assert row["seed"] == 2
 
 
 @pytest.mark.parametrize("exchanges", [True, False])
