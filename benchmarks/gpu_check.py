@@ -261,10 +261,10 @@ CHECKS = {
     "same_as_cpu": same_as_cpu,
     "replay": replay,
     "faults": faults,
-    "speed": speed,
-    "workers": workers,
     "waits": waits,
     "pairs": pairs,
+    "speed": speed,
+    "workers": workers,
 }
 
 

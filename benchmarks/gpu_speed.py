@@ -29,6 +29,7 @@ from finetune_bench.training.run import TrainingRun
 
 TIMED = Recipe(batch_size=16, epochs=None, steps=40, precision="bf16")
 TOKENS = 128
+PATIENCE = 200  # seconds that a grid may take
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ def workers(device: torch.device) -> Results:
             options += ["--steps", "60", "--device", str(device), "--gpus-per-worker", str(1 / count)]
             out = folder / f"run{count}"
             command = [sys.executable, "-m", "finetune_bench.cli", "run", *options, "--out", str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)  # noqa: S603
             rows = [json.loads(path.read_text("utf-8")) for path in out.glob("cells/*/row.json")]
             finished = sum(row["status"] == "done" for row in rows)
             if finished < 16:
