@@ -1,0 +1,325 @@
+"""Check on a CUDA device, in ten minutes, all that a machine without one can't show.
+
+    python -m benchmarks.gpu_check [--json gpu_check.json] [--seconds 600] [CHECK ...]
+
+Each line says PASS or FAIL, what was checked, what was expected, and what was found; the JSON file has the same beside
+the device and the versions. Checks that the time is over for are left out, which is said. It makes its data.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from benchmarks.gpu_speed import Result, Results, speed, workers
+from finetune_bench import device as devices
+from finetune_bench import registry
+from finetune_bench.method.stack import Stack
+from finetune_bench.method.step import Run
+from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
+from finetune_bench.runner.environment import environment
+from finetune_bench.testing import toys
+from finetune_bench.training import evaluation, measure
+from finetune_bench.training.checkpoint import Checkpoints
+from finetune_bench.training.loop import train
+from finetune_bench.training.memory import saved_activation_bytes
+from finetune_bench.training.run import TrainingRun
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+SHORT = Recipe(lr=1e-3, batch_size=8, epochs=None, steps=4, warmup=0.0)
+PAIR = replace(SHORT, steps=1)
+CLOSE = 1e-4
+
+
+@contextmanager
+def steps_watched() -> Iterator[None]:
+    """Make it an error inside to wait for the device in a training step; a method's set-up may wait."""
+    step, setup = measure.StepClock.step, Stack.setup
+
+    @contextmanager
+    def watch(clock: measure.StepClock) -> Iterator[None]:
+        with step(clock), devices.waiting_forbidden(clock.device):
+            yield
+
+    def set_up(stack: Stack, run: Run) -> None:
+        if run.device.type == "cuda":
+            torch.cuda.set_sync_debug_mode("default")
+        setup(stack, run)
+
+    measure.StepClock.step, Stack.setup = watch, set_up  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        measure.StepClock.step, Stack.setup = step, setup  # type: ignore[method-assign]
+
+
+def train_toy(
+    text: str,
+    device: torch.device,
+    recipe: Recipe = SHORT,
+    architecture: str = "bert",
+    points: Checkpoints | None = None,
+) -> tuple[TrainingRun, np.ndarray, np.ndarray] | None:
+    """Train a tiny model whole: steps, evaluation, the count of saved bytes.
+
+    Returns:
+        The run, its losses (steps,) and its predictions; None where the methods can't run so.
+    """
+    methods = list(registry.make_stack(text).methods)
+    if toys.unsupported(methods, architecture, recipe=recipe):
+        return None
+    run, stack = toys.toy_run(methods, architecture, recipe=recipe, device=device)
+    try:
+        result = train(run, points)
+        with stack.evaluating(run):
+            predictions = evaluation.predict(run, run.examples)
+        saved_activation_bytes(run)
+    finally:
+        stack.teardown(run)
+    return run, result.steps["loss"], predictions
+
+
+def layouts_of(name: str) -> tuple[str, ...]:
+    """Return the batch layouts that a method can do."""
+    return BATCH_LAYOUTS[: BATCH_LAYOUTS.index(registry.method_class(name).batch_layout) + 1]
+
+
+def failures(runs: Iterator[tuple[str, Callable[[], Any]]]) -> tuple[int, list[str]]:
+    """Call each; return how many there were, and what failed with the first line of its error."""
+    count, failed = 0, []
+    for name, run in runs:
+        count += 1
+        try:
+            run()
+        except Exception as error:  # whatever it is, it is what this looks for
+            failed.append(f"{name}: {type(error).__name__}: {str(error).strip()}".splitlines()[0])
+    return count, failed
+
+
+class _Attention(TorchDispatchMode):
+    """Inside it, the names of the attention kernels that torch calls are noted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function.name().removeprefix("aten::")
+        if name.startswith("_scaled_dot_product") and "backward" not in name:
+            self.names.add(name)
+        return function(*args, **(kwargs or {}))
+
+
+def kernels(device: torch.device) -> Results:
+    """Check that attention has one kernel, whatever the precision, the layout and the method."""
+    seen = _Attention()
+    for precision in PRECISIONS:
+        for layout in BATCH_LAYOUTS:
+            for text in ("vanilla", "rdrop", "hype"):
+                recipe = replace(PAIR, precision=precision, batch_layout=layout)
+                with seen:
+                    train_toy(text, device, recipe)
+    expected = "_scaled_dot_product_efficient_attention"
+    yield Result("attention kernels", expected, ", ".join(sorted(seen.names)), seen.names == {expected})
+
+
+def waits(device: torch.device) -> Results:
+    """Check that no step waits for the device: of every method, precision and layout, and on other architectures."""
+    for precision in PRECISIONS:
+        runs = [
+            (f"{name}, {layout}", name, replace(SHORT, precision=precision, batch_layout=layout), "bert")
+            for name in registry.names("methods")
+            for layout in layouts_of(name)
+        ]
+        if precision == "fp32":
+            others = ("xlnet", "modernbert")
+            runs += [(f"{name}, {other}", name, SHORT, other) for other in others for name in registry.names("methods")]
+        with steps_watched():
+            called = ((label, lambda r=rest: train_toy(r[0], device, *r[1:])) for label, *rest in runs)  # type: ignore[misc]
+            count, failed = failures(called)
+        yield Result(
+            f"waits for the device in a step, {count} runs, {precision}",
+            "none",
+            "; ".join(failed) or "none",
+            not failed,
+        )
+
+
+def pairs(device: torch.device) -> Results:
+    """Check that every ordered pair of methods trains and is torn down."""
+    names = [name for name in registry.names("methods") if name != registry.BASELINE]
+    runs = ((f"{a}+{b}", lambda text=f"{a}+{b}": train_toy(text, device, PAIR)) for a in names for b in names if a != b)
+    count, failed = failures(runs)
+    yield Result(f"ordered pairs of methods, {count}", "no error", "; ".join(failed[:5]) or "no error", not failed)
+
+
+def same_as_cpu(device: torch.device) -> Results:
+    """Check that without dropout the device trains as the CPU does."""
+    for layout in BATCH_LAYOUTS:
+        losses = []
+        for place in (toys.CPU, device):
+            trained = train_toy("vanilla(dropout=all_off)", place, replace(SHORT, batch_layout=layout))
+            assert trained is not None
+            losses.append(trained[1])
+        far = float(np.abs(losses[0] - losses[1]).max())
+        yield Result(f"losses of CPU and device apart, {layout}", f"≤ {CLOSE}", f"{far:.2g}", far <= CLOSE)
+
+
+def replay(device: torch.device) -> Results:
+    """Check that a run comes out the same again, and the same when it goes on from a checkpoint."""
+    for name in ("vanilla", "rdrop", "mixout", "sage"):
+        recipe = replace(SHORT, deterministic=True)
+        with tempfile.TemporaryDirectory() as folder:
+            points = Checkpoints(Path(folder) / "run.safetensors", every=3)
+            trained = [train_toy(name, device, recipe, points=p) for p in (None, points, points)]
+        runs = [each[0] for each in trained if each is not None]
+        equal = [toys.same(runs[0], run) for run in runs[1:]]
+        found = f"again {'same' if equal[0] else 'other'}, resumed {'same' if equal[1] else 'other'}"
+        yield Result(f"replay to the last bit, {name}", "again same, resumed same", found, all(equal))
+
+
+def leftovers(device: torch.device) -> Results:
+    """Check that a cell leaves no memory of the device behind, and that its peak is measured anew."""
+    names = registry.names("methods")
+    train_toy(registry.BASELINE, device)  # what libraries keep from their first use on
+    left = {}
+    for name in names:
+        devices.reset_peak(device)
+        before = torch.accelerator.memory_allocated(device)
+        train_toy(name, device)
+        gc.collect()
+        left[name] = torch.accelerator.memory_allocated(device) - before
+    kept = {name: size for name, size in left.items() if size > 0}
+    yield Result(f"bytes left behind by {len(names)} cells", "none", str(kept or "none"), not kept)
+    devices.reset_peak(device)
+    allocated, _ = devices.peak(device)
+    present = torch.accelerator.memory_allocated(device)
+    yield Result("peak after a reset", f"{present} bytes", f"{allocated} bytes", allocated == present)
+
+
+def out_of_memory(device: torch.device) -> Results:
+    """Check that a failed allocation is told from a fault, and that the device works after it."""
+    try:
+        torch.empty(2**50, dtype=torch.uint8, device=device)
+        found = "no error"
+    except RuntimeError as error:
+        memory, broken = devices.is_out_of_memory(error), devices.is_broken(device, error)
+        found = f"out of memory {memory}, broken {broken}"
+    expected = "out of memory True, broken False"
+    yield Result("an allocation of a petabyte", expected, found, found == expected)
+    _, failed = failures(iter([("vanilla", lambda: train_toy("vanilla", device))]))
+    yield Result("a run after it", "trains", "; ".join(failed) or "trains", not failed)
+
+
+# An index beyond a table is an assertion in a kernel, after which the process can't use its device any more.
+FAULT = """
+import torch
+from benchmarks.gpu_speed import Result, Results, speed, workers
+from finetune_bench import device as devices
+place = torch.device("cuda", 0)
+errors = []
+for attempt in range(2):
+    try:
+        torch.nn.functional.embedding(torch.full((4,), 99, device=place), torch.zeros(3, 2, device=place)).sum().item()
+    except RuntimeError as error:
+        errors.append(error)
+print(*[f"{devices.is_out_of_memory(error)} {devices.is_broken(place, error)}" for error in errors], sep=", ")
+"""
+
+
+def faults(device: torch.device) -> Results:
+    """Check, in a process of its own, that a fault is told from a lack of memory."""
+    done = subprocess.run([sys.executable, "-c", FAULT], capture_output=True, text=True, check=False)  # noqa: S603
+    found = (done.stdout.strip().splitlines() or ["no answer"])[-1]
+    yield Result(
+        "a kernel's assertion (memory, broken), twice",
+        "False True, False True",
+        found,
+        found == "False True, False True",
+    )
+
+
+CHECKS = {
+    "kernels": kernels,
+    "out_of_memory": out_of_memory,
+    "leftovers": leftovers,
+    "same_as_cpu": same_as_cpu,
+    "replay": replay,
+    "faults": faults,
+    "waits": waits,
+    "pairs": pairs,
+    "speed": speed,
+    "workers": workers,
+}
+
+
+def perform(names: list[str], device: torch.device, seconds: float) -> tuple[list[Result], list[str]]:
+    """Perform checks one after another and print their lines; a check that raises has failed.
+
+    Returns:
+        The results, and the names of the checks that the time was over for.
+    """
+    over = time.monotonic() + seconds
+    results: list[Result] = []
+    late = []
+    for name in names:
+        if time.monotonic() > over:
+            late.append(name)
+            continue
+        devices.prepare(device, threads=1, deterministic=name == "replay")
+        start = len(results)
+        try:
+            for result in CHECKS[name](device):
+                print(result, flush=True)
+                results.append(result)
+        except Exception as error:  # the others still have something to say
+            traceback.print_exc()
+            results.append(Result(name, "no error", f"{type(error).__name__}: {error}".splitlines()[0], passed=False))
+            print(results[-1], flush=True)
+        assert len(results) > start
+    for name in late:
+        print(f"LEFT OUT | {name} | the time was over", flush=True)
+    return results, late
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Perform the checks that are asked for; return 0 where all passed and none was left out."""
+    parser = argparse.ArgumentParser(description="Check on a CUDA device what a machine without one can't show.")
+    parser.add_argument("checks", nargs="*", choices=[*CHECKS, []], help="all by default")
+    parser.add_argument("--json", type=Path, default=Path("gpu_check.json"), help="where the results go")
+    parser.add_argument("--seconds", type=float, default=600.0, help="no check begins after so long (600)")
+    asked = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        print(f"torch {torch.__version__} sees no CUDA device here; run this where there is one.", file=sys.stderr)
+        return 3
+    device = torch.device("cuda", 0)
+    results, late = perform(asked.checks or list(CHECKS), device, asked.seconds)
+    report = {
+        "environment": environment(device),
+        "capability": torch.cuda.get_device_capability(device),
+        "results": [asdict(result) for result in results],
+        "left_out": late,
+    }
+    asked.json.write_text(json.dumps(report, indent=2), "utf-8")
+    failed = sum(not result.passed for result in results)
+    print(f"{len(results) - failed} passed, {failed} failed; written to {asked.json}")
+    return 1 if failed or late else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

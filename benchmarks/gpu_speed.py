@@ -1,0 +1,167 @@
+"""Time what `gpu_check` holds against bounds: a step against other loops, and workers that share a device."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from finetune_bench import registry
+from finetune_bench.model import unpadding
+from finetune_bench.model.dropout import with_dropout
+from finetune_bench.model.pretrained import build
+from finetune_bench.recipe import Recipe
+from finetune_bench.testing import toys
+from finetune_bench.training import measure
+from finetune_bench.training.examples import Encoded
+from finetune_bench.training.loop import make_optimizer, make_scheduler, train
+from finetune_bench.training.run import TrainingRun
+
+TIMED = Recipe(batch_size=16, epochs=None, steps=40, precision="bf16")
+TOKENS = 128
+PATIENCE = 200  # seconds that a grid may take
+
+
+@dataclass(frozen=True)
+class Result:
+    """A result is one line of the table."""
+
+    check: str
+    expected: str
+    found: str
+    passed: bool
+
+    def __str__(self) -> str:
+        """Return the line."""
+        return f"{'PASS' if self.passed else 'FAIL'} | {self.check} | expected {self.expected} | found {self.found}"
+
+
+Results = Iterator[Result]
+
+
+def speed(device: torch.device) -> Results:
+    """Time a step of BERT-base against a bare PyTorch loop, and against transformers' Trainer with fast settings."""
+    ours, bare = [], []
+    for _ in range(3):  # in turns, so that a change of the clock rate falls on both
+        ours.append(_seconds_of_loop(device))
+        bare.append(_seconds_bare(device))
+    ratio = float(np.median(ours) / np.median(bare))
+    yield Result("seconds of a step over a bare loop's", "≤ 1.02", f"{ratio:.3f}", ratio <= 1.02)
+    ratio = _seconds_of_trainer(device) / float(np.median(ours))
+    yield Result("Trainer's seconds of a step over the loop's", "≥ 1", f"{ratio:.3f}", ratio >= 1)
+
+
+def _run_of_bert(device: torch.device) -> TrainingRun:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model("bert")
+    config.num_labels = toys.CLASSES
+    stack = registry.make_stack("vanilla")
+    model = build(with_dropout(config, stack.dropout)).to(device)
+    unpadding.prepare_for(model, device, "padded")
+    random = np.random.default_rng(0)
+    ids = [random.integers(1000, 30000, size=int(random.integers(TOKENS // 2, TOKENS + 1))) for _ in range(256)]
+    columns = {"input_ids": ids, "attention_mask": [np.ones_like(each) for each in ids]}
+    labels = torch.tensor([int(each[0]) % toys.CLASSES for each in ids])
+    examples = Encoded(columns, {"input_ids": 0, "attention_mask": 0}, False, labels)
+    return TrainingRun(model, toys.toy_task("classification"), examples, TIMED, stack, seed=1, device=device)
+
+
+def _seconds_of_loop(device: torch.device) -> float:
+    run = _run_of_bert(device)
+    result = train(run)
+    return float(np.median(result.seconds[measure.WARMUP_STEPS :]))
+
+
+def _seconds_bare(device: torch.device) -> float:
+    run = _run_of_bert(device)
+    optimizer = make_optimizer(run)
+    scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
+    run.model.train()
+    clock = measure.StepClock(device)
+    for (part,) in run.steps():
+        with clock.step():
+            batch = run.examples.batch(part, device)
+            optimizer.zero_grad()
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                logits: Tensor = run.model(**batch.inputs).logits
+            nn.functional.cross_entropy(logits.float(), batch.labels).backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(run.params.values(), run.recipe.clip)
+            optimizer.step()
+            scheduler.step()
+    return float(np.median(clock.seconds()[0][measure.WARMUP_STEPS :]))
+
+
+def _seconds_of_trainer(device: torch.device) -> float:
+    from transformers import Trainer, TrainerCallback, TrainingArguments
+
+    run = _run_of_bert(device)
+    positions = [position for step in run.steps() for part in step for position in part]
+    rows = [{"position": position} for position in positions]
+
+    def collate(chosen: list[dict[str, int]]) -> dict[str, Tensor]:
+        batch = run.examples.batch([row["position"] for row in chosen], toys.CPU)
+        return {**batch.inputs, "labels": batch.labels}
+
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            torch.accelerator.synchronize(device)
+            times.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            output_dir=folder,
+            max_steps=run.total_steps,
+            per_device_train_batch_size=TIMED.batch_size,
+            bf16=True,
+            optim="adamw_torch_fused",
+            remove_unused_columns=False,
+            report_to=[],
+            save_strategy="no",
+            logging_steps=10**9,
+            disable_tqdm=True,
+        )
+        Trainer(
+            model=run.model,  # type: ignore[arg-type]
+            args=arguments,
+            train_dataset=rows,  # type: ignore[arg-type]
+            data_collator=collate,
+            callbacks=[Clock()],
+        ).train()
+    return float(np.median(np.diff(times)[measure.WARMUP_STEPS :]))
+
+
+def workers(device: torch.device) -> Results:
+    """Count the cells per hour that one, two and four workers on the device come to, start-up left out."""
+    rates = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        model, texts = toys.tiny_checkpoint(folder / "model"), toys.tiny_texts(folder / "texts.jsonl")
+        for count in (1, 2, 4):
+            options = ["--methods", "vanilla", "--tasks", str(texts), "--model", str(model), "--seeds", "16"]
+            options += ["--steps", "60", "--device", str(device), "--gpus-per-worker", str(1 / count)]
+            out = folder / f"run{count}"
+            command = [sys.executable, "-m", "finetune_bench.cli", "run", *options, "--out", str(out)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)  # noqa: S603
+            rows = [json.loads(path.read_text("utf-8")) for path in out.glob("cells/*/row.json")]
+            finished = sum(row["status"] == "done" for row in rows)
+            if finished < 16:
+                said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+                yield Result(f"cells done by {count} workers", "16", f"{finished}: {said}", passed=False)
+                return
+            rates[count] = 3600 * count / float(np.mean([row["seconds"] for row in rows]))
+    gain = max(rates.values()) / rates[1]
+    found = ", ".join(f"{count}: {rate:.0f}" for count, rate in rates.items())
+    yield Result("cells per hour by workers", "≥ 2 × those of one", f"{found} ({gain:.2f} ×)", gain >= 2)
