@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from finetune_bench.errors import ModelError
 
 INDEX = "model.safetensors.index.json"
+QUANTISED = ("I8", "U8", "F8_", "F6_", "F4")  # how names of types begin that hold no weight without its scale
 POINTER = b"version https://git-lfs"  # how a file begins that Git LFS has not fetched
 
 
@@ -85,13 +86,20 @@ def check_weights(name: str, paths: tuple[Path, ...], ignored: frozenset[str]) -
         ignored: keys of the tensors that no model takes.
 
     Raises:
-        ModelError: a file is cut short or damaged, or a weight is NaN or infinite.
+        ModelError: a file is cut short or damaged, or a weight is NaN, infinite or quantised.
     """
     for path in paths:
         try:
             with safe_open(path, framework="pt") as file:
                 for key in file.keys():  # noqa: SIM118 — no dictionary
-                    if key not in ignored and not _is_finite(file.get_tensor(key)):
+                    if key in ignored:
+                        continue
+                    if (kind := file.get_slice(key).get_dtype()).startswith(QUANTISED):
+                        raise ModelError(
+                            f"--model: '{key}' in {path.name} of '{name}' is quantised ({kind}), and can't be "
+                            "fine-tuned as it is. Give the checkpoint that it was made from."
+                        )
+                    if not _is_finite(file.get_tensor(key)):
                         raise ModelError(
                             f"--model: '{key}' in {path.name} of '{name}' has entries that are NaN or infinite; "
                             "training would start from them. Save the weights of an earlier step."

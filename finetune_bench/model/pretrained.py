@@ -145,7 +145,9 @@ def tokenizer(name: str) -> Any:
     """
     try:
         loaded = library().AutoTokenizer.from_pretrained(source(name), trust_remote_code=False)
-    except Exception as error:  # a file of junk fails in any way
+    except BaseException as error:  # a file of junk fails in any way, and the library's panics are no Exceptions
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+            raise
         raise ModelError(f"--model: the tokenizer of '{name}' can't be read: {_first_line(error)}") from None
     # Where its files are missing, transformers makes up an empty one.
     if len(loaded) <= len(loaded.all_special_ids):
@@ -183,7 +185,7 @@ def check_fit(name: str, max_length: int) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     line = brief(str(error).strip().partition("\n")[0])
     return f"{type(error).__name__}: {line}" if isinstance(error, KeyError) else line or type(error).__name__
 

@@ -14,11 +14,14 @@ import torch
 from torch import Generator, Tensor
 
 from finetune_bench import device as devices
-from finetune_bench.errors import DataError
+from finetune_bench.errors import DataError, ModelError
 from finetune_bench.metrics import Kind
+from finetune_bench.printable import brief
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.task import Batch, Split
+
+MANY_UNKNOWN = 0.2  # of the tokens; a tokenizer that fits its texts knows nearly all
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,9 @@ class Encoded:
         labels: (examples,).
         whole: the number of tokens of every example before any was cut, (examples,); None where that is not known.
         special: the number of tokens of every example that come from no text.
+        unknown: the share of the other tokens that stand for something that the tokenizer doesn't know.
+        written_out: the number of examples whose text holds special tokens, which the tokenizer takes for its own.
+        cut_left: whether texts that are too long lose their beginning.
     """
 
     columns: dict[str, list[np.ndarray]]
@@ -40,6 +46,9 @@ class Encoded:
     labels: Tensor
     whole: np.ndarray | None = None
     special: int = 0
+    unknown: float = 0.0
+    written_out: int = 0
+    cut_left: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -68,6 +77,7 @@ def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded
 
     Raises:
         DataError: so few tokens leave none for some text.
+        ModelError: the tokenizer fails on a text.
     """
     texts = 1 if split.pairs is None else 2
     special = tokenizer.num_special_tokens_to_add(pair=texts == 2)
@@ -83,6 +93,7 @@ def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded
     full = np.flatnonzero(whole >= max_length)  # only these may have been cut
     if len(full):
         whole[full] = [len(ids) for ids in _tokenise(split, full, tokenizer, truncation=False)["input_ids"]]
+    unknown, written_out = _oddities(columns["input_ids"], tokenizer, special)
     return Encoded(
         columns={name: [np.asarray(ids) for ids in column] for name, column in columns.items()},
         padding={name: fill.get(name, 0) for name in columns},
@@ -90,13 +101,42 @@ def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded
         labels=labels,
         whole=whole,
         special=special,
+        unknown=unknown,
+        written_out=written_out,
+        cut_left=getattr(tokenizer, "truncation_side", "right") == "left",
     )
+
+
+def _oddities(ids: Sequence[Sequence[int]], tokenizer: Any, special: int) -> tuple[float, int]:
+    """Return the share of unknown tokens, and how many examples have more special tokens than the tokenizer adds."""
+    if not len(ids):
+        return 0.0, 0
+    unknown = tokenizer.unk_token_id
+    added = {*tokenizer.all_special_ids} - {unknown}
+    of_its_own = unknown is not None and all(
+        unknown != getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "cls", "sep")
+    )  # GPT-2's unknown token is its end token
+    lengths = [len(example) for example in ids]
+    flat = np.concatenate([np.asarray(example, dtype=np.int64) for example in ids])
+    example_of = np.repeat(np.arange(len(ids)), lengths)
+    specials = np.bincount(example_of, weights=np.isin(flat, list(added)), minlength=len(ids))
+    tokens = len(flat) - special * len(ids)
+    share = (flat == unknown).sum() / tokens if of_its_own and tokens > 0 else 0.0
+    return float(share), int((specials > special).sum())
 
 
 def _tokenise(split: Split, positions: Iterable[int], tokenizer: Any, **options: Any) -> Any:
     positions = list(positions)
     pairs = None if split.pairs is None else [split.pairs[i] for i in positions]
-    return tokenizer([split.texts[i] for i in positions], pairs, padding=False, verbose=False, **options)
+    try:
+        return tokenizer([split.texts[i] for i in positions], pairs, padding=False, verbose=False, **options)
+    except BaseException as error:  # the library's panics are no Exceptions
+        if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit | MemoryError):
+            raise
+        raise ModelError(
+            f"--model: the tokenizer of '{tokenizer.name_or_path}' fails on texts of this task "
+            f"({type(error).__name__}: {brief(error)}). Give another checkpoint, or save its tokenizer again."
+        ) from error
 
 
 def truncation(name: str, examples: Encoded, model: str) -> list[str]:
@@ -117,13 +157,24 @@ def truncation(name: str, examples: Encoded, model: str) -> list[str]:
     cut = lost > 0
     notes = []
     if cut.any():
+        end = ", which leaves out their beginning" if examples.cut_left else ""
         notes.append(
-            f"{cut.sum()} of {len(examples)} examples of the {name} split were cut to {kept.max()} tokens: by "
+            f"{cut.sum()} of {len(examples)} examples of the {name} split were cut to {kept.max()} tokens{end}: by "
             f"{lost[cut].mean():.0f} on average and {lost.max()} at most, {lost.sum() / examples.whole.sum():.1%} of "
             f"all tokens (--max-length, tokenizer of {model})."
         )
     if empty := int((examples.whole <= examples.special).sum()):
         notes.append(f"{empty} of {len(examples)} examples of the {name} split hold no token (tokenizer of {model}).")
+    if examples.unknown > MANY_UNKNOWN:
+        notes.append(
+            f"Warning: the tokenizer of {model} doesn't know {examples.unknown:.0%} of the tokens of the {name} split; "
+            "is it of that language, and does it keep capitals as its vocabulary does?"
+        )
+    if examples.written_out:
+        notes.append(
+            f"{examples.written_out} of {len(examples)} examples of the {name} split have special tokens written out "
+            f"in their texts, which the tokenizer of {model} takes for its own."
+        )
     return notes
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from finetune_bench.runner import plan
 from tests.cli.refusals import Refused, refused
 from tests.synthetic_store import make_store
 
@@ -328,3 +329,8 @@ def test_a_study_that_cannot_be_read(text: str | bytes, command: str, run: Path,
     shutil.copytree(run, "run")
     Path("run/study.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     assert "'run/study.json' can't be read as a study" in refused(command)
+
+
+def test_a_run_folder_that_cannot_be_written_to(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan.os, "access", lambda path, _: Path(path) != Path.cwd())  # the tests may run as root
+    assert f"--out: '{Path.cwd()}' can't be written to" in refused("run")
