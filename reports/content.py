@@ -7,12 +7,13 @@ from collections.abc import Iterable
 import numpy as np
 
 from finetune_bench.reports import health
+from finetune_bench.reports.answer import edge_of_rates
 from finetune_bench.reports.document import Block, Heading, Paragraph, Plot, Table, bold, bullets, code, table
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
-from finetune_bench.reports.section import section_blocks
+from finetune_bench.reports.section import answer_of, section_blocks
 from finetune_bench.reports.text import counted, listed, points
-from finetune_bench.reports.topics.search import search_blocks, searches
+from finetune_bench.reports.topics.search import edge_of_search, search_blocks, searches
 from finetune_bench.reports.verdict import verdict
 from finetune_bench.stats import estimates
 from finetune_bench.store.row import Row, Status
@@ -36,23 +37,37 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
             *health.damage_blocks(data),
         ]
     several = len(data.sections) > 1
+    found = searches(data)
+    plots_of = [{plot.kind: plot for plot in plots if plot.section == index} for index in range(len(data.sections))]
+    blocks += [Paragraph(text, "warning") for text in [*edge_of_rates(data.sections), *edge_of_search(found)]]
+    for section, of_section in [
+        *zip(data.sections, plots_of, strict=True),
+        *((search.section, {}) for search in found),
+    ]:
+        blocks += [Paragraph(bold(section.title))] if several or found else []
+        blocks += answer_of(data, section, of_section)
     blocks.append(Heading(2, "In short"))
     for section in data.sections:
         blocks += [Paragraph(bold(section.title))] if several else []
         blocks += bullets(verdict(section, code), findings=True)
-    blocks += [Paragraph(_runs_in_short(data)), _head(data), *bullets(data.notes)]
-    blocks += [Heading(2, "How to read this"), *bullets(_HOW)]
-    for index, section in enumerate(data.sections):
+    blocks += [Paragraph(_runs_in_short(data)), *bullets(data.notes)]
+    for section, of_section in zip(data.sections, plots_of, strict=True):
         blocks += [Heading(2, section.title)] if several else []
-        by_kind = {plot.kind: plot for plot in plots if plot.section == index}
-        blocks += section_blocks(data, section, 3 if several else 2, by_kind)
-    for search in searches(data):
+        blocks += section_blocks(data, section, 3 if several else 2, of_section)
+    for search in found:
         blocks += [Heading(2, f"Search: {search.section.title}")]
         blocks += bullets(verdict(search.section, code), findings=True)
         blocks += search_blocks(search)
         blocks += section_blocks(data, search.section, 3, {})
     blocks += [Heading(2, "Data"), *_evaluation_data(data)]
-    return [*blocks, Heading(2, "Runs that need a look"), *health.health_blocks(data)]
+    blocks += [Heading(2, "Runs that need a look"), *health.health_blocks(data)]
+    return [
+        *blocks,
+        Heading(2, "Settings and environment"),
+        _head(data),
+        Heading(2, "What the numbers are"),
+        *bullets(_HOW),
+    ]
 
 
 _HOW = (
@@ -117,7 +132,9 @@ def _runs_in_short(data: Data) -> str:
     text = f"{counted(counts[Status.DONE], 'run')} ended well"
     text += f" (among them {listed(odd)})" if odd else ""
     text += f"; {listed(parts)}" if parts else ""
-    return text + (". The last section lists what went wrong." if parts or odd else ", none failed or collapsed.")
+    return text + (
+        ". “Runs that need a look” lists what went wrong." if parts or odd else ", none failed or collapsed."
+    )
 
 
 # --- the evaluation data ----------------------------------------------------------------------------------------------
@@ -137,18 +154,19 @@ def _evaluation_data(data: Data) -> list[Block]:
     if not rows:
         return [Paragraph("No run left a score.")]
     header = ("task", "split", "metric", "examples", "majority's score", "standard error (c)", "")
-    notes = [
+    note = (
         "Standard error (c): of one run's accuracy, had the examples been drawn anew (binomial, n = examples). It "
-        "is in no interval above.",
-    ]
-    notes += [
+        "is in no interval above."
+    )
+    findings = [
         f"{task}: the {split} split is a subset: its rows are not all that were published, so scores "
         "aren't comparable with the literature's."
         for task, split in dict.fromkeys(sorted(subsets))
     ]
-    facts = dict.fromkeys((row["task"], note) for row in data.rows for note in row.get("notes") or [])
-    notes += [f"{task}: {note}" for task, note in facts]
-    return [table("data", header, rows.values(), in_paper=False), *bullets(notes)]
+    facts = dict.fromkeys((row["task"], fact) for row in data.rows for fact in row.get("notes") or [])
+    findings += [f"{task}: {fact}" for task, fact in facts]
+    content = table("data", header, rows.values(), in_paper=False)
+    return [content, *bullets(findings, findings=True), *bullets([note])]
 
 
 def _split_row(data: Data, section: Section, column: Column, done: list[Row]) -> list[str]:

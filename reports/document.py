@@ -10,10 +10,12 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from finetune_bench.printable import UNPRINTABLE
 
+# Stands above notes that are opened.
+EXPLAINED = "How to read this"
 _CODE, _BOLD, _END = "\x01", "\x02", "\x03"
 # White space stays, and becomes a space.
 _CONTROL = re.compile(f"(?![\t\n\x0b\f\r\x85\u2028\u2029]){UNPRINTABLE.pattern}")
@@ -58,9 +60,16 @@ class Heading:
 
 @dataclass(frozen=True)
 class Paragraph:
-    """A paragraph is a text of one sentence or more."""
+    """A paragraph is a text of one sentence or more.
+
+    Attributes:
+        text: What it says.
+        role: "headline" for the sentence that a reader takes home, "warning" for what makes a comparison worth little,
+            "aside" for what stands small beside them, "" for any other.
+    """
 
     text: str
+    role: Literal["headline", "warning", "aside", ""] = ""
 
 
 @dataclass(frozen=True)
@@ -69,11 +78,36 @@ class Bullets:
 
     Attributes:
         items: One text each.
-        findings: Whether they are what came out, as opposed to how a table is to be read.
+        findings: Whether they are what came out, as opposed to how a table is to be read, which a reader opens.
     """
 
     items: tuple[str, ...]
     findings: bool = False
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar holds a number and its interval, drawn beside the text on an axis of the whole column.
+
+    Attributes:
+        colour: Colour of its mark; "" for the axis itself, which has no mark.
+        marker: Its mark, by matplotlib's name.
+        value: Where the mark stands; NaN for none.
+        low: Lower end of the interval; NaN for none.
+        high: Upper end of the interval.
+        band: Half the width of a band around 0; NaN for none.
+        first: Where the axis begins.
+        last: Where it ends; an interval that goes on gets an arrow.
+    """
+
+    colour: str
+    marker: str
+    value: float
+    low: float
+    high: float
+    band: float
+    first: float
+    last: float
 
 
 @dataclass(frozen=True)
@@ -84,11 +118,13 @@ class Entry:
         text: What is shown.
         sort: What a table sorts by; None for the text.
         cells: Ids of the runs that the number was computed from; a page leads to them.
+        bar: The number as a drawing, where the format has drawings within tables.
     """
 
     text: str
     sort: float | None = None
     cells: tuple[str, ...] = ()
+    bar: Bar | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +137,7 @@ class Table:
         rows: Entries, as many as the header has in each row.
         align: "right" for figures, "left" for texts.
         in_paper: Whether the tables for a paper have it too.
+        footer: Rows that stay below the others, however these are sorted.
     """
 
     name: str
@@ -108,6 +145,7 @@ class Table:
     rows: tuple[tuple[Entry, ...], ...]
     align: str = "right"
     in_paper: bool = True
+    footer: tuple[tuple[Entry, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -152,7 +190,11 @@ def table(
     align: str = "right",
     *,
     in_paper: bool = True,
+    footer: Iterable[Sequence[str | Entry]] = (),
 ) -> Table:
     """Return a table of texts and entries; a plain text is an entry that leads to no run."""
-    entries = tuple(tuple(Entry(field) if isinstance(field, str) else field for field in row) for row in rows)
-    return Table(name, tuple(header), entries, align, in_paper)
+    return Table(name, tuple(header), _entries(rows), align, in_paper, _entries(footer))
+
+
+def _entries(rows: Iterable[Sequence[str | Entry]]) -> tuple[tuple[Entry, ...], ...]:
+    return tuple(tuple(Entry(field) if isinstance(field, str) else field for field in row) for row in rows)

@@ -11,8 +11,10 @@ import gzip
 import hashlib
 import html
 import json
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,29 @@ from typing import Any
 from finetune_bench._version import __version__
 from finetune_bench.files import write_text
 from finetune_bench.report import DEFAULT, Options, Report
+from finetune_bench.reports.bars import draw_bar
 from finetune_bench.reports.content import document
-from finetune_bench.reports.document import Block, Bullets, Entry, Heading, Paragraph, Picture, Table, spans
+from finetune_bench.reports.document import (
+    EXPLAINED,
+    Block,
+    Bullets,
+    Entry,
+    Heading,
+    Paragraph,
+    Picture,
+    Table,
+    spans,
+)
 from finetune_bench.reports.draw import draw
+from finetune_bench.reports.inline import inlined
 from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.text import visible
 from finetune_bench.store.store import Store
 
 # A table of so many rows gets a filter.
 FILTERED = 8
+# Plots that the page already shows within a table, as bars.
+DRAWN_IN_TABLES = ("answer",)
 # What is the same in many runs.
 _SHARED = ("recipe", "environment", "methods", "dropout", "majority", "notes")
 
@@ -60,9 +77,14 @@ def render(blocks: Sequence[Block], runs: Sequence[Mapping[str, Any]]) -> str:
         "default-src 'none'; img-src data:; "
         f"style-src '{_fingerprint(style)}'; script-src '{_fingerprint(script)}'; base-uri 'none'; form-action 'none'"
     )
-    heads = [(number, block) for number, block in enumerate(blocks) if isinstance(block, Heading) and block.level == 2]
-    contents = "".join(f'<li><a href="#part-{number}">{_text(block.text)}</a></li>' for number, block in heads)
-    body = "\n".join(_block(block, number, indices) for number, block in enumerate(blocks[1:], 1))
+    anchors = _anchors(blocks)
+    heads = [(anchor, block) for anchor, block in zip(anchors, blocks, strict=True) if isinstance(block, Heading)]
+    contents = "".join(
+        f'<li><a href="#{anchor}">{_text(head.text)}</a></li>' for anchor, head in heads if head.level == 2
+    )
+    methods = {str(run["method"]) for run in runs}
+    parts = list(zip(blocks, anchors, strict=True))[1:]
+    body = "\n".join(_block(block, anchor, indices, methods) for block, anchor in parts)
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -77,7 +99,7 @@ def render(blocks: Sequence[Block], runs: Sequence[Mapping[str, Any]]) -> str:
 <body>
 <header><h1>{_text(title)}</h1><button class="theme" type="button">Dark</button></header>
 <nav aria-label="Contents"><details><summary>Contents</summary><ol>{contents}</ol></details>
-<div class="tools"><label>Filter every table <input id="everywhere" type="search"></label></div></nav>
+<label>Filter every table <input id="everywhere" type="search"></label></nav>
 <main>
 {body}
 </main>
@@ -119,44 +141,73 @@ def _packed(runs: Sequence[Mapping[str, Any]]) -> str:
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _block(block: Block, number: int, indices: Mapping[str, int]) -> str:
+def _anchors(blocks: Sequence[Block]) -> list[str]:
+    """Return an id for each block, made of what it is called, so that a link to it outlives new blocks before it."""
+    anchors: list[str] = []
+    met: Counter[str] = Counter()
+    above = ""
+    for block in blocks:
+        name = block.text if isinstance(block, Heading) else f"{above}-{_called(block)}"
+        slug = re.sub("[^a-z0-9]+", "-", visible("".join(piece for piece, _ in spans(name))).lower()).strip("-")
+        slug = slug[:60] or "part"
+        above = slug if isinstance(block, Heading) else above
+        met[slug] += 1
+        anchors.append(slug if met[slug] == 1 else f"{slug}--{met[slug]}")
+    return anchors
+
+
+def _called(block: Block) -> str:
+    if isinstance(block, Picture):
+        return f"plot-{block.plot.file.stem}"
+    return block.name if isinstance(block, Table) else type(block).__name__
+
+
+def _block(block: Block, anchor: str, indices: Mapping[str, int], methods: Collection[str]) -> str:
     if isinstance(block, Heading):
         level = min(block.level, 6)
-        return f'<h{level} id="part-{number}">{_text(block.text)}</h{level}>'
+        return f'<h{level} id="{anchor}">{_text(block.text)}</h{level}>'
     if isinstance(block, Paragraph):
-        return f"<p>{_text(block.text)}</p>"
+        role = f' class="{block.role}"' if block.role else ""
+        return f"<p{role}>{_text(block.text)}</p>"
     if isinstance(block, Bullets):
-        items = "".join(f"<li>{_text(item)}</li>" for item in block.items)
-        return f"<ul>{items}</ul>" if block.findings else f'<ul class="notes">{items}</ul>'
+        items = f"<ul>{''.join(f'<li>{_text(item)}</li>' for item in block.items)}</ul>"
+        return items if block.findings else f'<details class="notes"><summary>{EXPLAINED}</summary>{items}</details>'
     if isinstance(block, Table):
-        return _table(block, number, indices)
+        return _table(block, anchor, indices)
     if isinstance(block, Picture):
-        return _picture(block)
+        return _picture(block, anchor, methods)
     raise TypeError(f"no HTML for {type(block).__name__}")
 
 
-def _table(block: Table, number: int, indices: Mapping[str, int]) -> str:
+def _table(block: Table, anchor: str, indices: Mapping[str, int]) -> str:
     head = "".join(f'<th scope="col">{_text(text)}</th>' for text in block.header)
-    rows = "\n".join(f"<tr>{''.join(_entry(entry, indices) for entry in row)}</tr>" for row in block.rows)
+    rows, footer = (
+        "\n".join(f"<tr>{''.join(_entry(entry, indices) for entry in row)}</tr>" for row in part)
+        for part in (block.rows, block.footer)
+    )
     search = ""
-    if len(block.rows) >= FILTERED:
+    drawn = any(entry.bar for row in block.rows for entry in row)
+    if len(block.rows) >= FILTERED and not drawn:
         search = '<div class="tools"><label>Filter <input type="search"></label>'
         search += f"<output>{len(block.rows)} rows</output></div>"
-    side = ' class="left"' if block.align == "left" else ""
+    kinds = " ".join((["left"] if block.align == "left" else []) + (["drawn"] if drawn else []))
+    foot = f"<tfoot>\n{footer}\n</tfoot>" if footer else ""
     return (
-        f'<div class="box" id="part-{number}">{search}<div class="scroll" tabindex="0" role="region" '
+        f'<div class="box" id="{anchor}">{search}<div class="scroll" tabindex="0" role="region" '
         f'aria-label="{_plain(block.name)}">'
-        f"<table{side}><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div></div>"
+        f'<table class="{kinds}"><thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody>{foot}</table></div></div>'
     )
 
 
 def _entry(entry: Entry, indices: Mapping[str, int]) -> str:
-    finite = entry.sort is not None and entry.sort == entry.sort
+    finite = entry.sort is not None and math.isfinite(entry.sort)
     sort = f' data-sort="{entry.sort!r}"' if finite else ""
     inside = _text(entry.text)
     runs = sorted(indices[cell] for cell in entry.cells if cell in indices)
     if runs and entry.text != "—":
         inside = f'<button type="button" data-runs="{_ranges(runs)}">{inside}</button>'
+    if entry.bar is not None:
+        inside = f'<div class="field">{draw_bar(entry.bar)}<span>{inside}</span></div>'
     return f"<td{sort}>{inside}</td>"
 
 
@@ -171,25 +222,25 @@ def _ranges(numbers: Iterable[int]) -> str:
     return ",".join(f"{first}" if first == last else f"{first}-{last}" for first, last in groups)
 
 
-def _picture(block: Picture) -> str:
-    drawing = base64.b64encode(block.plot.file.read_bytes()).decode()
-    return (
-        f'<figure><img alt="{_plain(block.plot.alt)}" decoding="async" '
-        f'src="data:image/svg+xml;base64,{drawing}"></figure>'
+def _picture(block: Picture, anchor: str, methods: Collection[str]) -> str:
+    plot = block.plot
+    drawing = inlined(plot.file, anchor, "".join(piece for piece, _ in spans(plot.alt)), methods)
+    name = html.escape(plot.file.stem)
+    buttons = "".join(f'<button type="button" data-save="{kind}">{kind.upper()}</button>' for kind in ("svg", "png"))
+    figure = (
+        f'<figure id="{anchor}" data-name="{name}"><div class="scroll">{drawing}</div><p>Save as {buttons}</p></figure>'
     )
+    if plot.kind in DRAWN_IN_TABLES:
+        return f'<details class="notes"><summary>The same as a picture</summary>{figure}</details>'
+    return figure
 
 
 def _text(text: str) -> str:
     """Return a text with its spans; names are isolated, so that none turns the direction of what follows."""
     tags = {"code": ("<code><bdi>", "</bdi></code>"), "bold": ("<strong>", "</strong>"), "": ("", "")}
-    pieces = ((html.escape(_visible(piece)), *tags[style]) for piece, style in spans(text))
+    pieces = ((html.escape(visible(piece)), *tags[style]) for piece, style in spans(text))
     return "".join(f"{before}{piece}{after}" for piece, before, after in pieces)
 
 
 def _plain(text: str) -> str:
-    return html.escape(_visible("".join(piece for piece, _ in spans(text))))
-
-
-def _visible(text: str) -> str:
-    """Return a text without the characters that turn or hide text."""
-    return re.sub("[\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]", "", text)
+    return html.escape(visible("".join(piece for piece, _ in spans(text))))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from finetune_bench.files import write_text
@@ -47,6 +48,9 @@ class Latex(Report):
                 paths.append(inside / name)
                 write_text(paths[-1], tabular(block))
                 parts.append(_shown(heading, name))
+                if block.name == "answer":
+                    paths.append(inside / f"main-{len(paths) + 1}.tex")
+                    paths[-1].write_text(_in_one_column(block), "utf-8")
         document_path = folder / "tables.tex"
         write_text(document_path, _document(parts))
         return [document_path, *paths]
@@ -56,7 +60,9 @@ def tabular(block: Table) -> str:
     """Return a table as a tabular of booktabs; texts are escaped."""
     columns = "l" + ("l" if block.align == "left" else "r") * (len(block.header) - 1)
     lines = [" & ".join(map(_text, row)) + r" \\" for row in [block.header]]
-    rows = [" & ".join(_text(entry.text) for entry in row) + r" \\" for row in block.rows]
+    rows, footer = (
+        [" & ".join(_text(entry.text) for entry in row) + r" \\" for row in part] for part in (block.rows, block.footer)
+    )
     return "\n".join(
         [
             rf"\begin{{tabular}}{{{columns}}}",
@@ -64,11 +70,21 @@ def tabular(block: Table) -> str:
             *lines,
             r"\midrule",
             *rows,
+            *([r"\midrule", *footer] if footer else []),
             r"\bottomrule",
             r"\end{tabular}",
             "",
         ]
     )
+
+
+def _in_one_column(block: Table) -> str:
+    """Return the answer as a paper's main table: difference and time of each method, no wider than a column of text."""
+    kept = (0, 1, 3)
+    rows, footer = (tuple(tuple(row[i] for i in kept) for row in part) for part in (block.rows, block.footer))
+    narrow = replace(block, header=tuple(block.header[i] for i in kept), rows=rows, footer=footer)
+    fitted = r"\resizebox{\ifdim\width>\columnwidth\columnwidth\else\width\fi}{!}{%"
+    return f"{fitted}\n{tabular(narrow)}}}\n"
 
 
 def _shown(heading: str, name: str) -> str:

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from finetune_bench.files import write_text
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
-from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Picture, Plot, Table, spans
+from finetune_bench.reports.document import EXPLAINED, Block, Bullets, Heading, Paragraph, Picture, Plot, Table, spans
 from finetune_bench.reports.draw import draw
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data
@@ -57,13 +57,15 @@ def _block(block: Block) -> str:
     if isinstance(block, Heading):
         return f"{'#' * block.level} {inline(block.text)}"
     if isinstance(block, Paragraph):
-        return inline(block.text)
+        return f"> [!WARNING]\n> {inline(block.text)}" if block.role == "warning" else inline(block.text)
     if isinstance(block, Bullets):
-        return "\n".join(f"- {inline(item)}" for item in block.items)
+        items = "\n".join(f"- {inline(item)}" for item in block.items)
+        # What explains a table is a click away, on GitHub as in the page.
+        return items if block.findings else f"<details><summary>{EXPLAINED}</summary>\n\n{items}\n\n</details>"
     if isinstance(block, Table):
         rule = "---:" if block.align == "right" else "---"
         lines = [[inline(text) for text in block.header], ["---", *[rule] * (len(block.header) - 1)]]
-        lines += [[inline(entry.text) for entry in row] for row in block.rows]
+        lines += [[inline(entry.text) for entry in row] for row in (*block.rows, *block.footer)]
         return "\n".join(f"| {' | '.join(line)} |" for line in lines)
     if isinstance(block, Picture):
         return f"![{_escaped(block.plot.alt)}]({block.plot.link})"

@@ -53,18 +53,22 @@ function sort(table, column, descending) {
   });
 }
 
-function filter(table, words, count) {
-  const wanted = words.toLowerCase().split(/\s+/).filter(Boolean);
+const everywhere = document.querySelector("#everywhere");
+
+function filter(box) {
+  const [table, field, count] = ["table", "input", "output"].map((name) => box.querySelector(name));
+  const wanted = `${field?.value ?? ""} ${everywhere.value}`.toLowerCase().split(/\s+/).filter(Boolean);
   let shown = 0;
   for (const row of table.tBodies[0].rows) {
     const text = row.textContent.toLowerCase();
     row.hidden = !wanted.every((word) => text.includes(word));
     shown += row.hidden ? 0 : 1;
   }
-  count.textContent = `${shown} of ${table.tBodies[0].rows.length} rows`;
+  if (count) count.textContent = `${shown} of ${table.tBodies[0].rows.length} rows`;
 }
 
-for (const box of document.querySelectorAll(".box")) {
+const boxes = [...document.querySelectorAll(".box")];
+for (const box of boxes) {
   const table = box.querySelector("table");
   [...table.tHead.rows[0].cells].forEach((head, column) => {
     if (!head.textContent.trim()) return;
@@ -77,19 +81,100 @@ for (const box of document.querySelectorAll(".box")) {
       sort(table, column, before === null ? column > 0 : before === "ascending");
     });
   });
-  const field = box.querySelector("input");
-  if (field) field.addEventListener("input", () => filter(table, field.value, box.querySelector("output")));
+  box.querySelector("input")?.addEventListener("input", () => filter(box));
+}
+everywhere.addEventListener("input", () => boxes.forEach(filter));
+
+// What is wider than its place shows that it goes on.
+function overflow() {
+  for (const inner of document.querySelectorAll(".scroll")) {
+    inner.parentElement.classList.toggle("more", inner.scrollLeft + inner.clientWidth < inner.scrollWidth - 4);
+  }
+}
+document.addEventListener("scroll", overflow, { capture: true, passive: true });
+addEventListener("resize", overflow);
+overflow();
+
+// --- plots: what a mark is, one method in all plots and tables, saving ------------------------------------------------
+
+const known = new Set([...document.querySelectorAll(".plot [data-method]")].map((mark) => mark.dataset.method));
+for (const row of document.querySelectorAll("tbody tr")) {
+  const label = row.cells[0].querySelector("code")?.textContent;
+  if (known.has(label)) row.dataset.method = label;
 }
 
-const everywhere = document.querySelector("#everywhere");
-if (everywhere) {
-  everywhere.addEventListener("input", () => {
-    for (const field of document.querySelectorAll(".box input")) {
-      field.value = everywhere.value;
-      field.dispatchEvent(new Event("input"));
-    }
-  });
+let kept;  // the method that was chosen by a click
+
+function highlight(method) {
+  root.classList.toggle("choosing", method !== undefined);
+  for (const mark of document.querySelectorAll("[data-method]")) {
+    mark.classList.toggle("chosen", mark.dataset.method === method);
+  }
 }
+
+const tip = document.createElement("div");
+tip.className = "tip";
+tip.hidden = true;
+document.body.append(tip);
+const rules = new CSSStyleSheet();
+document.adoptedStyleSheets = [rules];
+
+document.addEventListener("pointerover", (event) => {
+  const mark = event.target.closest?.("[data-method]");
+  const text = mark?.querySelector(":scope > title")?.textContent;
+  tip.hidden = !text;
+  if (text) {
+    tip.textContent = text;
+    const left = Math.max(4, Math.min(event.clientX + 12, innerWidth - tip.offsetWidth - 4));
+    rules.replaceSync(`.tip { left: ${left}px; top: ${event.clientY + 16}px; }`);
+  }
+  if (mark?.closest(".plot")) highlight(mark.dataset.method);
+  else if (root.classList.contains("choosing")) highlight(kept);
+});
+
+document.addEventListener("click", (event) => {
+  if (event.target.closest("button, summary, input, a, dialog")) return;
+  const method = event.target.closest("[data-method]")?.dataset.method;
+  kept = method === kept ? undefined : method;
+  highlight(kept);
+});
+
+function download(name, address) {
+  const link = document.createElement("a");
+  link.href = address;
+  link.download = name;
+  link.click();
+}
+
+function drawingOf(figure) {
+  const copy = figure.querySelector(".plot").cloneNode(true);
+  const style = getComputedStyle(root);
+  copy.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+  copy.setAttribute("fill", "var(--ink)");
+  copy.setAttribute("font-family", "DejaVu Sans, Verdana, sans-serif");
+  const paper = document.createElementNS("http://www.w3.org/2000/svg", "rect");
+  for (const [key, value] of [["width", "100%"], ["height", "100%"], ["fill", "var(--card)"]]) paper.setAttribute(key, value);
+  copy.prepend(paper);
+  const text = new XMLSerializer().serializeToString(copy);
+  return text.replace(/var\((--[a-z-]+)\)/g, (_, name) => style.getPropertyValue(name).trim());
+}
+
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-save]");
+  if (!button) return;
+  const figure = button.closest("figure");
+  const drawing = drawingOf(figure);
+  const address = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(drawing)}`;
+  if (button.dataset.save === "svg") return download(`${figure.dataset.name}.svg`, address);
+  const image = new Image();
+  image.onload = () => {
+    const canvas = document.createElement("canvas");
+    [canvas.width, canvas.height] = [2 * image.width, 2 * image.height];
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    download(`${figure.dataset.name}.png`, canvas.toDataURL("image/png"));
+  };
+  image.src = address;
+});
 
 // --- the runs behind a number ----------------------------------------------------------------------------------------
 
@@ -129,7 +214,12 @@ function flat(value, prefix = "") {
 function describe(run) {
   const details = document.createElement("details");
   const summary = document.createElement("summary");
-  summary.textContent = `${run.method} on ${run.task}, seed ${run.seed}: ${run.status}`;
+  const scores = Object.entries(run.metrics ?? {}).map(([split, values]) => {
+    const score = values[run.metric];
+    return typeof score === "number" ? `${(100 * score).toFixed(2)} ${run.metric} (${split})` : `no score (${split})`;
+  });
+  const result = run.status === "done" ? scores.join(", ") || "no score" : run.status;
+  summary.textContent = `${run.method} on ${run.task}, seed ${run.seed}: ${result}${run.collapsed ? ", collapsed" : ""}`;
   details.append(summary, list(flat(run)));
   return details;
 }

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from finetune_bench.reports.answer import answer_blocks
 from finetune_bench.reports.document import Block, Heading, Picture, Plot
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data, Section
@@ -22,20 +23,31 @@ def section_blocks(data: Data, section: Section, level: int, plots: Mapping[str,
     """
     blocks: list[Block] = []
     for title, content in _titled_blocks(data, section):
-        shown: list[Block] = []
-        for block in content:
-            if not isinstance(block, Drawing):
-                shown.append(block)
-            elif block.kind in plots:
-                shown.append(Picture(plots[block.kind]))
-        if shown:
+        if shown := _with_pictures(content, plots):
             blocks += [Heading(level, title), *shown]
     return blocks
 
 
+def answer_of(data: Data, section: Section, plots: Mapping[str, Plot]) -> list[Block]:
+    """Return what stands first about one section, without a heading; the arguments are those of `section_blocks`."""
+    return _with_pictures(answer_blocks(data, section), plots)
+
+
 def drawings(data: Data, section: Section) -> list[Drawing]:
     """Return the plots of one section that are to be drawn."""
-    return [block for _, content in _titled_blocks(data, section) for block in content if isinstance(block, Drawing)]
+    contents = [answer_blocks(data, section), *(content for _, content in _titled_blocks(data, section))]
+    return [block for content in contents for block in content if isinstance(block, Drawing)]
+
+
+def _with_pictures(content: Iterable[TopicBlock], plots: Mapping[str, Plot]) -> list[Block]:
+    """Return blocks with the plots that were drawn in the places of those to be drawn; the others are left out."""
+    shown: list[Block] = []
+    for block in content:
+        if not isinstance(block, Drawing):
+            shown.append(block)
+        elif block.kind in plots:
+            shown.append(Picture(plots[block.kind]))
+    return shown
 
 
 @cached

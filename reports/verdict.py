@@ -7,12 +7,13 @@ import statistics
 from collections.abc import Callable, Sequence
 
 from finetune_bench.reports.rows.sections import NO_EFFECT, Section
-from finetune_bench.reports.text import counted, interval, listed, points
+from finetune_bench.reports.text import counted, interval, listed, points, with_interval
 from finetune_bench.reports.topics.differences import (
     Difference,
     control_differences,
     no_differences,
     reference_differences,
+    suite_differences,
 )
 from finetune_bench.stats import estimates
 from finetune_bench.store.row import Status
@@ -32,7 +33,7 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
     if not done:
         return ["No run ended well, so there is nothing to compare."]
     seeds = _most_seeds(section)
-    sentences = [_compared(section, name), _seeds_sentence(seeds)]
+    sentences = [_seeds_sentence(seeds)]
     collapsed = sum(bool(row.get("collapsed")) for row in done)
     if 2 * collapsed > len(done):
         sentences.append(
@@ -43,13 +44,13 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
     differences = reference_differences(section)
     if not differences:
         return [*sentences, no_differences(section)]
-    main = _main(section, differences)
-    where = f"on the mean over {len(section.tasks)} tasks" if len(section.tasks) > 1 else f"on {section.tasks[0]}"
+    main = suite_differences(section, differences)
+    where = scope(section)
     sentences += _separated(main, where, name)
     sentences += _score_by_score(section, differences)
     for control in section.controls():
         to_control = [difference for difference in control_differences(section) if difference.reference == control]
-        sentences += _separated(_main(section, to_control), where, name)
+        sentences += _separated(suite_differences(section, to_control), where, name)
     detectable = [difference.detectable for difference in main if not math.isnan(difference.detectable)]
     if detectable:
         sentences.append(
@@ -60,11 +61,18 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
     return sentences
 
 
-def _compared(section: Section, name: Callable[[str], str]) -> str:
+def scope(section: Section) -> str:
+    """Return what the verdict's differences are measured on, as a part of a sentence."""
+    return f"on the mean over {len(section.tasks)} tasks" if len(section.tasks) > 1 else f"on {section.tasks[0]}"
+
+
+def compared(section: Section, name: Callable[[str], str]) -> str:
+    """Return what was compared with what, as one sentence."""
     others = [method for method in section.methods if method != section.reference]
     against = f" with {name(section.reference)}" if section.reference else ""
     tasks = listed(section.tasks) if len(section.tasks) <= _MAX_NAMES else f"{len(section.tasks)} tasks"
-    return f"Compared: {counted(len(others), 'method')}{against}, on {tasks}."
+    seeds = counted(len(section.seeds), "seed")
+    return f"Compared: {counted(len(others), 'method')}{against}, on {tasks}, {seeds}."
 
 
 def _most_seeds(section: Section) -> int:
@@ -99,20 +107,15 @@ def _without_result(section: Section, name: Callable[[str], str]) -> list[str]:
         who = listed(texts) if few else f"runs of {len(texts)} of {len(section.methods)} methods"
         sentences.append(f"Collapsed: {who}.")
     if without_effect:
-        sentences.append(f"No effect at all, equal to a twin at every recorded step: {listed(without_effect)}.")
+        sentences.append(
+            f"No effect, equal to a run without the method at every recorded step: {listed(without_effect)}."
+        )
     return sentences
-
-
-def _main(section: Section, differences: Sequence[Difference]) -> list[Difference]:
-    """Return the differences that a verdict rests on: over the suite, or on the only task's first split."""
-    if len(section.tasks) > 1:
-        return [difference for difference in differences if difference.question == "a" and not difference.column.task]
-    return [difference for difference in differences if difference.column == section.columns[0]]
 
 
 def _separated(differences: Sequence[Difference], where: str, name: Callable[[str], str]) -> list[str]:
     """Return which methods lie above or below their reference, which can't be told, and which have no interval."""
-    usable = [difference for difference in differences if not math.isnan(difference.estimate.low)]
+    usable = [difference for difference in differences if with_interval(difference.estimate)]
     separated = [difference for difference in usable if difference.estimate.separated]
     groups = {
         "above": [difference for difference in separated if difference.estimate.value > 0],
@@ -145,7 +148,7 @@ def _score_by_score(section: Section, differences: Sequence[Difference]) -> list
     judged = [
         difference.estimate
         for difference in differences
-        if difference.question == "a" and difference.column.task and not math.isnan(difference.estimate.low)
+        if difference.question == "a" and difference.column.task and with_interval(difference.estimate)
     ]
     if len(section.columns) < 2 or not judged:
         return []

@@ -11,7 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from finetune_bench.reports.plots.style import COLOURS, GREY, SETTINGS, caption, panel_title, panels_across, short
+from finetune_bench.reports.plots.style import (
+    BAND,
+    COLOURS,
+    GREY,
+    SETTINGS,
+    caption,
+    panel_title,
+    panels_across,
+    short,
+    tell,
+    told_estimate,
+)
+from finetune_bench.reports.text import with_interval
 from finetune_bench.stats.estimates import Estimate
 
 
@@ -49,12 +61,13 @@ def forest(panels: Sequence[Panel], label: str, *texts: str, at_most: int = 4) -
         axes.axvline(0, color="black", lw=0.9)
         known = [(float(height), line) for height, (_, line) in enumerate(panel.lines) if line.n]
         values = np.array([estimate.value for _, estimate in known])
-        low, high = limits(np.append(values, 0.0), [estimate for _, estimate in known], longest=4)
+        low, high = limits(np.append(values, 0.0), [estimate for _, estimate in known], longest=8)
         low, high = min(low, -0.1 * (high - low)), max(high, 0.1 * (high - low))
         if math.isfinite(panel.band):
-            axes.axvspan(max(-panel.band, low), min(panel.band, high), color="#E8E8E8", lw=0, zorder=0)
+            axes.axvspan(max(-panel.band, low), min(panel.band, high), color=BAND, lw=0, zorder=0)
         coloured = [(height, estimate, _colour_of_sign(estimate)) for height, estimate in known]
-        draw_intervals(axes, coloured, (low, high))
+        told = [(name, told_estimate(name, panel.title, estimate)) for name, estimate in panel.lines if estimate.n]
+        draw_intervals(axes, coloured, (low, high), told=told)
         panel_title(axes, panel.title)
         axes.set_xlim(low - 0.04 * (high - low), high + 0.04 * (high - low))
         axes.set_ylim(len(names) - 0.4, -0.6)
@@ -65,8 +78,77 @@ def forest(panels: Sequence[Panel], label: str, *texts: str, at_most: int = 4) -
     return figure
 
 
+@dataclass(frozen=True)
+class Line:
+    """A line is one method of a forest plot with texts beside it.
+
+    Attributes:
+        name: What stands at its left.
+        estimate: Its mean with its interval.
+        colour: Its colour.
+        marker: Its mark.
+        texts: What stands at its right, as many as the header has.
+    """
+
+    name: str
+    estimate: Estimate
+    colour: str
+    marker: str
+    texts: tuple[str, ...]
+
+
+def forest_beside(
+    lines: Sequence[Line], header: Sequence[str], ends: tuple[float, float], band: float, label: str
+) -> Figure:
+    """Draw a line per method with its interval, in the method's colour and mark, and columns of texts beside them.
+
+    Args:
+        lines: At least one.
+        header: What stands above each column of texts.
+        ends: Lowest and highest value that the axis shows; an interval that goes on gets an arrow.
+        band: Half the width of a grey band around 0; NaN for none.
+        label: What the axis measures.
+    """
+    names = [short(line.name) for line in lines]
+    widths = [
+        0.075 * max(map(len, column)) + 0.15 for column in zip(header, *(line.texts for line in lines), strict=True)
+    ]
+    size = (0.075 * max(map(len, names)) + 3.6 + sum(widths), 0.3 * len(lines) + 1.0)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color="black", lw=0.9)
+    if math.isfinite(band):
+        axes.axvspan(max(-band, ends[0]), min(band, ends[1]), color=BAND, lw=0, zorder=0)
+    axes.set_xlim(*ends)
+    axes.set_ylim(len(lines) - 0.4, -0.9)
+    known = [(float(height), line.estimate, line.colour) for height, line in enumerate(lines)]
+    told = [(line.name, ", ".join([told_estimate(line.name, label, line.estimate), *line.texts])) for line in lines]
+    draw_intervals(axes, known, ends, [line.marker for line in lines], told)
+    name_lines(axes, names, leftmost=True)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    for column, title in enumerate(header):
+        right = 72 * sum(widths[:column]) + 8
+        for height, text in [(-0.75, title), *((float(i), line.texts[column]) for i, line in enumerate(lines))]:
+            # Beside the axes, so many points from their right edge.
+            axes.annotate(
+                text,
+                (1.0, height),
+                xytext=(right, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                annotation_clip=False,
+            )
+    bars = "bar: 95 % interval over seeds" if any(math.isfinite(line.estimate.low) for line in lines) else ""
+    caption(figure, label, bars, "band: what other seeds alone do to the baseline" if math.isfinite(band) else "")
+    return figure
+
+
 def _colour_of_sign(estimate: Estimate) -> str:
-    return GREY if not estimate.separated else COLOURS[0] if estimate.value > 0 else COLOURS[1]
+    if not (estimate.separated and with_interval(estimate)):
+        return GREY
+    return COLOURS[0] if estimate.value > 0 else COLOURS[1]
 
 
 def limits(values: np.ndarray, intervals: Sequence[Estimate], longest: float) -> tuple[float, float]:
@@ -80,35 +162,53 @@ def limits(values: np.ndarray, intervals: Sequence[Estimate], longest: float) ->
     finite = values[np.isfinite(values)]
     low, high = float(finite.min()), float(finite.max())
     room = max(longest * (high - low), 0.5)
-    ends = [end for interval in intervals if not math.isnan(interval.low) for end in (interval.low, interval.high)]
+    ends = [end for interval in intervals if with_interval(interval) for end in (interval.low, interval.high)]
     low, high = max(min([low, *ends]), low - room), min(max([high, *ends]), high + room)
     return (low, high) if high > low else (low - room, high + room)
 
 
-def draw_intervals(axes: Axes, lines: Sequence[tuple[float, Estimate, str]], ends: tuple[float, float]) -> None:
-    """Draw diamonds at the means, bars for the intervals, and arrows where one goes on beyond the axis.
+def draw_intervals(
+    axes: Axes,
+    lines: Sequence[tuple[float, Estimate, str]],
+    ends: tuple[float, float],
+    markers: Sequence[str] | None = None,
+    told: Sequence[tuple[str, str]] = (),
+) -> None:
+    """Draw marks at the means, bars for the intervals, and arrows where one goes on beyond the axis.
 
     Args:
         axes: Where to draw.
         lines: Height, estimate with a value, and colour of each.
         ends: Lowest and highest value that the axis shows.
+        markers: The mark of each line; None for diamonds.
+        told: The method of each line and the text that its mark shows when it is pointed at; nothing for neither.
     """
     low, high = ends
-    ranged = [(height, estimate, colour) for height, estimate, colour in lines if not math.isnan(estimate.low)]
-    marks: dict[str, list[tuple[float, float, str]]] = {"|": [], "<": [], ">": []}
+    ranged = [(height, estimate, colour) for height, estimate, colour in lines if with_interval(estimate)]
+    at_ends: dict[str, list[tuple[float, float, str]]] = {"|": [], "<": [], ">": []}
     for height, estimate, colour in ranged:
-        marks["|" if estimate.low >= low else "<"].append((max(estimate.low, low), height, colour))
-        marks["|" if estimate.high <= high else ">"].append((min(estimate.high, high), height, colour))
+        at_ends["|" if estimate.low >= low else "<"].append((max(estimate.low, low), height, colour))
+        at_ends["|" if estimate.high <= high else ">"].append((min(estimate.high, high), height, colour))
     starts = [min(max(estimate.low, low), high) for _, estimate, _ in ranged]
     stops = [min(max(estimate.high, low), high) for _, estimate, _ in ranged]
-    axes.hlines([height for height, *_ in ranged], starts, stops, colors=[colour for *_, colour in ranged], lw=1.6)
-    for marker, points in marks.items():
+    bars = axes.hlines([height for height, *_ in ranged], starts, stops, colors=[line[2] for line in ranged], lw=1.6)
+    of_line = dict(zip([height for height, *_ in lines], told, strict=False))
+    if told and ranged:
+        tell(bars, *zip(*(of_line[height] for height, *_ in ranged), strict=True))
+    for marker, points in at_ends.items():
         if points:
             x, y, c = zip(*points, strict=True)
             axes.scatter(x, y, s=30, marker=marker, c=c, linewidths=1.3 if marker == "|" else 0)
-    heights, values = [height for height, *_ in lines], [estimate.value for _, estimate, _ in lines]
-    colours = [colour for *_, colour in lines]
-    axes.scatter(values, heights, s=23, marker="D", c=colours, edgecolors="white", linewidths=0.7, zorder=3)
+    marks = markers or ["D"] * len(lines)
+    for mark in dict.fromkeys(marks):
+        alike = [line for line, other in zip(lines, marks, strict=True) if other == mark]
+        values, heights = [estimate.value for _, estimate, _ in alike], [height for height, *_ in alike]
+        colours, size = [colour for *_, colour in alike], 70 if mark == "*" else 23
+        drawn = axes.scatter(
+            values, heights, s=size, marker=mark, c=colours, edgecolors="white", linewidths=0.7, zorder=3
+        )
+        if told and alike:
+            tell(drawn, *zip(*(of_line[height] for height in heights), strict=True))
 
 
 def name_lines(axes: Axes, names: Sequence[str], *, leftmost: bool) -> None:

@@ -2,34 +2,45 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from finetune_bench.reports.rows.cached import cached
-from finetune_bench.reports.rows.sections import Column, Section
+from finetune_bench.reports.rows.sections import Column, Section, bare
 from finetune_bench.stats import estimates
+from finetune_bench.stats.estimates import Estimate
 
 # A plot shows at most so many methods; the tables have them all.
 MAX_METHODS = 20
 # Scores beside the mean over tasks; where there are more, plots of costs and stacks show only that mean.
 _MAX_PANELS = 6
-# Okabe and Ito's palette without its yellow, which is too pale for lines on white; black is the baseline's.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-LINES = ("-", "--", ":")
+# Okabe and Ito's palette without its yellow, which is too pale for lines on white; black is the baseline's. The last
+# two are of Paul Tol's muted palette.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#AA4499")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+LINES = ("-", "--", ":", "-.")
+# With this salt the names of the built-in methods all come to different styles; a test tries them.
+_SALT = "3880"
 GREY = "#777777"
+# The noise floor, behind all else.
+BAND = "#E8E8E8"
 # matplotlib types its settings one by one, so the dictionary as a whole is Any.
 SETTINGS: Any = {
     # Ids within an SVG are random without a salt.
     "svg.hashsalt": "finetune-bench",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
+    "svg.fonttype": "none",
+    # Texts stay texts, and a reader without the first font gets another one without serifs.
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
     "axes.titlesize": 10,
     # Without a number, matplotlib looks for the title's height, which costs a fifth of the time.
@@ -51,16 +62,57 @@ SETTINGS: Any = {
 }
 
 
+@cached
+def _styles(section: Section) -> dict[str, tuple[str, str, str]]:
+    """Return colour, marker and line of all methods of a section, by their names."""
+    styles = {section.baseline: ("black", "*", "-")} if section.baseline else {}
+    taken: set[tuple[int, int]] = set()
+    for method in sorted(method for method in section.methods if method != section.baseline):
+        colour, marker = name_style(bare(method))
+        # Two names that come to the same style: the second in the alphabet takes the next marker that is free.
+        tries = [(colour, (marker + step) % len(MARKERS)) for step in range(len(MARKERS))]
+        colour, marker = next((style for style in tries if style not in taken), tries[0])
+        taken.add((colour, marker))
+        styles[method] = (COLOURS[colour], MARKERS[marker], LINES[marker % len(LINES)])
+    return styles
+
+
+def name_style(name: str) -> tuple[int, int]:
+    """Return the indices of a method's colour and marker, which depend on its name alone and not on its company."""
+    digest = hashlib.sha256(f"{_SALT}{name}".encode()).digest()
+    number = int.from_bytes(digest[:4], "big") % (len(COLOURS) * len(MARKERS))
+    return number % len(COLOURS), number // len(COLOURS)
+
+
 def method_style(section: Section, method: str) -> tuple[str, str, str]:
-    """Return colour, marker and line of a method: no two methods of up to 18 share colour and line."""
-    if method == section.baseline:
-        return "black", "*", "-"
-    index = [label for label in shown_methods(section) if label != section.baseline].index(method)
-    return (
-        COLOURS[index % len(COLOURS)],
-        MARKERS[(index + 2 * (index // len(COLOURS))) % len(MARKERS)],
-        LINES[index // len(COLOURS) % len(LINES)],
-    )
+    """Return colour, marker and line of a method: the same in every plot, and in every report with the same methods."""
+    return _styles(section)[method]
+
+
+def tell(artist: Artist, methods: Sequence[str], texts: Sequence[str] = ()) -> None:
+    """Say what the shapes of an artist are; the page shows it when one is pointed at, and links what is one method's.
+
+    Args:
+        artist: A line, a patch or a collection.
+        methods: The label of each shape, or the one label of all.
+        texts: The text of each shape, or the one text of all; nothing for none.
+    """
+    artist.set_gid(json.dumps({"methods": list(methods), "texts": list(texts)}))
+
+
+def told_estimate(method: str, where: str, estimate: Estimate, unit: str = "points") -> str:
+    """Return what a mark says of an estimate: method, place, value, interval and number of seeds."""
+    brackets = f" [{estimate.low:.2f}, {estimate.high:.2f}]" if math.isfinite(estimate.low) else ""
+    return f"{method}, {where}: {estimate.value:.2f}{brackets} {unit}, n = {estimate.n}".replace("-", "−")
+
+
+def marks_below(places: Sequence[tuple[float, float]], share: float = 0.02) -> list[int]:
+    """Return for each mark how many of those before it lie under it, within a share of what all of them span."""
+    across, up = (share * float(np.ptp(values)) for values in zip(*places, strict=True))
+    return [
+        sum(abs(x - other_x) <= across and abs(y - other_y) <= up for other_x, other_y in places[:index])
+        for index, (x, y) in enumerate(places)
+    ]
 
 
 # --- what a crowded plot leaves out -----------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from finetune_bench.reports.plots.style import (
     left_out_text,
     legend,
     legend_handle,
+    marks_below,
     method_style,
     panel_title,
     panels_across,
@@ -29,9 +30,12 @@ from finetune_bench.reports.plots.style import (
     shown_columns,
     shown_methods,
     small_multiples,
+    tell,
+    told_estimate,
 )
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data, Section
+from finetune_bench.reports.text import with_interval
 from finetune_bench.reports.topics.scores import scores
 from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
 from finetune_bench.stats import estimates
@@ -257,22 +261,23 @@ def _table(section: Section) -> list[TopicBlock]:
     header = ["method", "time ×", "peak memory ×", "saved activations ×", *(["energy ×"] if joules else [])]
     header += ["train s", "examples/s", "peak MiB", *(["energy kJ"] if joules else [])]
     header += ["passes per step", "set-up s", "set-up passes", "trained parameters", "runs"]
+    runs = {cost.method: tuple(row["id"] for row in section.rows(cost.method, None, Status.DONE)) for cost in measured}
     rows: list[list[str | Entry]] = [
         [
             code(cost.method),
-            _ratio_entry(cost.time),
-            _ratio_entry(cost.memory),
-            _ratio_entry(cost.activations),
-            *([_ratio_entry(cost.energy)] if joules else []),
-            _figure(cost.seconds),
-            _figure(cost.examples_per_second),
-            _figure(cost.peak_memory_bytes / 2**20),
-            *([_figure(cost.energy_joules / 1000)] if joules else []),
+            *(
+                _ratio_entry(ratio, runs[cost.method])
+                for ratio in (cost.time, cost.memory, cost.activations, cost.energy)[: 4 if joules else 3]
+            ),
+            _figure_entry(cost.seconds, runs[cost.method]),
+            _figure_entry(cost.examples_per_second, runs[cost.method]),
+            _figure_entry(cost.peak_memory_bytes / 2**20, runs[cost.method]),
+            *([_figure_entry(cost.energy_joules / 1000, runs[cost.method])] if joules else []),
             f"{_figure(cost.forwards_per_step)} + {_figure(cost.backwards_per_step)}",
             _figure(cost.setup_seconds),
             f"{_figure(cost.setup_forwards)} + {_figure(cost.setup_backwards)}",
             _trained(cost.trainable_parameters, cost.parameters),
-            str(cost.runs),
+            Entry(str(cost.runs), cost.runs, runs[cost.method]),
         ]
         for cost in measured
     ]
@@ -291,26 +296,24 @@ def _table(section: Section) -> list[TopicBlock]:
     return [table("cost", header, rows), *bullets(notes)]
 
 
-def _ratio_entry(ratio: Ratio) -> Entry:
-    if ratio.n == 0:
-        return Entry("—")
-    return Entry(f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] n={ratio.n}", ratio.value)
+def _ratio_entry(ratio: Ratio, runs: tuple[str, ...]) -> Entry:
+    text = f"{ratio.value:.2f} [{ratio.low:.2f}, {ratio.high:.2f}] n={ratio.n}" if ratio.n else "—"
+    return Entry(text, ratio.value, runs)
+
+
+def _figure_entry(value: float, runs: tuple[str, ...]) -> Entry:
+    return Entry(_figure(value), value, runs)
 
 
 def _figure(value: float) -> str:
     """Write a number with three digits that count; a dash for NaN."""
-    if math.isnan(value):
-        return "—"
-    if 0 < value < 0.01:
-        return "<0.01"
+    if math.isnan(value) or 0 < value < 0.01:
+        return "—" if math.isnan(value) else "<0.01"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _trained(trainable: float, total: float) -> str:
-    if math.isnan(trainable):
-        return "—"
-    share = f" ({100 * trainable / total:.3g} %)" if total > 0 else ""
-    return f"{_figure(trainable)}{share}"
+    return f"{_figure(trainable)} ({100 * trainable / total:.3g} %)" if trainable >= 0 < total else _figure(trainable)
 
 
 # --- the plots --------------------------------------------------------------------------------------------------------
@@ -379,12 +382,13 @@ def _range(costs: list[float]) -> tuple[float, float, float]:
 def _draw_points(axes: Axes, section: Section, points: Sequence[_Point]) -> None:
     values = np.array([point.score.value for point in points])
     # Few seeds make intervals that would flatten everything, so there is room for a part of them only.
-    room = max(2 * float(np.ptp(values)), 1.0)
+    room = max(4 * float(np.ptp(values)), 1.0)
     low, high = float(values.min()) - room, float(values.max()) + room
-    for point in points:
+    under = marks_below([(point.cost, point.score.value) for point in points])
+    for point, below in zip(points, under, strict=True):
         colour, marker, _ = method_style(section, point.method)
         score = point.score
-        if math.isfinite(score.low):
+        if with_interval(score):
             ends = [max(score.low, low), min(score.high, high)]
             axes.plot([point.cost, point.cost], ends, "-", lw=0.9, color=colour, alpha=0.45)
             for end, inside, arrow in ((ends[0], score.low >= low, "v"), (ends[1], score.high <= high, "^")):
@@ -392,7 +396,10 @@ def _draw_points(axes: Axes, section: Section, points: Sequence[_Point]) -> None
                     axes.plot([point.cost], [end], arrow, ms=4, mew=0, color=colour, alpha=0.6)
         axes.plot([point.least, point.most], [score.value] * 2, "-", lw=0.9, color=colour, alpha=0.45)
         size = 10 if marker == "*" else 6.5
-        axes.plot([point.cost], [score.value], marker, ms=size, color=colour, mec="white", mew=0.6, zorder=3)
+        # A mark that lies on another one becomes a ring around it, so that both are seen.
+        (mark,) = axes.plot([point.cost], [score.value], marker, ms=size + 5 * below, color=colour, zorder=3)
+        mark.set(mfc="none" if below else colour, mec=colour if below else "white", mew=1.4 if below else 0.6)
+        tell(mark, [point.method], [f"{told_estimate(point.method, 'score', score)}, cost {point.cost:.3g}"])
     front = pareto_front([point.cost for point in points], list(values))
     xs, ys = [points[i].cost for i in front], [values[i] for i in front]
     axes.step(xs, ys, where="post", color=GREY, lw=1.1, ls=":", zorder=1)
@@ -413,10 +420,15 @@ def draw_footprint(section: Section) -> Figure | None:
     left = np.zeros(len(methods))
     for part, colour in zip(parts, COLOURS, strict=False):
         sizes = np.array([getattr(by_method[method], part) / 2**20 for method in methods])
-        axes.barh(range(len(methods)), sizes, left=left, height=0.62, color=colour, label=part)
+        drawn = axes.barh(range(len(methods)), sizes, left=left, height=0.62, color=colour, label=part)
+        for patch, method, size in zip(drawn, methods, sizes, strict=True):
+            tell(patch, [method], [f"{method}: {part} {size:,.0f} MiB"])
         left += sizes
-    peaks = [by_method[method].peak / 2**20 for method in methods]
-    axes.plot(peaks, range(len(methods)), "D", ms=4.5, color="black", mec="white", ls="", label="measured peak")
+    on_cpu = str(section.setting.get("device")).startswith("cpu")
+    if not on_cpu:
+        # On a CPU the peak is the whole process with its libraries, which is no sum of these parts.
+        peaks = [by_method[method].peak / 2**20 for method in methods]
+        axes.plot(peaks, range(len(methods)), "D", ms=4.5, color="black", mec="white", ls="", label="measured peak")
     axes.set_yticks(range(len(methods)), names)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.set_xlim(left=0)
@@ -426,9 +438,8 @@ def draw_footprint(section: Section) -> Figure | None:
     handles, labels = axes.get_legend_handles_labels()
     order = [*labels[1:], labels[0]] if labels[0] == "measured peak" else labels
     figure.legend([handles[labels.index(name)] for name in order], order, loc="outside upper left", ncols=5, fontsize=8)
-    process = "a CPU's peak is the whole process, its libraries too"
-    on_cpu = str(section.setting.get("device")).startswith("cpu")
-    caption(figure, "medians over runs", process if on_cpu else "", left_out_text(section))
+    left_out = "without the peak, which on a CPU is the whole process" if on_cpu else ""
+    caption(figure, "medians over runs", left_out, left_out_text(section))
     return figure
 
 

@@ -172,6 +172,13 @@ def reference_differences(section: Section) -> list[Difference]:
     return differences(section, section.reference) if section.reference else []
 
 
+def suite_differences(section: Section, rows: Sequence[Difference]) -> list[Difference]:
+    """Return those of some differences that a verdict rests on: over the suite, or on the only task's first split."""
+    if len(section.tasks) > 1:
+        return [row for row in rows if row.question == "a" and not row.column.task]
+    return [row for row in rows if row.column == section.columns[0]]
+
+
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
@@ -181,8 +188,8 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
     rows = reference_differences(section)
     if not rows:
         return [Paragraph(no_differences(section)), plot]
-    notes = [*_notes(section, rows), *refused_notes(section, rows)]
-    return [difference_table(section, rows), *bullets(notes), plot]
+    refused = bullets(refused_notes(section, rows), findings=True)
+    return [difference_table(section, rows), *refused, *bullets(_notes(section, rows)), plot]
 
 
 def no_differences(section: Section) -> str:
@@ -198,7 +205,7 @@ def no_differences(section: Section) -> str:
 
 
 def difference_table(section: Section, rows: Sequence[Difference]) -> Table:
-    """Return the table of differences to one reference, with the noise floor, and n, df and rho below.
+    """Return the table of differences to one reference, with the noise floor, n, df and correlations below.
 
     Args:
         section: Whose runs are compared.
@@ -217,12 +224,14 @@ def difference_table(section: Section, rows: Sequence[Difference]) -> Table:
         p_values = [row.p for row in rows if row.method == method and not math.isnan(row.p)]
         lines.append([code(method), *entries, *([p_text(p_values[0]) if p_values else "—"] if with_p else [])])
     floors = noise_floors(section, reference)
+    footer: list[list[str]] = []
     if floors:
         texts = [ends(floors[column]) if question == "a" else "—" for column, question in columns]
-        lines.append([f"{code(reference)} − itself, other seeds", *texts, *([""] if with_p else [])])
-    for name, text in (("n, df", usual), ("rho", {key: _rho_text(rows, *key) for key in columns})):
-        lines.append([name, *(text[key] or "—" for key in columns), *([""] if with_p else [])])
-    return table("differences", [*header, *(["p (Holm)"] if with_p else [])], lines)
+        footer.append([f"{code(reference)} − itself, other seeds", *texts, *([""] if with_p else [])])
+    correlations = {key: _correlation_text(rows, *key) for key in columns}
+    for name, text in (("n, df", usual), ("correlation over seeds", correlations)):
+        footer.append([name, *(text[key] or "—" for key in columns), *([""] if with_p else [])])
+    return table("differences", [*header, *(["p (Holm)"] if with_p else [])], lines, footer=footer)
 
 
 def _entry(section: Section, row: Difference | None, usual: str) -> Entry:
@@ -244,7 +253,7 @@ def _usual_units(rows: Sequence[Difference]) -> str:
     return max(dict.fromkeys(units), key=units.count) if units else ""
 
 
-def _rho_text(rows: Sequence[Difference], column: Column, question: str) -> str:
+def _correlation_text(rows: Sequence[Difference], column: Column, question: str) -> str:
     values = [row.rho for row in rows if (row.column, row.question) == (column, question) and not math.isnan(row.rho)]
     return f"{np.median(values):.2f}".replace("-", "−") if values else ""
 
@@ -260,7 +269,7 @@ def _notes(section: Section, rows: Sequence[Difference]) -> list[str]:
         "(method + seed), df = (M − 1)(S − 1), and assumes that they scatter equally; elsewhere it uses the "
         "method's own differences, and n and df stand in the cell. Runs that did nearly the same as another method's, "
         f"their difference varying by less than {NEAR_TWIN:.0%} of the spread over seeds, count once "
-        "in that variance; held against others, each takes its twin's place in it.",
+        "in that variance; held against others, each takes the other's place in it.",
     ]
     if seeds > 1:
         notes.append(
@@ -275,9 +284,9 @@ def _notes(section: Section, rows: Sequence[Difference]) -> list[str]:
         )
     if seeds > 1:
         notes.append(
-            "rho: median correlation with the reference across seeds"
+            "Correlation over seeds: of a method's scores with the reference's, the median over methods"
             + (" (from three seeds on)" if seeds < 3 else "")
-            + f". Pairing narrows an interval of {seeds} seeds if rho is above "
+            + f". Pairing narrows an interval of {seeds} seeds if it is above "
             f"{estimates.pairing_threshold(seeds):.2f}."
         )
     if family:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_bench.reports.document import bullets, code, table
+from finetune_bench.reports.document import Entry, bullets, code, table
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.topics.topic import Topic, TopicBlock
@@ -89,23 +89,24 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
     of_all = divergences(data, section)
     if not of_all:
         return []
-    rows = []
+    rows: list[list[str | Entry]] = []
     for method, twin in dict.fromkeys((run.method, run.twin) for run in of_all):
         runs = [run for run in of_all if (run.method, run.twin) == (method, twin)]
+        ids = tuple(run.id for run in runs)
         never = sum(math.isnan(run.loss_step) and run.weights == 0 for run in runs)
         rows.append(
             [
                 code(method),
                 code(twin),
-                _step([run.loss_step for run in runs]),
-                f"{np.median([run.loss for run in runs]):.2g}",
-                _step([run.weights_step for run in runs]),
-                f"{np.median([run.weights for run in runs]):.2g}",
-                str(len(runs)),
+                _step([run.loss_step for run in runs], ids),
+                _median([run.loss for run in runs], ids),
+                _step([run.weights_step for run in runs], ids),
+                _median([run.weights for run in runs], ids),
+                Entry(str(len(runs)), len(runs), ids),
                 f"{never}" if never else "",
             ]
         )
-    header = ("method", "vanilla twin", "loss from step", "Δ loss", "weights from step", "Δ weights", "runs", "never")
+    header = ("method", "held against", "loss from step", "Δ loss", "weights from step", "Δ weights", "runs", "never")
     note = (
         "How far and from which step each run departed from vanilla with the same dropout, head and examples: medians "
         "over runs. Δ loss: mean over steps of the absolute difference. Δ weights: Euclidean distance of the weights "
@@ -114,13 +115,17 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
         "scored only. “(no effect)” stands behind a method of which every run equals vanilla's, or that of a part of "
         "its stack."
     )
-    return [table("alive", header, rows, in_paper=False), *bullets([note])]
+    return [table("departure", header, rows, in_paper=False), *bullets([note])]
 
 
-def _step(steps: Sequence[float]) -> str:
+def _step(steps: Sequence[float], runs: tuple[str, ...]) -> Entry:
     known = [step for step in steps if not math.isnan(step)]
-    return f"{np.median(known):g}" if known else "never"
+    return Entry(f"{np.median(known):g}", float(np.median(known)), runs) if known else Entry("never", math.inf, runs)
+
+
+def _median(values: Sequence[float], runs: tuple[str, ...]) -> Entry:
+    return Entry(f"{np.median(values):.2g}", float(np.median(values)), runs)
 
 
 # The records are columns of the CSV file of all rows.
-TOPIC = Topic(title="Alive", blocks=_blocks)
+TOPIC = Topic(title="Does each method act?", blocks=_blocks)

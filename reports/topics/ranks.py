@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from finetune_bench.reports.document import bullets, code, table
+from finetune_bench.reports.document import Entry, bullets, code, table
 from finetune_bench.reports.plots.style import (
     GREY,
     caption,
@@ -20,16 +20,20 @@ from finetune_bench.reports.plots.style import (
     method_style,
     short,
     shown_methods,
+    tell,
 )
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
 from finetune_bench.reports.text import listed
+from finetune_bench.reports.topics.contrasts import cell_ids, suite_column
 from finetune_bench.reports.topics.topic import Drawing, Topic, TopicBlock
 from finetune_bench.stats import estimates, robust
 from finetune_bench.store.row import Status
 
 # The diagram of ranks has room for so many methods.
 _MAX_RANKED = 40
+# Over fewer tasks the critical difference is as long as the axis.
+_FEWEST_TASKS = 4
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
@@ -105,45 +109,56 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
         return []
     alt = "Performance profiles: share of runs above each normalised score"
     return [
-        *_table(order),
+        *_table(section, order),
         Drawing("ranks", "Mean ranks over tasks with the critical difference", partial(draw_ranks, section)),
         Drawing("profile", alt, partial(draw_profile, section)),
     ]
 
 
-def _table(order: Ranking) -> list[TopicBlock]:
-    rows = []
+def _table(section: Section, order: Ranking) -> list[TopicBlock]:
+    rows: list[list[str | Entry]] = []
     for index, method in enumerate(order.methods):
         normalised = order.normalised.get(method)
-        rows.append(
-            [
-                code(method),
-                f"{order.ranks.mean[index]:.2f}" if order.ranks else "—",
-                f"{robust.interquartile_mean(normalised):.3f}" if normalised is not None else "—",
-                f"{np.nanmean(normalised):.3f}" if normalised is not None else "—",
-            ]
-        )
+        runs = cell_ids(section, [method], suite_column(section))
+        place = mean_rank = Entry("—")
+        if order.ranks:
+            first, last = places(order.ranks)[index]
+            place = Entry(f"{first}–{last}" if first < last else str(first), first + last / 1000, runs)
+            mean_rank = Entry(f"{order.ranks.mean[index]:.2f}", float(order.ranks.mean[index]), runs)
+        values = [] if normalised is None else [robust.interquartile_mean(normalised), float(np.nanmean(normalised))]
+        shown = [Entry(f"{value:.3f}", value, runs) for value in values] or [Entry("—")] * 2
+        rows.append([code(method), place, mean_rank, *shown])
     notes = []
     if order.ranks:
         notes.append(
-            f"Mean rank over {order.ranks.n} tasks, 1 is the best; question (b). Friedman's test that all are alike: "
-            f"p {_signed_p(order.ranks.p)}. Mean ranks less than {order.ranks.critical_difference:.2f} apart are not "
-            "separated (Nemenyi, 95 % for all pairs). Ranks depend on who else is in the pool."
+            "Place: the best and the worst that the critical difference leaves open; methods that share places are "
+            f"tied. Mean rank over {order.ranks.n} tasks, 1 is the best; question (b). Friedman's test that all are "
+            f"alike: p {_signed_p(order.ranks.p)}. Mean ranks less than {order.ranks.critical_difference:.2f} apart "
+            "are not separated (Nemenyi, 95 % for all pairs). Ranks depend on who else is in the pool."
         )
     notes.append(
         "Normalised: 0 is the constant prediction's score, 1 the best method's mean, per task. The interquartile mean "
         "leaves out the lowest and the highest quarter of all runs."
     )
+    left_out = []
     if order.left_out:
-        notes.append(
+        left_out.append(
             f"Without a score on every task, so not here: {listed([code(method) for method in order.left_out])}."
         )
     if order.unscaled:
-        notes.append(
+        left_out.append(
             f"No method beats the constant prediction on {listed(order.unscaled)}; no normalised score has it."
         )
-    header = ["method", "mean rank", "interquartile mean", "mean, normalised"]
-    return [table("ranks", header, rows), *bullets(notes)]
+    header = ["method", "place", "mean rank", "interquartile mean", "mean, normalised"]
+    return [table("ranks", header, rows), *bullets(left_out, findings=True), *bullets(notes)]
+
+
+def places(ranks: robust.Ranks) -> list[tuple[int, int]]:
+    """Return the first and last place of each method that the critical difference leaves open."""
+    mean, difference = ranks.mean, ranks.critical_difference
+    return [
+        (1 + int((mean < rank - difference).sum()), len(mean) - int((mean > rank + difference).sum())) for rank in mean
+    ]
 
 
 def _signed_p(p: float) -> str:
@@ -157,7 +172,7 @@ def _signed_p(p: float) -> str:
 def draw_ranks(section: Section) -> Figure | None:
     """Draw the critical-difference diagram: methods at their mean rank, bars over those that aren't separated."""
     order = ranking(section)
-    if order is None or order.ranks is None or len(order.methods) > _MAX_RANKED:
+    if order is None or order.ranks is None or len(order.methods) > _MAX_RANKED or order.ranks.n < _FEWEST_TASKS:
         return None
     ranks = order.ranks
     groups = robust.groups_within(ranks.mean, ranks.critical_difference)
@@ -178,9 +193,9 @@ def draw_ranks(section: Section) -> Figure | None:
         left = position < half
         y = start + 0.42 * (position if left else len(order.methods) - 1 - position)
         side = first - edge if left else last + edge
-        axes.plot(
-            [ranks.mean[i], ranks.mean[i], side], [0, y, y], "-", color=_colour(section, order.methods[i]), lw=0.9
-        )
+        colour = _colour(section, order.methods[i])
+        (line,) = axes.plot([ranks.mean[i], ranks.mean[i], side], [0, y, y], "-", color=colour, lw=0.9)
+        tell(line, [order.methods[i]], [f"{order.methods[i]}: mean rank {ranks.mean[i]:.2f}"])
         name, rank = short(order.methods[i]), f"{ranks.mean[i]:.2f}"
         text = f"{name}  {rank}" if left else f"{rank}  {name}"
         axes.text(side, y, f" {text} ", ha="right" if left else "left", va="center", fontsize=8.5)
@@ -223,10 +238,13 @@ def draw_profile(section: Section) -> Figure | None:
     thresholds = np.linspace(low - 0.02 * (high - low), high + 0.02 * (high - low), 400)
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    for method in reversed(methods):
+    for index, method in enumerate(reversed(methods)):
         colour, _, style = method_style(section, method)
         profile = robust.performance_profile(order.normalised[method], thresholds)
-        axes.plot(thresholds, profile, style, color=colour, lw=1.8 if method == section.baseline else 1.3)
+        # What is drawn first is broader, so that it is seen on both sides of a line that lies on it.
+        width = 2.8 - 1.6 * index / max(1, len(methods) - 1)
+        (line,) = axes.plot(thresholds, profile, style, color=colour, lw=width)
+        tell(line, [method], [method])
     axes.set_xlabel("normalised score: 0 the constant prediction, 1 the best mean of a task")
     axes.set_ylabel("share of runs above it")
     axes.set_ylim(-0.02, 1.02)

@@ -26,10 +26,12 @@ from finetune_bench.reports.plots.style import (
     scored_columns,
     short,
     shown_methods,
+    tell,
+    told_estimate,
 )
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
-from finetune_bench.reports.text import interval, listed
+from finetune_bench.reports.text import FEWEST_SEEDS, interval, listed, points
 from finetune_bench.reports.topics.contrasts import cell_ids, complete_block, suite_column
 from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
 from finetune_bench.stats import estimates
@@ -146,6 +148,7 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
         "seeds, so two of these intervals may overlap although the difference is clear: differences are below.",
         "Bold: the best mean, where Tukey's honest significant difference over all methods sets it apart from every "
         "other. Nothing is bold inside the noise, or where a run is missing or collapsed.",
+        f"Below {FEWEST_SEEDS} seeds there is no interval. *: the interval leaves the metric's range and is cut there.",
     ]
     suite = [cells[columns[-1], method] for method in section.methods] if len(section.tasks) > 1 else []
     if suite:
@@ -153,26 +156,52 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
         text = "Mean over tasks: question (a), variance Σ s²/n over tasks / T², Welch–Satterthwaite's df"
         text += f" ({_range(degrees)})" if degrees else ""
         notes.append(f"{text}, n = the fewest seeds of any task. A task's splits count as one.")
-        notes += [*_mixed_metrics(section), *_missing_suite(suite)]
     return [
         table("scores", ["method", *(column.title for column in columns)], rows),
+        *bullets([*_mixed_metrics(section), *_missing_suite(suite)] if suite else [], findings=True),
         *bullets(notes),
         Drawing("scores", "Scores: every seed as a dot, the mean and its interval", partial(draw_scores, section)),
     ]
 
 
 def _entry(section: Section, score: Score) -> Entry:
-    text = score_text(score)
+    text = score_text(score, _range_of(section, score.column))
+    if score.column.task and score.estimate.n == 2:
+        # Two seeds make no interval worth showing; here they are themselves.
+        values = section.scores(score.method, score.column)
+        text = text.replace(" n=2", f" ({listed([points(value) for value in values if np.isfinite(value)])}) n=2", 1)
     mean, space, rest = text.partition(" n=")
     ids = cell_ids(section, [score.method], score.column)
     return Entry(f"{bold(mean)}{space}{rest}" if score.best else text, score.estimate.value, ids)
 
 
-def score_text(score: Score) -> str:
-    """Return a score as tables show it: `71.3 [69.9, 72.8] n=3, 1 failed`."""
+def metric_range(metric: str) -> tuple[float, float]:
+    """Return the lowest and highest value that a metric can have, in points; infinite for one that isn't known."""
+    name = metric.partition("(")[0]
+    if name in ("matthews", "pearson", "spearman", "pearson_spearman"):
+        return -100, 100
+    if name in ("neg_rmse", "neg_mae"):
+        return -math.inf, 0
+    shares = ("accuracy", "balanced_accuracy", "auc", "f1", "precision", "recall")
+    return (0, 100) if name.removesuffix("_macro").removesuffix("_weighted") in shares else (-math.inf, math.inf)
+
+
+def _range_of(section: Section, column: Column) -> tuple[float, float]:
+    """Return the range of a column's metric; of the suite the mean of its metrics' ranges."""
+    ranges = [metric_range(part.metric) for part in ([column] if column.task else section.suite)]
+    return float(np.mean([low for low, _ in ranges])), float(np.mean([high for _, high in ranges]))
+
+
+def score_text(score: Score, within: tuple[float, float] = (-math.inf, math.inf)) -> str:
+    """Return a score as tables show it: `71.3 [69.9, 72.8] n=3, 1 failed`.
+
+    Args:
+        score: The score.
+        within: Lowest and highest value of its metric, at which an interval is cut.
+    """
     if score.estimate.n == 0:
         return ", ".join(["—", *(_counts(score) or ([] if score.missing else ["not run"]))])
-    return ", ".join([f"{interval(score.estimate)} n={score.estimate.n}", *_counts(score)])
+    return ", ".join([f"{interval(score.estimate, within=within)} n={score.estimate.n}", *_counts(score)])
 
 
 def _counts(score: Score) -> list[str]:
@@ -230,14 +259,21 @@ def draw_scores(section: Section) -> Figure | None:
     )
     for index, column in enumerate(columns):
         axes = figure.add_subplot(down, across, index + 1)
-        low, high = limits(*_fixed_values(section, column, means), longest=0.75)
+        low, high = limits(*_fixed_values(section, column, means), longest=3)
         _draw_seeds(axes, section, column, (low, high))
         known = [
             (float(height), means[column, method], method_style(section, method)[0])
             for height, method in enumerate(methods)
             if means[column, method].n
         ]
-        draw_intervals(axes, known, (low, high))
+        within = _range_of(section, column)
+        known = [(height, _cut(estimate, within), colour) for height, estimate, colour in known]
+        told = [
+            (method, told_estimate(method, column.title, means[column, method]))
+            for method in methods
+            if means[column, method].n
+        ]
+        draw_intervals(axes, known, (low, high), told=told)
         panel_title(axes, column.title)
         axes.set_xlim(low - 0.03 * (high - low), high + 0.03 * (high - low))
         axes.set_ylim(len(methods) - 0.4, -0.6)
@@ -250,17 +286,29 @@ def draw_scores(section: Section) -> Figure | None:
     return figure
 
 
+def _cut(estimate: Estimate, within: tuple[float, float]) -> Estimate:
+    """Return an estimate whose interval ends where the metric does."""
+    low, high = max(estimate.low, within[0]), min(estimate.high, within[1])
+    return estimate if math.isnan(estimate.low) else dataclasses.replace(estimate, low=low, high=high)
+
+
 def _draw_seeds(axes: Axes, section: Section, column: Column, ends: tuple[float, float]) -> None:
     """Draw every seed a little below its method's line, so that it doesn't hide the interval."""
     low, high = ends
     dots: list[tuple[float, float]] = []
     colours: list[str] = []
+    told: list[tuple[str, str]] = []
     for height, method in enumerate(shown_methods(section)):
         colour, _, _ = method_style(section, method)
         values = section.scores(method, column)
         broken = section.collapse_mask(method, column.task) & np.isfinite(values)
         fine = values[np.isfinite(values) & ~broken]
         dots += [(value, height + 0.2) for value in fine]
+        told += [
+            (method, f"{method} on {column.title}, seed {seed}: {value:.2f}")
+            for seed, value, odd in zip(section.seeds, values, broken, strict=True)
+            if np.isfinite(value) and not odd
+        ]
         colours += [colour] * len(fine)
         for value in values[broken]:
             axes.plot([min(max(value, low), high)], [height + 0.2], "x", ms=4.5, mew=1.2, color=colour)
@@ -271,7 +319,8 @@ def _draw_seeds(axes: Axes, section: Section, column: Column, ends: tuple[float,
             axes.text(low, height, " no score", va="center", fontsize=7.5, color=GREY)
     if dots:
         xs, ys = zip(*dots, strict=True)
-        axes.scatter(xs, ys, s=11, c=colours, linewidths=0, alpha=0.6)
+        drawn = axes.scatter(xs, ys, s=11, c=colours, linewidths=0, alpha=0.6)
+        tell(drawn, *zip(*told, strict=True))
 
 
 def _fixed_values(

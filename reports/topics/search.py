@@ -76,11 +76,13 @@ class Search:
         section: The honestly chosen runs, each method under the label of its default.
         choices: One per method and task.
         refused: Sentences about methods whose budget fell short.
+        rates: The learning rates of its runs.
     """
 
     section: Section
     choices: tuple[Choice, ...]
     refused: tuple[str, ...]
+    rates: tuple[float, ...]
 
 
 def searches(data: Data) -> list[Search]:
@@ -94,6 +96,20 @@ def searches(data: Data) -> list[Search]:
         if row.get("held_out"):
             groups.setdefault(canonical({key: _without_rate(row, key) for key in SETTING}), []).append(row)
     return [_search(group, tried, data.study, several=len(groups) > 1) for group in groups.values() if tried]
+
+
+def edge_of_search(found: Sequence[Search]) -> list[str]:
+    """Return a warning where a search chose its highest or lowest learning rate most of the time."""
+    result = []
+    for search in found:
+        chosen = [choice.honest[1] for choice in search.choices]
+        for name, edge in (("lowest", min(search.rates, default=0.0)), ("highest", max(search.rates, default=0.0))):
+            if len(set(search.rates)) > 1 and 2 * chosen.count(edge) > len(chosen):
+                result.append(
+                    f"The {name} learning rate tried, {edge:g}, was chosen {chosen.count(edge)} of {len(chosen)} "
+                    f"times: a {name.replace('est', 'er')} one may be better still, and not for every method alike."
+                )
+    return result
 
 
 def _without_rate(row: Row, key: str) -> Any:
@@ -131,7 +147,8 @@ def _search(
             chosen += [_as_default(row, method) for row in by_setting[choice.honest]]
     section = section_of(chosen, setting_of(chosen), title, study)
     choices.sort(key=lambda choice: section.methods.index(choice.method))
-    return Search(section, tuple(choices), tuple(refused))
+    rates = tuple(sorted({row["recipe"]["lr"] for row in rows}))
+    return Search(section, tuple(choices), tuple(refused), rates)
 
 
 def _complete(runs: Mapping[int, Row], seeds: Sequence[int]) -> bool:
@@ -208,12 +225,12 @@ def search_blocks(search: Search) -> list[Block]:
         "one."
         if optimism
         else "No method has a setting that ended well on every seed.",
-        *search.refused,
     ]
     under = "Under a tuning budget: the expected best mean score of k settings drawn from those tried, unbiased, chosen"
     header = ("method", "score", "honest choice", "its score", "optimistic choice", "its score", "optimism")
     return [
         table("choices", header, rows, align="left"),
+        *bullets(search.refused, findings=True),
         *bullets(notes),
         Paragraph(f"{under} on the reported scores."),
         table("budget", ("method", "score", *(f"k = {size}" for size in sizes)), best),

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from finetune_bench.reports.document import Block, Entry, bold, bullets, code, table
@@ -25,11 +25,13 @@ from finetune_bench.reports.plots.style import (
     panels_across,
     short,
     shown_columns,
+    tell,
+    told_estimate,
 )
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section, bare
 from finetune_bench.reports.rows.twins import run_alone
-from finetune_bench.reports.text import difference_text
+from finetune_bench.reports.text import difference_text, with_interval
 from finetune_bench.reports.topics.contrasts import WELCH, cell_ids, complete_block, contrast, suite_column
 from finetune_bench.reports.topics.scores import scores
 from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
@@ -211,20 +213,20 @@ def _table(section: Section) -> list[Block]:
         "log-odds: the same on the logit scale, where gains near the ceiling count for more; only for shares. Its t "
         "interval rests on the four runs' own seeds.",
     ]
-    notes += [
+    exceptions = [
         f"{code(method)}: {note}" for method, note in {stack.method: stack.note for stack in stacks}.items() if note
     ]
-    return [*result, *bullets([*(notes if stacks else []), *left_out])]
+    return [*result, *bullets([*exceptions, *left_out], findings=True), *bullets(notes if stacks else [])]
 
 
 def _log_odds_text(estimate: Estimate) -> str:
     if math.isnan(estimate.value):
         return "—"
     text = f"{round(estimate.value, 2) + 0.0:+.2f}"
-    if estimate.df > 0:
+    if with_interval(estimate):
         text += f" [{round(estimate.low, 2) + 0.0:+.2f}, {round(estimate.high, 2) + 0.0:+.2f}]"
     text = text.replace("-", "−")
-    return bold(text) if estimate.separated else text
+    return bold(text) if estimate.separated and with_interval(estimate) else text
 
 
 # --- the plots --------------------------------------------------------------------------------------------------------
@@ -260,6 +262,9 @@ def draw_compatibility(section: Section) -> Figure | None:
         return None
     outer = [label for label in section.methods if any(row.first == label for row in rows)]
     inner = [label for label in section.methods if any(row.second == label for row in rows)]
+    if min(len(outer), len(inner)) < 2:
+        # A single row of numbers is no map; the plot with intervals has them.
+        return None
     panels = shown_columns(row.column for row in rows)
     across = panels_across(len(panels), 4 if len(inner) <= 5 else 2)
     down = math.ceil(len(panels) / across)
@@ -303,7 +308,7 @@ def _draw_cell(axes: Axes, estimate: Estimate, i: int, j: int, largest: float) -
 
 
 def draw_hype_pairs(section: Section) -> Figure | None:
-    """Draw bars of each method without and with HyPe, as Figure 2 of the HyPe paper has them, and intervals."""
+    """Draw each method without and with HyPe, the pairs of Figure 2 of the HyPe paper, as dots with intervals."""
     shown = _hype_pairs(section)
     if not shown or section.baseline is None:
         return None
@@ -330,9 +335,10 @@ def draw_hype_pairs(section: Section) -> Figure | None:
                 if not estimate.n:
                     continue
                 x = group + 0.21 * (bar - 1.5)
-                axes.bar(x, estimate.value, width=0.19, color=colour)
+                (mark,) = axes.plot([x], [estimate.value], "o", ms=6, color=colour, mec="white", mew=0.6, zorder=3)
+                tell(mark, [label], [told_estimate(label, column.title, estimate)])
                 values.append(estimate.value)
-                if math.isfinite(estimate.low):
+                if with_interval(estimate):
                     axes.plot([x, x], [estimate.low, estimate.high], "-", lw=1.0, color=GREY)
         panel_title(axes, column.title)
         room = max(2.5 * (max(values) - min(values)), 1.0)
@@ -341,9 +347,11 @@ def draw_hype_pairs(section: Section) -> Figure | None:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         axes.grid(visible=False, axis="x")
         axes.tick_params(axis="x", length=0)
-    patches = [Patch(color=colour, label=text) for text, colour in kinds.items()]
+    patches = [
+        Line2D([], [], ls="", marker="o", ms=6, color=colour, mec="white", label=text) for text, colour in kinds.items()
+    ]
     figure.legend(handles=patches, loc="outside upper left", ncols=4, fontsize=8)
-    caption(figure, "score (× 100); the axis doesn't begin at 0", "line: 95 % t interval over seeds")
+    caption(figure, "score (× 100)", "line: 95 % t interval over seeds")
     return figure
 
 

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from finetune_bench.reports.document import Entry, bullets, code, table
+from finetune_bench.reports.document import Entry, Paragraph, bullets, code, table
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
 from finetune_bench.reports.text import difference_text, p_text
+from finetune_bench.reports.topics.contrasts import cell_ids, suite_column
 from finetune_bench.reports.topics.differences import Difference, reference_differences
 from finetune_bench.reports.topics.topic import Topic, TopicBlock
 from finetune_bench.stats import estimates, robust
@@ -111,7 +112,7 @@ def bootstraps(data: Data, section: Section) -> dict[tuple[str, Column], Estimat
             continue
         for method in section.methods:
             seeds = [seed for seed in section.seeds if section.paired(method, reference, column.task, seed)]
-            if method == reference or not seeds:
+            if method == reference or len(seeds) < estimates.SEEDS_FOR_P:
                 continue
             (predictions, labels), (reference_predictions, _) = (
                 _predictions(data, [section.runs[label, column.task, seed] for seed in seeds], column.splits[0])
@@ -130,6 +131,11 @@ def _predictions(data: Data, rows: list[Row], split: str) -> tuple[np.ndarray, n
     return np.stack(predictions), arrays[0][f"{split}.labels"]
 
 
+_NO_BOOTSTRAP = (
+    f"No multi-bootstrap: no method has {estimates.SEEDS_FOR_P} seeds paired with the reference's on a score that can "
+    "be resampled, and fewer seeds give intervals that are too short. Run more seeds."
+)
+
 # --- the tables -------------------------------------------------------------------------------------------------------
 
 
@@ -147,16 +153,13 @@ def _suite_tests(section: Section, margin: float | None) -> list[TopicBlock]:
         return []
     reference = code(str(section.reference))
     header = [f"A, against {reference}", "P(A > B)", "sign-flip p", "McNemar p"]
-    rows = [
-        [
-            code(test.method),
-            "—" if math.isnan(test.better) else f"{test.better:.2f}",
-            p_text(test.sign_flip),
-            p_text(test.mcnemar),
-            *([p_text(test.equivalence)] if margin else []),
-        ]
-        for test in tests
-    ]
+    rows: list[list[str | Entry]] = []
+    for test in tests:
+        runs = cell_ids(section, [test.method, str(section.reference)], suite_column(section))
+        p_values = [test.sign_flip, test.mcnemar, *([test.equivalence] if margin else [])]
+        better = "—" if math.isnan(test.better) else f"{test.better:.2f}"
+        p_entries = [Entry(p_text(p), p, runs) for p in p_values]
+        rows.append([code(test.method), Entry(better, test.better, runs), *p_entries])
     notes = [
         f"P(A > B): the chance that a run beats one of {reference} on the same task, ties counting half.",
         "Sign-flip: exact, on the seeds' differences (mean over tasks), from six seeds; not adjusted.",
@@ -176,10 +179,13 @@ def _exploratory(section: Section) -> list[TopicBlock]:
     if not p_values:
         return []
     columns = [column for column in section.columns if any(key[1] == column for key in p_values)]
-    rows = [
-        [code(method), *(p_text(p_values.get((method, column), math.nan)) for column in columns)]
-        for method in dict.fromkeys(key[0] for key in p_values)
-    ]
+    rows: list[list[str | Entry]] = []
+    for method in dict.fromkeys(key[0] for key in p_values):
+        entries = []
+        for column in columns:
+            p = p_values.get((method, column), math.nan)
+            entries.append(Entry(p_text(p), p, cell_ids(section, [method, str(section.reference)], column)))
+        rows.append([code(method), *entries])
     note = (
         f"Exploratory: p of every method on every score, adjusted together by Benjamini and Hochberg over the "
         f"{len(p_values)} of them. Of those below 0.05, one in twenty is expected to be false."
@@ -196,10 +202,10 @@ def _bootstraps(data: Data, section: Section) -> list[TopicBlock]:
         if column.splits and column.metric not in RESAMPLED_METRICS
     ]
     if not resampled:
-        return [*bullets(left_out)]
+        return [*([Paragraph(_NO_BOOTSTRAP)] if section.reference else []), *bullets(left_out)]
     columns = [column for column in section.columns if any(key[1] == column for key in resampled)]
     rows: list[list[str | Entry]] = [
-        [code(method), *(_entry(resampled.get((method, column), estimates.NOTHING)) for column in columns)]
+        [code(method), *(_entry(section, resampled, method, column) for column in columns)]
         for method in dict.fromkeys(key[0] for key in resampled)
     ]
     note = (
@@ -210,8 +216,10 @@ def _bootstraps(data: Data, section: Section) -> list[TopicBlock]:
     return [table("bootstrap", header, rows, in_paper=False), *bullets([note, *left_out])]
 
 
-def _entry(estimate: Estimate) -> Entry:
-    return Entry(difference_text(estimate), estimate.value) if estimate.n else Entry("—")
+def _entry(section: Section, resampled: dict[tuple[str, Column], Estimate], method: str, column: Column) -> Entry:
+    estimate = resampled.get((method, column), estimates.NOTHING)
+    runs = cell_ids(section, [method, str(section.reference)], column)
+    return Entry(difference_text(estimate), estimate.value, runs) if estimate.n else Entry("—")
 
 
 TOPIC = Topic(title="Tests", blocks=_blocks)

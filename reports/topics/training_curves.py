@@ -17,6 +17,7 @@ from finetune_bench.reports.plots.style import (
     panels_across,
     shown_methods,
     small_multiples,
+    tell,
 )
 from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.topics.topic import Drawing, Topic, TopicBlock
@@ -44,7 +45,7 @@ def draw_curves(data: Data, section: Section) -> Figure | None:
     figure, panels = small_multiples(len(tasks), across, 4.3, 3.0)
     for axes, task in zip(panels, tasks, strict=True):
         # In reverse, so that the baseline is drawn last, on top of the others.
-        for method in reversed(methods):
+        for index, method in enumerate(reversed(methods)):
             if (task, method) not in curves:
                 continue
             colour, _, style = method_style(section, method)
@@ -54,9 +55,13 @@ def draw_curves(data: Data, section: Section) -> Figure | None:
             if len(methods) <= 6:
                 for loss in losses:
                     smoothed = _smooth(loss, window)
-                    axes.plot(_centres(len(loss), window), smoothed, lw=0.6, color=colour, alpha=0.25)
+                    (line,) = axes.plot(_centres(len(loss), window), smoothed, lw=0.6, color=colour, alpha=0.25)
+                    tell(line, [method])
             mean = _smooth(np.mean([loss[:steps] for loss in losses], axis=0), window)
-            axes.plot(_centres(steps, window), mean, style, lw=1.8 if method == section.baseline else 1.3, color=colour)
+            # What is drawn first is broader, so that it is seen on both sides of a line that lies on it.
+            width = 2.8 - 1.6 * index / max(1, len(methods) - 1)
+            (line,) = axes.plot(_centres(steps, window), mean, style, lw=width, color=colour)
+            tell(line, [method], [f"{method} on {task}: mean over {len(losses)} seeds"])
         panel_title(axes, task)
         axes.set_xlabel("step")
         axes.set_xlim(left=0)

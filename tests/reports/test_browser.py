@@ -6,6 +6,7 @@ Skipped where no Chromium with its driver is installed, unless FINETUNE_BENCH_BR
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -29,7 +30,7 @@ FLAGS = (
     "disable-background-networking",
     "disable-component-update",
 )
-WIDTHS = {"desktop": 1280, "phone": 390}
+WIDTHS = {"desktop": (1280, 800), "phone": (390, 844)}
 HOSTILE = (
     "<img src=x onerror=\"document.title='broken into'\">.csv</script><script>document.title='broken into'</script>"
 )
@@ -73,8 +74,8 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Any]:
             options.add_argument(f"--{flag}")
         options.add_argument(f"--user-data-dir={profile}")
         # A window can't be as narrow as a phone, an emulated screen can.
-        width = WIDTHS[request.param]
-        screen = {"width": width, "height": 800, "pixelRatio": 1.0, "mobile": request.param == "phone"}
+        width, height = WIDTHS[request.param]
+        screen = {"width": width, "height": height, "pixelRatio": 1.0, "mobile": request.param == "phone"}
         options.add_experimental_option("mobileEmulation", {"deviceMetrics": screen})
         options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(str(programs["chromedriver"])))
@@ -101,8 +102,10 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
     from selenium.webdriver.common.by import By
 
     browser.get(page.as_uri())
+    check_first_screen(browser)
     check_pictures(browser)
     check_themes(browser)
+    check_linked(browser)
     box = browser.find_element(By.CSS_SELECTOR, ".box:has([aria-label=scores])")
     table = box.find_element(By.TAG_NAME, "table")
     check_sorting(browser, table)
@@ -120,14 +123,33 @@ def wait(browser: Any, until: Any) -> Any:
     return WebDriverWait(browser, 20).until(lambda _: until())
 
 
+def check_first_screen(browser: Any) -> None:
+    """The sentence, and every method's line of the one figure, are seen without scrolling, in colours of the theme."""
+    lowest, height, wide = browser.execute_script(
+        "const lines = document.querySelectorAll('.headline, .drawn:first-of-type tbody tr');"
+        "const box = document.querySelector('.drawn').parentElement;"
+        "return [Math.max(...[...lines].map(line => line.getBoundingClientRect().bottom)), innerHeight,"
+        " [box.scrollWidth, box.clientWidth]]"
+    )
+    assert 0 < lowest <= height
+    assert wide[0] <= wide[1], "the figure is wider than its place"
+    drawn = "return [...document.querySelectorAll('.drawn .band')].map(band => band.getBoundingClientRect().width)"
+    assert min(browser.execute_script(drawn)) > 10
+
+
 def check_pictures(browser: Any) -> None:
     """Every plot is there, and nothing is wider than the screen: tables and plots scroll inside their own boxes."""
     from selenium.webdriver.common.by import By
 
-    pictures = browser.find_elements(By.TAG_NAME, "img")
+    pictures = browser.find_elements(By.CSS_SELECTOR, "figure .plot")
     assert len(pictures) >= 9
-    wait(browser, lambda: all(int(picture.get_property("naturalWidth")) > 0 for picture in pictures))
-    assert all(picture.get_attribute("alt") for picture in pictures)
+    assert all(picture.get_attribute("aria-label") for picture in pictures)
+    smallest = browser.execute_script(
+        "const texts = [...document.querySelectorAll('main > figure .plot text')];"
+        "const scale = text => Math.hypot(text.getScreenCTM().a, text.getScreenCTM().b);"
+        "return Math.min(...texts.map(text => scale(text) * parseFloat(getComputedStyle(text).fontSize)))"
+    )
+    assert smallest >= 7, "the texts of a plot are too small to read"
     width = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert width[0] <= width[1], f"the page is {width[0]} pixels wide on a screen of {width[1]}"
 
@@ -146,6 +168,31 @@ def check_themes(browser: Any) -> None:
     assert paper() != before
     browser.find_element(By.CSS_SELECTOR, "header .theme").click()
     assert (root.get_attribute("data-theme"), paper()) == (theme, before)
+
+
+def check_linked(browser: Any) -> None:
+    """A mark that is pointed at says what it is, and its method stands out in all plots and tables."""
+    seen = browser.execute_script(
+        "const marks = [...document.querySelectorAll('[data-name=scores] [data-method=rdrop]')];"
+        "const mark = marks.find(mark => mark.textContent.includes('['));"
+        "mark.dispatchEvent(new PointerEvent('pointerover', {bubbles: true, clientX: 50, clientY: 50}));"
+        "const chosen = [...document.querySelectorAll('.chosen')];"
+        "const other = document.querySelector('[data-name=time] [data-method=mixout]');"
+        "return [document.querySelector('.tip').textContent, chosen.every(one => one.dataset.method === 'rdrop'),"
+        " new Set(chosen.map(one => one.closest('figure, table'))).size, getComputedStyle(other).opacity,"
+        " document.querySelector('.tip').getBoundingClientRect().top]"
+    )
+    assert seen[0].startswith("rdrop, ")
+    assert "[" in seen[0]
+    assert seen[1]
+    assert seen[2] > 6
+    assert float(seen[3]) < 0.5
+    assert seen[4] == 66
+    browser.execute_script("document.body.dispatchEvent(new PointerEvent('pointerover', {bubbles: true}))")
+    assert browser.execute_script("return document.querySelectorAll('.chosen').length") == 0
+    saved = browser.execute_script("return drawingOf(document.querySelector('[data-name=scores]'))")
+    assert "var(" not in saved
+    assert saved.startswith("<svg")
 
 
 def check_sorting(browser: Any, table: Any) -> None:
@@ -181,6 +228,12 @@ def check_filters(browser: Any, box: Any, table: Any) -> None:
     everywhere = browser.find_element(By.ID, "everywhere")
     everywhere.send_keys("mixout")
     assert all("mixout" in name for name in column(browser, table, 0))
+    rows = browser.execute_script(
+        "return [...document.querySelectorAll('.box tbody tr')].filter(row => !row.hidden).map(row => row.textContent)"
+    )
+    assert len(rows) > 15
+    assert all("mixout" in row for row in rows)
+    assert browser.find_element(By.CSS_SELECTOR, ".drawn tfoot tr").is_displayed()
     browser.execute_script("arguments[0].value = ''; arguments[0].dispatchEvent(new Event('input'))", everywhere)
     assert len(column(browser, table, 0)) >= len(THIRTEEN)
 
@@ -196,6 +249,7 @@ def check_runs_of_a_number(browser: Any, table: Any) -> None:
     wait(browser, dialog.is_displayed)
     runs = dialog.find_elements(By.TAG_NAME, "details")
     assert len(runs) == 3
+    assert all(re.search(r", seed \d: [\d.]+ \w+ \(validation\)$", run.text) for run in runs)
     runs[0].find_element(By.TAG_NAME, "summary").click()
     wait(browser, lambda: "recipe.batch_size" in runs[0].text)
     assert "environment.torch" in runs[0].text

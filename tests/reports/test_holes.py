@@ -124,7 +124,7 @@ def test_when_every_run_is_the_same_nothing_is_claimed(tmp_path: Path):
     store = make_store(tmp_path / "run", methods=FIVE[:3], tasks=["rte"], seeds=2, change=collapse)
     (tmp_path / "out").mkdir()
     Markdown().write(store, tmp_path / "out")
-    assert "52.7 [no spread] n=2, 2 collapsed" in summary_table(store)
+    assert "52.7 n=2, 2 collapsed" in summary_table(store)
     said = " ".join(verdict(only_section(store)))
     assert "Separated" not in said
     assert "6 of 6 runs collapsed: where most runs don't train" in said

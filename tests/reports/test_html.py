@@ -10,6 +10,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -101,7 +102,10 @@ def test_the_page_is_whole_and_closed(tmp_path: Path) -> None:
     assert headings[:2] == ["h1", "h2"]
     targets = {attributes["href"] for tag, attributes in reader.tags if tag == "a"}
     assert targets <= {f"#{attributes.get('id')}" for _, attributes in reader.tags}
-    assert all(attributes.get("alt") for tag, attributes in reader.tags if tag == "img")
+    plots = [attributes for tag, attributes in reader.tags if attributes.get("class") == "plot"]
+    assert len(plots) > 8
+    assert all(attributes["aria-label"] for attributes in plots)
+    assert "img" not in {tag for tag, _ in reader.tags}
 
 
 @pytest.mark.slow
@@ -123,15 +127,14 @@ def test_what_comes_from_data_is_text(hostile: Store, tmp_path: Path) -> None:
     reader = read(path)
     assert len(reader.inside["script"]) == 2  # the runs, and the page's own
     assert all("onerror" not in attributes for _, attributes in reader.tags)
-    assert all(a["src"] and a["src"].startswith("data:") for tag, a in reader.tags if tag == "img")
+    assert "img" not in {tag for tag, _ in reader.tags}
     shown = HOSTILE.replace("\u202e", "")  # a character that turns text around is not shown
     assert reader.text.count(shown) > 10
     assert "\u202e" not in path.read_text("utf-8")
-    plots = [a["src"] or "" for tag, a in reader.tags if tag == "img"]
-    for plot in plots:
-        drawn = base64.b64decode(plot.partition("base64,")[2]).decode()
-        assert "<script" not in drawn
-        assert "onerror=" not in re.sub(r"<!--.*?-->", "", drawn, flags=re.DOTALL)
+    for plot in path.parent.glob("plots/*.svg"):
+        drawn = list(ElementTree.parse(plot).getroot().iter())
+        assert not any(element.tag.endswith("script") for element in drawn)
+        assert not any(key.startswith("on") for element in drawn for key in element.attrib)
     rows = {row["id"]: row for row in hostile.rows()}
     for run in runs_in(reader):  # compressed, untouched
         assert run["notes"] == [HOSTILE]
@@ -164,6 +167,76 @@ def test_equal_rows_make_equal_pages(tmp_path: Path) -> None:
     pages = [write(make_store(tmp_path / f"run{i}"), tmp_path / f"out{i}").read_bytes() for i in range(2)]
     assert pages[0] == pages[1]
     assert str(tmp_path).encode() not in pages[0]
+
+
+def test_plots_are_text_and_the_pages_colours_and_say_what_their_marks_are(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "run", tasks=("rte", "cola"))
+    path = write(store, tmp_path / "out")
+    page = path.read_text("utf-8")
+    drawings = dict(re.findall(r'data-name="(\w+)">.*?(<svg class="plot".*?</svg>)', page))
+    assert set(drawings) == {
+        "answer",
+        "scores",
+        "differences",
+        "memory",
+        "time",
+        "footprint",
+        "synergy",
+        "hype_pairs",
+    } | {
+        "profile",
+        "curves",
+    }
+    for drawing in drawings.values():
+        assert "<text" in drawing
+        assert not re.search(
+            r'(fill|stroke)="#(fff(fff)?|000(000)?|e4e4e4|e8e8e8|222222|444444|777777)"', drawing, re.I
+        )
+    texts = re.findall(r'data-method="([^"]*)"><title>([^<]*)</title>', drawings["scores"])
+    assert len(texts) == 5 * 2 * 3 + 5 * 2 + 5 * 2  # dots, means and intervals of five methods on two tasks
+    row = store.rows()[0]
+    value = 100 * row["metrics"]["validation"][row["metric"]]
+    said = f"{row['method']} on {row['task']} {row['metric']}, seed {row['seed']}: {value:.2f}"
+    assert (row["method"], said) in texts
+    assert sum(said.startswith("rdrop, rte accuracy: 6") and "[" in said for _, said in texts) == 2
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
+
+
+def test_an_anchor_does_not_move_when_a_block_comes_before_it(tmp_path: Path) -> None:
+    few = write(make_store(tmp_path / "a", methods=("vanilla", "mixout"), tasks=("rte",)), tmp_path / "few")
+    many = write(make_store(tmp_path / "b", tasks=("rte", "cola")), tmp_path / "many")
+    anchors = [
+        {a["id"] for tag, a in read(page).tags if tag in ("h2", "div", "figure") and "id" in a} for page in (few, many)
+    ]
+    assert anchors[0] <= anchors[1]
+    assert anchors[0] >= {"cost", "cost-cost", "scores-scores", "differences-to-the-baseline-plot-differences"}
+
+
+def test_every_number_of_a_table_of_methods_opens_its_runs(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "run", tasks=("rte", "cola", "mrpc", "stsb"), seeds=5)
+    page = write(store, tmp_path / "out").read_text("utf-8")
+    counts = {}
+    for name in ("answer", "scores", "differences", "cost", "ranks", "tests", "exploratory", "departure"):
+        body, *_ = re.findall(rf'aria-label="{name}"><table.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
+        counts[name] = (body.count("data-runs"), body.count("<td"))
+    # Methods, verdicts, passes, set-up and parameters are no numbers of runs.
+    assert counts["answer"] == (4 * 3, 4 * 5)
+    assert counts["scores"] == (5 * 5, 5 * 6)
+    assert counts["cost"][0] == 5 * 7
+    assert counts["ranks"] == (5 * 4, 5 * 5)
+    assert counts["tests"][0] >= 4
+    assert counts["exploratory"] == (4 * 4, 4 * 5)
+    assert counts["departure"][0] == 3 * 5
+
+
+def test_what_a_table_says_of_all_its_rows_stays_below_them(tmp_path: Path) -> None:
+    page = write(make_store(tmp_path / "run"), tmp_path / "out").read_text("utf-8")
+    table, *_ = re.findall(r'aria-label="differences"><table.*?</table>', page, re.DOTALL)
+    body, _, foot = table.partition("<tfoot>")
+    assert [text in foot for text in ("other seeds", "n, df", "correlation over seeds")] == [True] * 3
+    assert "other seeds" not in body
 
 
 def test_an_empty_store_has_a_page(tmp_path: Path) -> None:

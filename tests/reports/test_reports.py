@@ -38,13 +38,13 @@ def test_files_are_all_there_and_the_first_is_the_report(tmp_path: Path):
     files = Markdown().write(store, folder)
     assert files[0] == folder / "report.md"
     kinds = (
+        "answer",
         "curves",
         "differences",
         "footprint",
         "hype_pairs",
         "memory",
         "profile",
-        "ranks",
         "scores",
         "synergy",
         "time",

@@ -260,7 +260,7 @@ def test_a_changed_number_is_found(store: Store, capsys: Any) -> None:
     run(capsys, "report", store.root)
     folder = store.root / "report"
     page = (folder / "report.md").read_text("utf-8")
-    first = next(line for line in page.splitlines() if line.startswith("| `hype` |"))
+    first = next(line for line in page.splitlines() if line.startswith("| `hype` |") and "n=3" in line)
     (folder / "report.md").write_text(page.replace(first, first.replace("n=3", "n=4", 1)), "utf-8")
     (folder / "cost.csv").unlink()
     (folder / "rows.parquet").write_bytes(b"x")

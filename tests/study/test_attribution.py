@@ -122,7 +122,7 @@ def test_departures_by_hand(tmp_path: Path) -> None:
     assert one.loss == pytest.approx(0.5 * (120 - 4) / 120, rel=1e-5)
     assert one.weights_step == trace["sketch_steps"][3]
     assert one.weights == pytest.approx(5.0, rel=1e-5)
-    assert "## Alive" in render(data)
+    assert "## Does each method act?" in render(data)
 
 
 @pytest.mark.parametrize("scored", [False, True])
