@@ -36,7 +36,7 @@ def run_command(parsed: argparse.Namespace) -> int:
     plan, tally = _train(study)
     answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), _covering(plan))
     count = len(plan.cells)
-    damaged = tell_damaged(plan.store, load(plan.store).damaged)
+    damaged = tell_damaged(plan.store, load(plan.store, _covering(plan)).damaged)
     if tally.done + tally.cached == count and not plan.study.save_model and not damaged:
         talk = f"{count} cells in '{plan.store.root}', {count} cached: nothing to do."
         result_cache.keep(study, "\n".join([*plan.notes, talk]), answer, paths)
