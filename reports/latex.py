@@ -50,7 +50,7 @@ class Latex(Report):
                 parts.append(_shown(heading, name))
                 if block.name == "answer":
                     paths.append(inside / f"main-{len(paths) + 1}.tex")
-                    paths[-1].write_text(_in_one_column(block), "utf-8")
+                    write_text(paths[-1], _in_one_column(block))
         document_path = folder / "tables.tex"
         write_text(document_path, _document(parts))
         return [document_path, *paths]

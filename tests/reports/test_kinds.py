@@ -148,10 +148,10 @@ def test_power_and_compare_cover_what_the_report_does(
     assert report_commands.power_command(Namespace(run=shared.root, difference=1.0, power=0.8)) == 0
     assert "The folder holds 4 cells more" in capsys.readouterr().err
     other = store_of(tmp_path / "other", *HYPE, *RDROP)
-    lines, notes = compare(shared, other)
-    assert {line.method for line in lines} == {"vanilla", "hype"}
-    assert f"In '{other.root}' only: 4 finished cells." in notes
-    assert any(note.startswith(f"'{shared.root}': This covers the cells of one command.") for note in notes)
+    compared = compare(shared, other)
+    assert {line.method for line in compared.lines} == {"vanilla", "hype"}
+    assert f"In '{other.root}' only: 4 finished cells." in compared.notes
+    assert any(note.startswith(f"'{shared.root}': This covers the cells of one command.") for note in compared.notes)
 
 
 def test_merged_stores_cover_what_both_covered(shared: Store, tmp_path: Path) -> None:
