@@ -74,7 +74,7 @@ def word(difference: Difference, margin: float | None) -> str:
     """Return what the tests say of a difference, in a word or a few."""
     estimate = difference.estimate
     if estimate.n == 0:
-        return "no score on every task" if not difference.column.task else "no score"
+        return "not scored on every task" if not difference.column.task else "no score"
     if estimate.n < FEWEST_SEEDS:
         return f"can't tell from {counted(estimate.n, 'seed')}"
     if estimate.standard_error == 0:

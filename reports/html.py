@@ -70,6 +70,8 @@ def render(blocks: Sequence[Block], runs: Sequence[Mapping[str, Any]]) -> str:
         blocks: The report; its first block is the title.
         runs: Rows, in any order; entries lead to them by id.
     """
+    # A method's runs stand beside each other, so that a number over all tasks names them by their first and last.
+    runs = sorted(runs, key=lambda run: (str(run["method"]), str(run["task"]), int(run["seed"]), str(run["id"])))
     indices = {str(run["id"]): index for index, run in enumerate(runs)}
     title = next((block.text for block in blocks if isinstance(block, Heading)), "finetune-bench")
     style, script = (files(__package__).joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))

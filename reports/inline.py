@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from finetune_bench.reports.document import clean
 from finetune_bench.reports.plots.style import BAND, GREY, SETTINGS, short
 from finetune_bench.reports.text import visible
 
@@ -45,9 +46,10 @@ def inlined(file: Path, name: str, alt: str, methods: Collection[str]) -> str:
         alt: What it shows, for a reader who can't see it.
         methods: Labels; a text that is one of them is linked with what else belongs to that method.
     """
-    # The file was written by this program, and matplotlib escapes what comes from data.
-    root = ElementTree.parse(file).getroot()  # noqa: S314
-    names = {short(method, longest): method for method in methods for longest in (48, 36, 24)}
+    # This program wrote the file, and matplotlib escapes what comes from data, but for characters that XML forbids.
+    content = re.sub("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]", "", file.read_text("utf-8"))
+    root = ElementTree.fromstring(content)  # noqa: S314
+    names = {short(method, longest): clean(method) for method in methods for longest in (48, 36, 24)}
     width, height = (float(number) for number in root.attrib["viewBox"].split()[2:])
     children = "".join(_written(child, name, names) for child in root)
     # A point of matplotlib is 4/3 of a pixel, so that texts have the sizes that they were laid out with.

@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from finetune_bench.reports.document import clean
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Section, bare
 from finetune_bench.stats import estimates
@@ -97,7 +98,7 @@ def tell(artist: Artist, methods: Sequence[str], texts: Sequence[str] = ()) -> N
         methods: The label of each shape, or the one label of all.
         texts: The text of each shape, or the one text of all; nothing for none.
     """
-    artist.set_gid(json.dumps({"methods": list(methods), "texts": list(texts)}))
+    artist.set_gid(json.dumps({"methods": [*map(clean, methods)], "texts": [*map(clean, texts)]}))
 
 
 def told_estimate(method: str, where: str, estimate: Estimate, unit: str = "points") -> str:
@@ -163,6 +164,8 @@ def scored_columns(section: Section) -> tuple[Column, ...]:
 def short(name: str, longest: int = 48) -> str:
     """Return a name; of a long one the middle is left out, so that the plot has room for what it shows."""
     half = longest // 2
+    # No control characters, which are no XML.
+    name = clean(name)
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
 
 

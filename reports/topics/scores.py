@@ -38,6 +38,9 @@ from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
 from finetune_bench.store.row import Status
 
+# In a panel of more dots none says what it is: thousands of texts would make the page heavy.
+_TOLD_DOTS = 200
+
 # --- records ----------------------------------------------------------------------------------------------------------
 
 
@@ -320,7 +323,8 @@ def _draw_seeds(axes: Axes, section: Section, column: Column, ends: tuple[float,
     if dots:
         xs, ys = zip(*dots, strict=True)
         drawn = axes.scatter(xs, ys, s=11, c=colours, linewidths=0, alpha=0.6)
-        tell(drawn, *zip(*told, strict=True))
+        if len(told) <= _TOLD_DOTS:
+            tell(drawn, *zip(*told, strict=True))
 
 
 def _fixed_values(

@@ -204,6 +204,20 @@ def test_plots_are_text_and_the_pages_colours_and_say_what_their_marks_are(tmp_p
     assert set(re.findall(r'href="#([^"]+)"', page)) | set(re.findall(r"url\(#([^)]+)\)", page)) <= set(ids)
 
 
+def test_a_label_with_characters_that_xml_forbids_has_a_page(tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        if row["method"] == "mixout":
+            row["method"] = "mixout(p=\x01\x0b0.7)"
+
+    store = make_store(tmp_path / "run", methods=("vanilla", "mixout"), tasks=("rte",), change=change)
+    path = write(store, tmp_path / "out")
+    page = path.read_text("utf-8")
+    assert page.count("mixout(p= 0.7)") > 5
+    assert not set(page) & {"\x01", "\x0b"}
+    for plot in path.parent.glob("plots/*.svg"):
+        ElementTree.parse(plot)
+
+
 def test_an_anchor_does_not_move_when_a_block_comes_before_it(tmp_path: Path) -> None:
     few = write(make_store(tmp_path / "a", methods=("vanilla", "mixout"), tasks=("rte",)), tmp_path / "few")
     many = write(make_store(tmp_path / "b", tasks=("rte", "cola")), tmp_path / "many")
@@ -221,6 +235,8 @@ def test_every_number_of_a_table_of_methods_opens_its_runs(tmp_path: Path) -> No
     for name in ("answer", "scores", "differences", "cost", "ranks", "tests", "exploratory", "departure"):
         body, *_ = re.findall(rf'aria-label="{name}"><table.*?<tbody>(.*?)</tbody>', page, re.DOTALL)
         counts[name] = (body.count("data-runs"), body.count("<td"))
+    # A number over all tasks names its runs by the first and the last, or a page of thousands of runs would be heavy.
+    assert max(map(len, re.findall(r'data-runs="([^"]*)"', page))) < 40
     # Methods, verdicts, passes, set-up and parameters are no numbers of runs.
     assert counts["answer"] == (4 * 3, 4 * 5)
     assert counts["scores"] == (5 * 5, 5 * 6)
