@@ -94,7 +94,7 @@ def _add_report(commands: Commands) -> None:
         "report", help="write a run's report", description="Write a run's report; trains nothing."
     )
     report.add_argument("run", metavar="RUN", help="the run's folder")
-    report.add_argument("--format", default=FORMATS, metavar="LIST", help=f"formats (default: {FORMATS})")
+    report.add_argument("--format", metavar="LIST", help=f"formats (default: {FORMATS})")
     report.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/report)")
     report.add_argument(
         "--all", action="store_true", help="cover every cell of the folder, not the last command's only"

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_bench.cli.console import say, show
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
-from finetune_bench.files import Damaged, make_folder, read_plain
-from finetune_bench.report import Options
+from finetune_bench.files import Damaged, make_folder, read_json, read_plain, sealed, write_text
+from finetune_bench.report import DEFAULT, Options
 
 if TYPE_CHECKING:
     from finetune_bench.store.store import Store
 
 _NAMED = 5  # of what is damaged; the rest is counted
 FORMATS = "markdown,html,csv"
+WRITTEN_WITH = "options.json"  # in a report's folder: its formats and options, which a check takes up
 
 
 def summarise(store: Store, folder: Path, formats: list[str], options: Options) -> tuple[str, list[Path]]:
@@ -35,6 +38,8 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
     gc.disable()
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
     first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
+    asked = {name: value for name, value in asdict(options).items() if name != "cells"}
+    write_text(folder / WRITTEN_WITH, json.dumps(sealed({"formats": formats, **asked}), indent=1))
     answer = f"{summary_table(store, options)}\n\n{first_files}"
     show(answer)
     return answer, [path for paths in written.values() for path in paths]
@@ -48,7 +53,7 @@ def report_command(parsed: argparse.Namespace) -> int:
     from finetune_bench.store.store import Store
 
     load_plugins(parsed.plugin)
-    formats = split(parsed.format, ",")
+    formats = split(FORMATS if parsed.format is None else parsed.format, ",")
     if not formats:
         raise UsageError("--format: expected one format or more, separated by commas; got none.")
     for name in formats:
@@ -59,9 +64,41 @@ def report_command(parsed: argparse.Namespace) -> int:
     store = Store.open(parsed.run)
     folder = Path(parsed.out) if parsed.out else store.root / "report"
     if parsed.check:
+        if options == DEFAULT and parsed.format is None:
+            formats, options = _written_with(folder, formats)
         return _check_report(store, folder, formats, options)
     summarise(store, folder, formats, options)
     return tell_damaged(store, load(store, options).damaged)
+
+
+def _written_with(folder: Path, formats: list[str]) -> tuple[list[str], Options]:
+    """Return the formats and options that a report was written with, and tell them; the usual where none are known."""
+    from finetune_bench import registry
+
+    try:
+        values = read_json(folder / WRITTEN_WITH)
+        written = [str(name) for name in values.pop("formats")]
+        for name in written:
+            registry.report_class(name)
+        options = Options(**values)
+        if not _could_be_asked(options):
+            return formats, DEFAULT
+    except (Damaged, UsageError, TypeError, KeyError):
+        return formats, DEFAULT
+    asked = [f"{name} {value}" for name, value in values.items() if value != getattr(DEFAULT, name)]
+    say(f"Checked as it was written: {', '.join([*written, *asked])}.")
+    return written, options
+
+
+def _could_be_asked(options: Options) -> bool:
+    """Return whether options from a file are some that a reader could have given."""
+    return (
+        isinstance(options.baseline, str | None)
+        and (options.margin is None or (isinstance(options.margin, int | float) and 0 < options.margin < math.inf))
+        and isinstance(options.bootstrap, bool)
+        and isinstance(options.all_cells, bool)
+        and options.cells is None
+    )
 
 
 def _check_report(store: Store, folder: Path, formats: list[str], options: Options) -> int:

@@ -114,6 +114,30 @@ def test_report_and_its_check_cover_the_same(shared: Store, capsys: pytest.Captu
     assert "holds" not in capsys.readouterr().out.splitlines()[-1]
     assert cli.main([*words, "--check", "--all"]) == 0
     assert cli.main([*words, "--check"]) == 1
+    assert cli.main([*words[:2], "--check"]) == 0  # as it was written
+    assert "Checked as it was written: csv, all_cells True." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "[]",
+        "{",
+        '{"formats": 1}',
+        '{"formats": ["pdf"]}',
+        '{"formats": ["csv"], "margin": "x"}',
+        '{"formats": ["csv"], "baseline": []}',
+        '{"formats": ["csv"], "cells": []}',
+        '{"formats": ["csv"], "weather": 1}',
+    ],
+)
+def test_options_of_junk_are_not_taken_up(content: str, shared: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["report", str(shared.root)]
+    assert cli.main([*words, "--format", "csv"]) == 0
+    (shared.root / "report" / "options.json").write_text(content, "utf-8")
+    assert cli.main([*words, "--format", "csv", "--check"]) == 0
+    assert cli.main([*words, "--check"]) == 1  # of the usual formats, two are missing
+    assert "report.md: missing" in capsys.readouterr().out
 
 
 def test_a_run_reports_its_own_cells_though_another_command_was_started_meanwhile(
