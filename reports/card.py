@@ -32,7 +32,7 @@ def find_cell(text: str, roots: Iterable[Path]) -> tuple[Store, str] | None:
         UsageError: The digits fit several cells.
     """
     path = Path(text)
-    if is_id(path.resolve().name) and (path / "row.json").is_file():
+    if "\0" not in text and is_id(path.resolve().name) and (path / "row.json").is_file():
         return Store(path.resolve().parent.parent), path.resolve().name
     if not text or set(text) - set("0123456789abcdef"):
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 import traceback
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
 
 OUT_OF_MEMORY = "out of memory"
+# A signal's handler that is about to end this process sets it: what it then raises is no failure of the cell.
+PROCESS_ENDS = threading.Event()
 
 Arrays = dict[str, dict[str, np.ndarray]]  # of a cell, by file
 
@@ -113,6 +116,8 @@ def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None, chec
     try:
         outcome, arrays = _train_and_score(cell, context, model_folder, checkpoints)
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit
+        if PROCESS_ENDS.is_set():
+            raise
         reason, outcome = _failure(error, context.device)
         return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
     return _Attempt(Status.DONE, None, outcome, arrays)

@@ -81,7 +81,7 @@ FLAGS = [
     ("run --max-length 1", "'max_length' parameter of Recipe must be an int in [2, inf); got 1"),
     ("run --max-length 129", "has positions for 128 tokens"),
     ("run --max-length 99999999", "has positions for 128 tokens"),
-    ("run --precision fp8", "must be one of fp32, bf16, fp16, tf32; got fp8"),
+    ("run --precision fp8", "must be one of fp32, tf32, bf16, fp16; got fp8"),
     ("run --precision fp16", "needs a CUDA device"),
     ("run --precision tf32", "needs a CUDA device of compute capability 8.0 or more"),
     ("run --batch-layout ragged", "--batch-layout: expected one of auto, padded"),

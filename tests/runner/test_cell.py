@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+import threading
 from pathlib import Path
 
 import pytest
 import torch
 
 from finetune_bench.recipe import Recipe
+from finetune_bench.runner import cell as cells
 from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.execution import execute
 from finetune_bench.runner.plan import make_plan
@@ -66,3 +69,19 @@ def test_a_checkpoint_names_its_cell_and_its_micro_batches(study: Study, monkeyp
     for cell in plan.todo:
         run_cell(cell, WorkerContext(plan.store, torch.device("cpu")))
     assert owners == [f"{cell.id}-{parts}" for cell in plan.todo for parts in (1, 2)]
+
+
+def test_a_process_that_is_told_to_end_leaves_no_row(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SLURM's handler of a job's last signal ends it by `sys.exit`, in the middle of a cell, which runs again."""
+    plan = make_plan(study)
+    monkeypatch.setattr(cells, "PROCESS_ENDS", threading.Event())
+
+    def end(*_: object) -> None:
+        cells.PROCESS_ENDS.set()
+        sys.exit(144)
+
+    monkeypatch.setattr(loop, "train", end)
+    with pytest.raises(SystemExit, match="144"):
+        run_cell(plan.cells[0], WorkerContext(plan.store, torch.device("cpu")))
+    assert plan.store.rows() == []
+    assert not list(plan.store.cells.iterdir())

@@ -69,7 +69,7 @@ def test_doses_are_read_from_the_parameter_that_is_meant() -> None:
 def test_a_dose_is_part_of_the_runs_report(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["dose", "hype", "--eps", "1e-5,0.5", *words]) == 0
     assert cli.main(["dose", "rdrop", "--alpha", "0.5,2", *words]) == 0
-    assert cli.main(["report", str(tmp_path)]) == 0
+    assert cli.main(["report", str(tmp_path), "--all"]) == 0
     capsys.readouterr()
     page = (tmp_path / "report" / "report.md").read_text("utf-8")
     part = page.partition("## Dose")[2].partition("\n## ")[0]

@@ -114,8 +114,8 @@ def test_ray_gives_the_same_rows_also_when_a_worker_is_killed(
 
 @pytest.mark.filterwarnings("ignore")
 def test_ray_says_what_it_can_never_have(study: Study, tmp_path: Path, own_ray: Any, capsys: Any) -> None:
-    with pytest.raises(MachineError, match=r"a worker needs 4096 CPU, and no node of the cluster has that"):
-        finish(study, tmp_path / "wide", executor="ray", threads=4096)
+    with pytest.raises(MachineError, match=r"a worker needs 1024 CPU, and no node of the cluster has that"):
+        finish(study, tmp_path / "wide", executor="ray", threads=1024)
     with pytest.raises(UsageError, match=r"--workers 4096: the cluster has room for \d+ workers of 1 CPU"):
         finish(study, tmp_path / "many", executor="ray", workers=4096)
 

@@ -241,7 +241,7 @@ def test_a_worker_goes_on_after_cells_of_trusted_plugins_only(tmp_path: Path, mo
     for trusts in (False, True):
         working = worker.Worker(replace(settings, trust_plugins=trusts))
         assert [working.work(cell).is_last for cell in CELLS] == [not trusts] * 2
-    assert loaded == ["plugin.py"] * 2  # once by each worker
+    assert loaded == ["plugin.py"] * 4  # for each cell, as the file may have been edited since the last
 
 
 class Writing:

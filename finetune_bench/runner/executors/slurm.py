@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_bench.errors import MachineError
+from finetune_bench.runner.cell import PROCESS_ENDS
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.local import LocalExecutor
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
@@ -78,9 +79,13 @@ class Job:
         return Answer(cell.id, event.status, event.reason, event.seconds)
 
     def checkpoint(self) -> Any:
-        """Return what SLURM queues again when the job's time is over: the whole list; the store knows what is done."""
+        """Return what SLURM queues again when the job's time is over: the whole list; the store knows what is done.
+
+        Submitit calls it in a signal's handler, which then ends the process by an exception, wherever the cell is.
+        """
         from submitit.helpers import DelayedSubmission
 
+        PROCESS_ENDS.set()
         return DelayedSubmission(self)
 
 
