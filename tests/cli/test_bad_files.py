@@ -17,6 +17,7 @@ from tests.cli.refusals import Refused, refused
 from tests.synthetic_store import make_store
 
 __all__ = ["refused"]
+pytestmark = pytest.mark.slow  # many alike
 
 PAIRS = [f"text {i},{'ab'[i % 2]}" for i in range(40)]
 FINE = "\n".join(["text,label", *PAIRS, ""])
