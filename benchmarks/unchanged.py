@@ -198,13 +198,14 @@ def main() -> int:
         for part in ("stores", "reports"):
             if not (old / part).is_dir():
                 print(f"{parsed.commit} makes its {part}:", flush=True)
-                shutil.rmtree(old / "unfinished", ignore_errors=True)
-                (old / "unfinished").mkdir(parents=True)
+                unfinished = old / "unfinished" / part  # rows name a checkpoint by the last two folders of its path
+                shutil.rmtree(unfinished, ignore_errors=True)
+                unfinished.mkdir(parents=True)
                 if part == "stores":
-                    train(clone, old / "unfinished")
+                    train(clone, unfinished)
                 else:
-                    report(clone, old / "stores", old / "unfinished")
-                (old / "unfinished").rename(old / part)
+                    report(clone, old / "stores", unfinished)
+                unfinished.rename(old / part)
         differences: list[str] = []
         if not parsed.reports_only:
             print("this checkout trains:", flush=True)

@@ -58,9 +58,14 @@ class Csv(Report):
 
 def as_texts(frame: pd.DataFrame) -> pd.DataFrame:
     """Return a table of whose texts a spreadsheet computes none; numbers, also such as -1.5, stay what they are."""
-    marked = frame.map(_as_text)
+    marked: pd.DataFrame = frame.apply(lambda column: column if _is_numbers(column) else column.map(_as_text))
     marked.columns = pd.Index([_as_text(name) for name in frame.columns])
     return marked
+
+
+def _is_numbers(column: pd.Series) -> bool:
+    """Return whether a column has a type of numbers, so that none of its values needs to be looked at."""
+    return column.dtype.kind in "biuf"
 
 
 def _as_text(value: Any) -> Any:
@@ -147,9 +152,13 @@ def _divergence_columns(divergence: Divergence) -> dict[str, Any]:
     return {"id": divergence.id} | {f"departure.{name}": getattr(divergence, name) for name in names}
 
 
+def _as_json(value: Any) -> Any:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
 def _flat(frame: pd.DataFrame) -> pd.DataFrame:
     """Write lists and tables as JSON, so that other readers than Python's can read them, and give a column one type."""
-    frame = frame.map(lambda value: json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value)
+    frame = frame.apply(lambda column: column if _is_numbers(column) else column.map(_as_json))
     for name in frame.columns:
         if frame[name].dtype == "object" and len({type(value) for value in frame[name].dropna()}) > 1:
             frame[name] = [None if pd.isna(value) else str(value) for value in frame[name]]
