@@ -58,7 +58,7 @@ def report_command(parsed: argparse.Namespace) -> int:
         raise UsageError("--format: expected one format or more, separated by commas; got none.")
     for name in formats:
         registry.report_class(name)  # an unknown format is told before any is written
-    if parsed.margin is not None and not 0 < parsed.margin < math.inf:
+    if not _is_margin(parsed.margin):
         raise UsageError(f"--margin: expected a number of points above 0; got {parsed.margin:g}.")
     options = Options(baseline=parsed.baseline, margin=parsed.margin, bootstrap=parsed.bootstrap, all_cells=parsed.all)
     store = Store.open(parsed.run)
@@ -90,11 +90,16 @@ def _written_with(folder: Path, formats: list[str]) -> tuple[list[str], Options]
     return written, options
 
 
+def _is_margin(value: object) -> bool:
+    """Return whether a value is a number of points above 0, or None for no margin."""
+    return value is None or (isinstance(value, int | float) and 0 < value < math.inf)
+
+
 def _could_be_asked(options: Options) -> bool:
     """Return whether options from a file are some that a reader could have given."""
     return (
         isinstance(options.baseline, str | None)
-        and (options.margin is None or (isinstance(options.margin, int | float) and 0 < options.margin < math.inf))
+        and _is_margin(options.margin)
         and isinstance(options.bootstrap, bool)
         and isinstance(options.all_cells, bool)
         and options.cells is None
