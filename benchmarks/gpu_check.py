@@ -186,7 +186,7 @@ def replay(device: torch.device) -> Results:
     for name in ("vanilla", "rdrop", "mixout", "sage"):
         recipe = replace(SHORT, deterministic=True)
         with tempfile.TemporaryDirectory() as folder:
-            points = Checkpoints(Path(folder) / "run.safetensors", every=3)
+            points = Checkpoints(Path(folder) / "run.safetensors", every=3, owner="replay")
             trained = [train_toy(name, device, recipe, points=p) for p in (None, points, points)]
         runs = [each[0] for each in trained if each is not None]
         equal = [toys.same(runs[0], run) for run in runs[1:]]

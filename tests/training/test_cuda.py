@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,15 +10,14 @@ import torch
 
 from finetune_bench import device as devices
 from finetune_bench import registry
-from finetune_bench.method.stack import Stack
-from finetune_bench.method.step import Run
 from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
 from finetune_bench.testing import toys
-from finetune_bench.training import evaluation, measure
+from finetune_bench.training import evaluation
 from finetune_bench.training.checkpoint import Checkpoints
 from finetune_bench.training.loop import train
 from finetune_bench.training.memory import saved_activation_bytes
 
+gpu_check = pytest.importorskip("benchmarks.gpu_check", reason="the benchmarks are in a checkout only")
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
 CUDA = torch.device("cuda", 0)
@@ -27,22 +25,11 @@ STEPS = 4
 
 
 @pytest.fixture(autouse=True)
-def watched(monkeypatch: pytest.MonkeyPatch) -> None:
+def watched() -> Iterator[None]:
     """Make it an error to wait for the device in a step, from its batch to its `after_step`; a set-up may wait."""
-    step, setup = measure.StepClock.step, Stack.setup
-
-    @contextmanager
-    def watch(clock: measure.StepClock) -> Iterator[None]:
-        with step(clock), devices.waiting_forbidden(clock.device):
-            yield
-
-    def set_up(stack: Stack, run: Run) -> None:
-        torch.cuda.set_sync_debug_mode("default")
-        setup(stack, run)
-
-    monkeypatch.setattr(measure.StepClock, "step", watch)
-    monkeypatch.setattr(Stack, "setup", set_up)
     devices.prepare(CUDA, threads=1, deterministic=False)
+    with gpu_check.steps_watched():
+        yield
 
 
 def train_whole(text: str, architecture: str, folder: Path, precision: str, batch_layout: str) -> None:
@@ -52,7 +39,7 @@ def train_whole(text: str, architecture: str, folder: Path, precision: str, batc
     )
     if reason := toys.unsupported(list(registry.make_stack(text).methods), architecture, recipe=recipe):
         pytest.skip(reason)
-    points = Checkpoints(folder / "run.safetensors", every=STEPS - 1)
+    points = Checkpoints(folder / "run.safetensors", every=STEPS - 1, owner="a run")
     for resumed_at in (0, STEPS - 1):
         run, stack = toys.toy_run(list(registry.make_stack(text).methods), architecture, recipe=recipe, device=CUDA)
         try:

@@ -30,6 +30,12 @@ def test_what_a_cpu_can_stand_for_passes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert results[-1].check == "ordered pairs of methods, 2"
 
 
+def test_runs_come_out_the_same_again_and_from_a_checkpoint() -> None:
+    results = list(gpu_check.replay(CPU))
+    assert len(results) == 4
+    assert [str(result) for result in results if not result.passed] == []
+
+
 def test_a_run_that_fails_is_named_and_the_checks_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise FinetuneBenchError("no luck\nmore")
