@@ -23,7 +23,7 @@ from finetune_bench.study.study import Study
 @pytest.fixture
 def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> Study:
     return Study(
-        methods=("rdrop", "child_tuning_d", "ema"),
+        methods=("freelb", "child_tuning_d", "ema"),
         tasks=(str(tiny_data),),
         models=(str(tiny_checkpoint),),
         seeds=(1, 2, 3),
@@ -46,7 +46,7 @@ def test_cpu_time_memory_and_disk_are_foretold(study: Study) -> None:
     # Tests share the cores, and cells this small are noisy: docs/performance.md has the figures of real ones.
     assert sum(found.seconds.values()) == pytest.approx(took, rel=0.6)
     by_method = {cell.label: found.seconds[cell.id] for cell in plan.cells}
-    assert by_method["rdrop"] > 1.1 * by_method["vanilla"]
+    assert by_method["freelb"] > 1.3 * by_method["vanilla"]  # its four passes a step are about four times the work
     size = sum(path.stat().st_size for path in Store(plan.store.root).cells.rglob("*") if path.is_file())
     assert found.disk_bytes == pytest.approx(size, rel=0.5)
 
@@ -77,7 +77,7 @@ def test_a_budget_takes_whole_comparisons_seed_by_seed(study: Study, tiny_data: 
 def test_the_dearest_of_a_comparison_comes_first(study: Study) -> None:
     first = make_plan(study).todo[:5]
     assert {cell.seed for cell in first} == {1}
-    assert first[0].label == "rdrop"
+    assert first[0].label == "freelb"
 
 
 @pytest.mark.slow
