@@ -34,7 +34,10 @@ class Study:
     """
 
     methods: tuple[str, ...] = option(
-        (), read=readers.names, metavar="LIST", help="methods and stacks, as hype,rdrop,hype(eps=1e-4)+rdrop"
+        (),
+        read=readers.names,
+        metavar="LIST",
+        help="methods and stacks, as hype,rdrop,hype(eps=1e-4)+rdrop (default: vanilla)",
     )
     tasks: tuple[str, ...] = option(
         (),

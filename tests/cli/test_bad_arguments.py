@@ -17,17 +17,20 @@ NOT_UTF8 = "\udcff"  # how Python holds a byte of the command line that is not U
 DIGITS = "9" * 5000
 FLAGS = [
     # --- which command, which options
-    ("", "the following arguments are required: COMMAND"),
-    ("rnu", "invalid choice: 'rnu'"),
-    ("\x1b[31m", "invalid choice: '\\x1b[31m'"),
-    ("run --epochz 3", "unrecognized arguments: --epochz 3"),
+    ("rnu", "There is no command called 'rnu'. Did you mean 'run'?"),
+    ("''", "There is no command called ''. Known: check, "),
+    ("\x1b[31m", "called '\\x1b[31m'"),
+    ("--versoin", "Did you mean '--version'?"),
+    ("run --epochz 3", "There is no option of 'finetune-bench run' called '--epochz'. Did you mean '--epochs'?"),
+    ("run --epochz=3", "called '--epochz'. Did you mean '--epochs'?"),
+    ("run -e 3", "unrecognized arguments: -e 3"),
     ("run --s 3", "ambiguous option: --s"),
     ("run --seeds", "--seeds: expected one argument"),
     ("run out", "unrecognized arguments: out"),
     ("run --no-baseline=yes", "--no-baseline: ignored explicit argument 'yes'"),
-    (f"run --{'x' * 9000}", "unrecognized arguments: --xxx"),
-    ("run --\x1b]0;title\x07", "unrecognized arguments: --\\x1b]0;title\\x07"),
-    ("plan --budget 1h", "unrecognized arguments: --budget"),
+    (f"run --{'x' * 9000}", "called '--xxx"),
+    ("run --\x1b]0;title\x07", "called '--\\x1b]0;title\\x07'"),
+    ("plan --budget 1h", "There is no option of 'finetune-bench plan' called '--budget'"),
     # --- seeds
     ("run --seeds 0", "--seeds: expected a number of seeds (5)"),
     ("run --seeds -3", "--seeds: expected a number of seeds (5)"),
@@ -316,7 +319,7 @@ COMMANDS = [
     ("power nowhere --power 1", "--power: expected a share between 0.05 and 1"),
     ("power nowhere --power nan", "--power: expected a share"),
     ("list", "the following arguments are required: group"),
-    ("list metods", "invalid choice: 'metods'"),
+    ("list metods", "There is no group for 'finetune-bench list' called 'metods'. Did you mean 'methods'?"),
     ("list methods --plugin absent.py", "--plugin: expected a Python file"),
     ("show", "the following arguments are required"),
     ("show hyp", "There is no method, task or cell called 'hyp'. Did you mean 'hype'?"),
@@ -343,6 +346,9 @@ COMMANDS = [
     (f"dose {'d' * 99_000} --eps 1", "There is no method called 'ddd"),
     (f"dose hype --eps {'1,' * 60_000}", "has 120000 characters"),
     ("dose hype --EPS 1", "dose: expected one parameter"),
+    ("dose hype --seedz 3 --eps 1", "There is no option of 'finetune-bench dose' called '--seedz'"),
+    ("report . --marign 1", "Did you mean '--margin'?"),
+    ("merge a b --al", "There is no option of 'finetune-bench merge' called '--al'"),
 ]
 
 
