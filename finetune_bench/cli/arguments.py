@@ -6,9 +6,11 @@ import argparse
 from typing import TYPE_CHECKING
 
 from finetune_bench._version import __version__
+from finetune_bench.cli.doctor import doctor_command
 from finetune_bench.cli.parser import Parser, examples
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
+from finetune_bench.cli.status import status_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
 from finetune_bench.cli.verify import verify_command
 from finetune_bench.study.options import GROUPS
@@ -33,6 +35,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_plan(commands)
     _add_dose(commands)
+    _add_status(commands)
     _add_report(commands)
     _add_compare(commands)
     _add_merge(commands)
@@ -41,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_show(commands)
     _add_check(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -72,6 +76,7 @@ def _add_plan(commands: Commands) -> None:
         epilog=examples("plan", "plan --methods hype,rdrop --tasks rte,mrpc --seeds 10"),
     )
     _add_options(plan, without=("budget",))
+    _add_json(plan)
     plan.set_defaults(command=plan_command)
 
 
@@ -89,6 +94,19 @@ def _add_dose(commands: Commands) -> None:
     dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
     _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget"))
     dose.set_defaults(command=dose_command)
+
+
+def _add_status(commands: Commands) -> None:
+    status = commands.add_parser(
+        "status",
+        help="how far a run is: done, running, failed, left",
+        description="Tell what of a run is done, running, failed and left, since when, and about how long it takes "
+        "still. Exit code 1: something failed, or is damaged.",
+        epilog=examples("status RUN"),
+    )
+    status.add_argument("run", metavar="RUN", help="the run's folder")
+    _add_json(status)
+    status.set_defaults(command=status_command)
 
 
 def _add_report(commands: Commands) -> None:
@@ -113,6 +131,7 @@ def _add_report(commands: Commands) -> None:
         "--check", action="store_true", help="write nothing; recompute the written report and fail on any difference"
     )
     report.add_argument("--plugin", metavar="LIST", help="Python files with more report formats")
+    _add_json(report)
     report.set_defaults(command=report_command)
 
 
@@ -124,6 +143,7 @@ def _add_compare(commands: Commands) -> None:
         epilog=examples("compare RUN OTHER"),
     )
     compare.add_argument("runs", metavar="RUN", nargs=2, help="the runs' folders")
+    _add_json(compare)
     compare.set_defaults(command=compare_command)
 
 
@@ -162,6 +182,7 @@ def _add_power(commands: Commands) -> None:
     power.add_argument("run", metavar="RUN", help="the folder of a run with two seeds or more")
     power.add_argument("--difference", metavar="POINTS", type=float, default=1.0, help="to be found (default 1)")
     power.add_argument("--power", metavar="SHARE", type=float, default=0.8, help="how surely (default 0.8)")
+    _add_json(power)
     power.set_defaults(command=power_command)
 
 
@@ -174,19 +195,29 @@ def _add_list(commands: Commands) -> None:
     )
     listing.add_argument("group", choices=("methods", "tasks", "reports"))
     listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    _add_json(listing)
     listing.set_defaults(command=list_command)
 
 
 def _add_show(commands: Commands) -> None:
     show = commands.add_parser(
         "show",
-        help="show a method's card, a task, or a cell of a run",
-        description="Show what there is to know of a method, a task, or a cell of a run.",
-        epilog=examples("show hype", "show rte", "show 3f2a41 --run RUN"),
+        help="show a method or stack, a task, a report format, a run, or a cell of a run",
+        description="Show what there is to know of a method or stack, a task, a report format, a run, or a cell of a "
+        "run. The texts of a task of the hub are read only from a folder.",
+        epilog=examples(
+            "show hype", "show 'hype(eps=1e-4)+rdrop'", "show rte --data-root DATA", "show RUN", "show 3f2a41 --run RUN"
+        ),
     )
-    show.add_argument("name", metavar="NAME|CELL", help="a method, a task, a cell's id (or its first digits) or folder")
+    show.add_argument(
+        "name",
+        metavar="NAME|RUN|CELL",
+        help="a method or stack, a task, a format, a run's folder, a cell's id (or its first digits) or folder",
+    )
     show.add_argument("--run", metavar="RUN", help="where the cell is looked for (default: every folder in runs/)")
+    show.add_argument("--data-root", metavar="FOLDER", help="read a task's data from a folder laid out like the hub")
     show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    _add_json(show)
     show.set_defaults(command=show_command)
 
 
@@ -199,6 +230,24 @@ def _add_check(commands: Commands) -> None:
     )
     check.add_argument("target", metavar="METHOD|FILE")
     check.set_defaults(command=check_command)
+
+
+def _add_doctor(commands: Commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what a run finds on this machine",
+        description="Look at packages, devices, memory, the hub and places to write. Exit code 1: the study without "
+        "--tasks could not run here.",
+        epilog=examples("doctor"),
+    )
+    _add_json(doctor)
+    doctor.set_defaults(command=doctor_command)
+
+
+def _add_json(parser: Parser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document, and all else on stderr: see docs/command-line.md"
+    )
 
 
 def _add_options(parser: Parser, without: tuple[str, ...] = ()) -> None:
