@@ -61,6 +61,7 @@ def _add_run(commands: Commands) -> None:
             "run --methods 'hype(eps=1e-4,noise=uniform_symmetric)+rdrop(alpha=0.5)' --tasks rte",
             "run --methods rdrop --tasks 'reviews.csv(text=body,label=stars)'",
             "run --config study.toml --budget 2h",
+            "run --config study.toml --shard 2/8",
         ),
     )
     _add_options(run)
@@ -92,7 +93,7 @@ def _add_dose(commands: Commands) -> None:
     )
     dose.takes_parameter = True
     dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
-    _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget"))
+    _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget", "shard"))
     dose.set_defaults(command=dose_command)
 
 
@@ -152,7 +153,7 @@ def _add_merge(commands: Commands) -> None:
         "merge",
         help="one run from several, as from several machines",
         description="Copy the cells of several runs into one; equal cells are kept once.",
-        epilog=examples("merge ALL RUN OTHER"),
+        epilog=examples("merge ALL RUN OTHER", "merge ALL runs/rte-*-shard-*-of-8"),
     )
     merge.add_argument("out", metavar="OUT", help="the folder to merge into; made where it isn't there")
     merge.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders, left as they are")
