@@ -11,8 +11,8 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +118,21 @@ class TaskData:
 
 
 @dataclass(frozen=True)
+class Provenance:
+    """A task's examples come from somewhere; this is what `finetune-bench show` tells of it.
+
+    Attributes:
+        source: where they come from.
+        licence: under which licence they may be used.
+        published: the number of examples by split, where it is known without reading them.
+    """
+
+    source: str = "not stated by the task"
+    licence: str = "not stated by the task"
+    published: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Task(ABC):
     """A task is a data set with its loss, divergence and metrics.
 
@@ -143,6 +158,10 @@ class Task(ABC):
         Raises:
             DataError: the data is missing or malformed; says what was looked for, where, and how to get it.
         """
+
+    def provenance(self) -> Provenance:
+        """Return where the examples come from; reads nothing."""
+        return Provenance()
 
     @property
     def outputs(self) -> int:

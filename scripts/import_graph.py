@@ -20,6 +20,7 @@ BESIDE = ("methods", "tasks", "reports")  # rooms of the package whose folders l
 
 # From the top floor to the ground. A file imports from its own floor and those below.
 FLOORS: tuple[tuple[str, ...], ...] = (
+    ("__main__",),
     ("cli",),
     ("reports", "runner", "testing"),
     ("study", "home", "home_trainer", "methods", "tasks"),

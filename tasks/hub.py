@@ -17,10 +17,15 @@ from typing import Any
 
 from finetune_bench.errors import DataError
 from finetune_bench.printable import brief, listed
-from finetune_bench.task import Split, Task, TaskData
+from finetune_bench.task import Provenance, Split, Task, TaskData
 
 NOT_GIVEN = -1
 PROBE_SECONDS = 5.0
+
+
+def card_of(path: str) -> str:
+    """Return where the licence of a data set of the hub stands."""
+    return f"as the data card says: https://huggingface.co/datasets/{path}"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class HubTask(Task):
     columns: tuple[str, ...] = ("sentence",)
     rows: Mapping[str, int] = field(default_factory=dict, hash=False)
     label: str = "label"
+
+    def provenance(self) -> Provenance:
+        """Return the data set's name on the hub, whose data card tells the licence, and its published sizes."""
+        return Provenance(f"{self.path}, config {self.config}, on the hub", card_of(self.path), self.rows)
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read the training and the evaluation splits.

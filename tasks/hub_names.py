@@ -28,8 +28,8 @@ from typing import Any
 from finetune_bench.errors import DataError, UnknownName
 from finetune_bench.printable import brief, listed
 from finetune_bench.spec import quote
-from finetune_bench.task import Task, TaskData
-from finetune_bench.tasks.hub import load_from_hub, reason_of, silent
+from finetune_bench.task import Provenance, Task, TaskData
+from finetune_bench.tasks.hub import card_of, load_from_hub, reason_of, silent
 from finetune_bench.tasks.rows import Choices, Part, check_columns, check_options, make_data, row_of
 
 OPTIONS = ("config", "text", "text_pair", "label", "train", "validation", "test", "kind", "metric", "missing")
@@ -58,6 +58,10 @@ class NamedHubTask(Task):
         if self.kind == "classification" and not self.labels:
             self.load(None)
         return super().outputs
+
+    def provenance(self) -> Provenance:
+        """Return the data set's name on the hub, whose data card tells the licence."""
+        return Provenance(f"{self.path} on the hub", card_of(self.path))
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read the splits, and learn the names of the classes from them.

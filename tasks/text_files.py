@@ -25,7 +25,7 @@ from pathlib import Path
 from finetune_bench.errors import DataError, UnknownName
 from finetune_bench.printable import brief, listed
 from finetune_bench.spec import quote
-from finetune_bench.task import Split, Task, TaskData
+from finetune_bench.task import Provenance, Split, Task, TaskData
 from finetune_bench.tasks.rows import Choices, Part, Row, check_columns, check_options, make_data, row_of
 from finetune_bench.tasks.tables import Reading, Table, read_table
 
@@ -50,6 +50,10 @@ class TextFileTask(Task):
     """A TextFileTask is a task that was read from a user's own file; `text_file` makes it."""
 
     data: TaskData = field(default=TaskData(Split([], None, []), {}), repr=False, compare=False)
+
+    def provenance(self) -> Provenance:
+        """Return the file."""
+        return Provenance(f"the file {self.name}", "the file's owner knows")
 
     def load(self, data_root: Path | None) -> TaskData:
         """Return the examples, as they were when the task was made.

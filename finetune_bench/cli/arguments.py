@@ -1,45 +1,41 @@
-"""The command line's parser: one function per command adds it with its arguments."""
+"""The command line's parser: one function per command adds it with its arguments and examples of its use."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from finetune_bench._version import __version__
+from finetune_bench.cli.doctor import doctor_command
+from finetune_bench.cli.parser import Parser, examples
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
+from finetune_bench.cli.status import status_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
 from finetune_bench.cli.verify import verify_command
-from finetune_bench.errors import UsageError
-from finetune_bench.printable import brief
 from finetune_bench.study.options import GROUPS
 from finetune_bench.study.sources import OPTIONS
 
 if TYPE_CHECKING:
-    Commands = argparse._SubParsersAction[argparse.ArgumentParser]
-
-
-class Parser(argparse.ArgumentParser):
-    """This parser tells what is wrong as everything else of the command line does."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise a UsageError with argparse's words, in place of printing the usage and leaving the process."""
-        raise UsageError(f"{brief(message, 300)}; '{self.prog} --help' shows what it takes.")
+    Commands = argparse._SubParsersAction[Parser]
 
 
 def make_parser() -> argparse.ArgumentParser:
     """Make the parser of all commands; what it parses has the command's function as its `command`."""
-    parser: argparse.ArgumentParser = Parser(
+    parser = Parser(
         prog="finetune-bench",
         description="Find out which regulariser helps when fine-tuning a pre-trained transformer, on which task, and "
         "at what price in memory and time.",
+        epilog=examples("run", "run --methods hype,rdrop --tasks rte,mrpc --seeds 5", "list methods", "show hype"),
     )
     parser.add_argument("--version", action="version", version=f"finetune-bench {__version__}")
-    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    parser.set_defaults(command=None)
     # The help lists them in this order.
     _add_run(commands)
     _add_plan(commands)
     _add_dose(commands)
+    _add_status(commands)
     _add_report(commands)
     _add_compare(commands)
     _add_merge(commands)
@@ -48,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_list(commands)
     _add_show(commands)
     _add_check(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -57,8 +54,15 @@ def _add_run(commands: Commands) -> None:
         help="train a grid of methods, tasks and seeds, and report",
         description="Train a grid of methods × tasks × models × learning rates × seeds and report. What is done "
         "already is not run again. Without --tasks the embedded study runs, without any hub.",
-        epilog="Stacks are written with '+', hyper-parameters in brackets: "
-        "--methods 'hype(eps=1e-4,noise=uniform_symmetric)+rdrop(alpha=0.5)'.",
+        epilog="Stacks are written with '+', hyper-parameters in brackets.\n\n"
+        + examples(
+            "run",
+            "run --methods hype,rdrop,hype+rdrop --tasks rte,mrpc --model bert-base-cased --seeds 5",
+            "run --methods 'hype(eps=1e-4,noise=uniform_symmetric)+rdrop(alpha=0.5)' --tasks rte",
+            "run --methods rdrop --tasks 'reviews.csv(text=body,label=stars)'",
+            "run --config study.toml --budget 2h",
+            "run --config study.toml --shard 2/8",
+        ),
     )
     _add_options(run)
     run.set_defaults(command=run_command)
@@ -69,9 +73,11 @@ def _add_plan(commands: Commands) -> None:
         "plan",
         help="what a run will take: time, memory, disk",
         description="Check a study as `run` does, calibrate on this machine with a few steps of every method, and say "
-        "what the run will take. Runs no cell.",
+        "what the run will take. Trains no run to its end.",
+        epilog=examples("plan", "plan --methods hype,rdrop --tasks rte,mrpc --seeds 10"),
     )
     _add_options(plan, without=("budget",))
+    _add_json(plan)
     plan.set_defaults(command=plan_command)
 
 
@@ -83,15 +89,33 @@ def _add_dose(commands: Commands) -> None:
         description="Train a method at several strengths, and measure what each does to logits and gradients of a real "
         "batch: dose hype --eps 1e-5,1e-3,1e-1. Of a stack, the parameter is written --hype.eps; so is one with "
         "the name of an option below.",
+        epilog=examples("dose hype --eps 1e-5,1e-3,1e-1", "dose hype+rdrop --hype.eps 1e-5,1e-3 --tasks rte --seeds 3"),
     )
+    dose.takes_parameter = True
     dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
-    _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget"))
+    _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget", "shard"))
     dose.set_defaults(command=dose_command)
+
+
+def _add_status(commands: Commands) -> None:
+    status = commands.add_parser(
+        "status",
+        help="how far a run is: done, running, failed, left",
+        description="Tell what of a run is done, running, failed and left, since when, and about how long it takes "
+        "still. Exit code 1: something failed, or is damaged.",
+        epilog=examples("status RUN"),
+    )
+    status.add_argument("run", metavar="RUN", help="the run's folder")
+    _add_json(status)
+    status.set_defaults(command=status_command)
 
 
 def _add_report(commands: Commands) -> None:
     report = commands.add_parser(
-        "report", help="write a run's report", description="Write a run's report; trains nothing."
+        "report",
+        help="write a run's report",
+        description="Write a run's report; trains nothing.",
+        epilog=examples("report RUN", "report RUN --format latex --out paper/tables --margin 1", "report RUN --check"),
     )
     report.add_argument("run", metavar="RUN", help="the run's folder")
     report.add_argument("--format", metavar="LIST", help=f"formats (default: {FORMATS})")
@@ -108,6 +132,7 @@ def _add_report(commands: Commands) -> None:
         "--check", action="store_true", help="write nothing; recompute the written report and fail on any difference"
     )
     report.add_argument("--plugin", metavar="LIST", help="Python files with more report formats")
+    _add_json(report)
     report.set_defaults(command=report_command)
 
 
@@ -116,8 +141,10 @@ def _add_compare(commands: Commands) -> None:
         "compare",
         help="hold two runs against each other, cell by cell",
         description="Hold two runs against each other: the same method, task, seed and setting in both.",
+        epilog=examples("compare RUN OTHER"),
     )
     compare.add_argument("runs", metavar="RUN", nargs=2, help="the runs' folders")
+    _add_json(compare)
     compare.set_defaults(command=compare_command)
 
 
@@ -126,6 +153,7 @@ def _add_merge(commands: Commands) -> None:
         "merge",
         help="one run from several, as from several machines",
         description="Copy the cells of several runs into one; equal cells are kept once.",
+        epilog=examples("merge ALL RUN OTHER", "merge ALL runs/rte-*-shard-*-of-8"),
     )
     merge.add_argument("out", metavar="OUT", help="the folder to merge into; made where it isn't there")
     merge.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders, left as they are")
@@ -138,6 +166,7 @@ def _add_verify(commands: Commands) -> None:
         help="check a run's files against their checksums",
         description="Read every file of a run, hold it against its checksum and against the others, and name what is "
         "damaged. Changes nothing.",
+        epilog=examples("verify RUN"),
     )
     verify.add_argument("run", metavar="RUN", help="the run's folder")
     verify.add_argument("--plugin", metavar="LIST", help="Python files with the methods of the run")
@@ -149,40 +178,84 @@ def _add_power(commands: Commands) -> None:
         "power",
         help="how many seeds for a difference",
         description="From a pilot run: what each number of seeds would find, and how many a difference takes.",
+        epilog=examples("power RUN", "power RUN --difference 0.5 --power 0.9"),
     )
     power.add_argument("run", metavar="RUN", help="the folder of a run with two seeds or more")
     power.add_argument("--difference", metavar="POINTS", type=float, default=1.0, help="to be found (default 1)")
     power.add_argument("--power", metavar="SHARE", type=float, default=0.8, help="how surely (default 0.8)")
+    _add_json(power)
     power.set_defaults(command=power_command)
 
 
 def _add_list(commands: Commands) -> None:
-    listing = commands.add_parser("list", help="list methods, tasks or reports")
+    listing = commands.add_parser(
+        "list",
+        help="list methods, tasks or reports",
+        description="List the methods, tasks or report formats that are installed.",
+        epilog=examples("list methods", "list tasks", "list methods --plugin my_method.py"),
+    )
     listing.add_argument("group", choices=("methods", "tasks", "reports"))
     listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    _add_json(listing)
     listing.set_defaults(command=list_command)
 
 
 def _add_show(commands: Commands) -> None:
-    show = commands.add_parser("show", help="show a method's card, a task, or a cell of a run")
-    show.add_argument("name", metavar="NAME|CELL", help="a method, a task, a cell's id (or its first digits) or folder")
+    show = commands.add_parser(
+        "show",
+        help="show a method or stack, a task, a report format, a run, or a cell of a run",
+        description="Show what there is to know of a method or stack, a task, a report format, a run, or a cell of a "
+        "run. The texts of a task of the hub are read only from a folder.",
+        epilog=examples(
+            "show hype", "show 'hype(eps=1e-4)+rdrop'", "show rte --data-root DATA", "show RUN", "show 3f2a41 --run RUN"
+        ),
+    )
+    show.add_argument(
+        "name",
+        metavar="NAME|RUN|CELL",
+        help="a method or stack, a task, a format, a run's folder, a cell's id (or its first digits) or folder",
+    )
     show.add_argument("--run", metavar="RUN", help="where the cell is looked for (default: every folder in runs/)")
+    show.add_argument("--data-root", metavar="FOLDER", help="read a task's data from a folder laid out like the hub")
     show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
+    _add_json(show)
     show.set_defaults(command=show_command)
 
 
 def _add_check(commands: Commands) -> None:
-    check = commands.add_parser("check", help="run the contract's tests on a method: a name, or a plugin's file")
+    check = commands.add_parser(
+        "check",
+        help="run the contract's tests on a method: a name, or a plugin's file",
+        description="Train a method on tiny models of every architecture, and test what every method has to keep.",
+        epilog=examples("check hype", "check my_method.py"),
+    )
     check.add_argument("target", metavar="METHOD|FILE")
     check.set_defaults(command=check_command)
 
 
-def _add_options(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
+def _add_doctor(commands: Commands) -> None:
+    doctor = commands.add_parser(
+        "doctor",
+        help="what a run finds on this machine",
+        description="Look at packages, devices, memory, the hub and places to write. Exit code 1: the study without "
+        "--tasks could not run here.",
+        epilog=examples("doctor"),
+    )
+    _add_json(doctor)
+    doctor.set_defaults(command=doctor_command)
+
+
+def _add_json(parser: Parser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document, and all else on stderr: see docs/command-line.md"
+    )
+
+
+def _add_options(parser: Parser, without: tuple[str, ...] = ()) -> None:
     """Add the options of a study, but for those that a command has no use for."""
     groups = {name: parser.add_argument_group(title) for name, title in GROUPS.items()}
-    for option in OPTIONS:
-        if option.name in without:
-            continue
+    parser.options = [option for option in OPTIONS if option.name not in without]
+    for option in parser.options:
         if option.metavar:
             groups[option.group].add_argument(option.flag, metavar=option.metavar, help=option.help.replace("%", "%%"))
             if option.former_name:

@@ -29,6 +29,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = make_parser()
     try:
         parsed, rest = parser.parse_known_args(typed)
+        if parsed.command is None:  # a script that meant to name a command is not to go on as if it had
+            say(parser.format_help().rstrip())
+            return 2
         if rest and parsed.command is not dose_command:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         parsed.rest = rest

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from finetune_bench.cli.console import say, show
+from finetune_bench.cli.documents import show_document
+from finetune_bench.cli.report_documents import compare_values, power_values, reasons, report_values
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged, make_folder, read_json, read_plain, sealed, write_text
@@ -28,8 +30,18 @@ WRITTEN_WITH = "options.json"  # in a report's folder: its formats and options, 
 
 def summarise(store: Store, folder: Path, formats: list[str], options: Options) -> tuple[str, list[Path]]:
     """Write a report, print its summary, and return what was printed and the files."""
-    from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
+
+    written = write_report(store, folder, formats, options)
+    first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
+    answer = f"{summary_table(store, options)}\n\n{first_files}"
+    show(answer)
+    return answer, [path for paths in written.values() for path in paths]
+
+
+def write_report(store: Store, folder: Path, formats: list[str], options: Options) -> dict[str, list[Path]]:
+    """Write a report, and return the files of each format."""
+    from finetune_bench import registry
     from finetune_bench.reports.rows.load import load
 
     load(store, options)  # it is kept; what is wrong with the rows or the options is told before a folder is made
@@ -37,12 +49,9 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
     # Every collection would walk all rows, and a report of ten thousand needs no memory back.
     gc.disable()
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
-    first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
     asked = {name: value for name, value in asdict(options).items() if name != "cells"}
     write_text(folder / WRITTEN_WITH, json.dumps(sealed({"formats": formats, **asked}), indent=1))
-    answer = f"{summary_table(store, options)}\n\n{first_files}"
-    show(answer)
-    return answer, [path for paths in written.values() for path in paths]
+    return written
 
 
 def report_command(parsed: argparse.Namespace) -> int:
@@ -66,8 +75,12 @@ def report_command(parsed: argparse.Namespace) -> int:
     if parsed.check:
         if options == DEFAULT and parsed.format is None:
             formats, options = _written_with(folder, formats)
-        return _check_report(store, folder, formats, options)
-    summarise(store, folder, formats, options)
+        return _check_report(store, folder, formats, options, as_json=parsed.json)
+    if parsed.json:
+        written = write_report(store, folder, formats, options)
+        show_document("report", report_values(store, options, written))
+    else:
+        summarise(store, folder, formats, options)
     return tell_damaged(store, load(store, options).damaged)
 
 
@@ -106,7 +119,7 @@ def _could_be_asked(options: Options) -> bool:
     )
 
 
-def _check_report(store: Store, folder: Path, formats: list[str], options: Options) -> int:
+def _check_report(store: Store, folder: Path, formats: list[str], options: Options, *, as_json: bool) -> int:
     """Print which files of a written report aren't what the store gives now, and where; return 1 where some aren't."""
     from tempfile import TemporaryDirectory
 
@@ -117,18 +130,25 @@ def _check_report(store: Store, folder: Path, formats: list[str], options: Optio
     if not folder.is_dir():
         raise UsageError(f"--check: expected a written report in '{folder}', but there is no such folder.")
     store = Store(store.root, reads_index=False)  # the report may rest on an index that somebody changed
-    differing = checked = 0
+    differing: dict[str, str] = {}
+    checked = 0
     with TemporaryDirectory(prefix="finetune-bench-") as name:
         reports = [registry.report_class(format_name)() for format_name in formats]
         for path in [path for report in reports for path in report.write(store, Path(name), options)]:
             checked += 1
             written = folder / path.relative_to(name)
             if reason := _difference(path, written):
-                differing += 1
-                show(f"{written}: {reason}")
-    show(f"{checked} files recomputed, {differing} differ.")
-    damaged = tell_damaged(store, load(store, options).damaged)
-    return 1 if differing or damaged else 0
+                differing[str(written)] = reason
+    damaged = load(store, options).damaged
+    if as_json:
+        lines = [{"file": name, "reason": reason} for name, reason in differing.items()]
+        found = {"checked": checked, "differing": lines, "damaged": reasons(damaged)}
+        show_document("report --check", {"folder": str(store.root), **found})
+    else:
+        for name, reason in differing.items():
+            show(f"{name}: {reason}")
+        show(f"{checked} files recomputed, {len(differing)} differ.")
+    return 1 if tell_damaged(store, damaged) or differing else 0
 
 
 def _difference(fresh: Path, written: Path) -> str:
@@ -174,7 +194,10 @@ def compare_command(parsed: argparse.Namespace) -> int:
 
     stores = [Store.open(run) for run in parsed.runs]
     compared = compare(stores[0], stores[1])
-    show(as_text(compared.lines, compared.notes))
+    if parsed.json:
+        show_document("compare", compare_values([store.root for store in stores], compared))
+    else:
+        show(as_text(compared.lines, compared.notes))
     return max(tell_damaged(store, damaged) for store, damaged in zip(stores, compared.damaged, strict=True))
 
 
@@ -205,7 +228,10 @@ def power_command(parsed: argparse.Namespace) -> int:
     data = load(store)
     damaged = tell_damaged(store, data.damaged)
     lines = power_lines(store, parsed.difference, parsed.power)
-    show(as_text(lines, parsed.difference, parsed.power))
-    for note in data.notes:
-        say(note)
+    if parsed.json:
+        show_document("power", power_values(store, lines, parsed.difference, parsed.power))
+    else:
+        show(as_text(lines, parsed.difference, parsed.power))
+        for note in data.notes:
+            say(note)
     return damaged

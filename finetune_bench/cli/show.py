@@ -1,116 +1,123 @@
-"""`list`, `show` and `check` are the commands that tell what there is: methods, tasks, formats and cells."""
+"""`list`, `show` and `check` are the commands that tell what there is: methods, tasks, formats, runs and cells."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from finetune_bench.cli import shown
 from finetune_bench.cli.console import show
-from finetune_bench.errors import UsageError
+from finetune_bench.cli.documents import show_document
+from finetune_bench.errors import UnknownName, UsageError
 
-if TYPE_CHECKING:
-    from finetune_bench.method.base import Method
-    from finetune_bench.task import Task
+_HEADS = {
+    "methods": {"name": "method", "summary": "what it is", "passes": "passes per step (forward + backward)"},
+    "tasks": {"name": "task", "kind": "kind", "metrics": "metrics (the first is compared)", "classes": "classes"},
+    "reports": {"name": "format", "summary": "what it is"},
+}
 
 
 def list_command(parsed: argparse.Namespace) -> int:
     """Print a table of all methods, tasks or reports; return 0."""
     from tabulate import tabulate
 
+    load_plugins(parsed.plugin)
+    entries = _entries(parsed.group)
+    if parsed.json:
+        show_document("list", {parsed.group: entries})
+        return 0
+    for entry in entries:
+        if parsed.group == "methods":
+            entry["passes"] = f"{entry['forwards']} + {entry['backwards']}"
+        elif parsed.group == "tasks":
+            entry |= {"metrics": ", ".join(entry["metrics"]), "classes": len(entry["labels"]) or ""}
+    heads = _HEADS[parsed.group]
+    lines = [[entry[key] for key in heads] for entry in entries]
+    show(tabulate(lines, headers=list(heads.values()), tablefmt="simple"))
+    return 0
+
+
+def _entries(group: str) -> list[dict[str, Any]]:
+    """Return what `list` tells of every method, task or report, with the keys of its document."""
     from finetune_bench import registry
 
-    load_plugins(parsed.plugin)
-    lines: list[list[str | int]] = []
-    for name in registry.names(parsed.group):
-        if parsed.group == "methods":
+    entries: list[dict[str, Any]] = []
+    entry: dict[str, Any]
+    for name in registry.names(group):
+        if group == "methods":
             from finetune_bench.method.asking import ask
             from finetune_bench.method.cost import Passes
 
             method = registry.method_class(name)()
             passes = ask(method, "passes", Passes())
             summary = (type(method).__doc__ or "").strip().partition("\n")[0]
-            lines.append([name, summary, f"{passes.forwards} + {passes.backwards}"])
-        elif parsed.group == "tasks":
+            entry = {"summary": summary, "forwards": passes.forwards, "backwards": passes.backwards}
+        elif group == "tasks":
             task = registry.task(name)
-            lines.append([name, task.kind, ", ".join(task.metrics), len(task.labels) or ""])
+            entry = {"kind": task.kind, "metrics": task.metrics, "labels": task.labels}
         else:
-            lines.append([name, (registry.report_class(name).__doc__ or "").strip().splitlines()[0]])
-    heads = {
-        "methods": ["method", "what it is", "passes per step (forward + backward)"],
-        "tasks": ["task", "kind", "metrics (the first is compared)", "classes"],
-        "reports": ["format", "what it is"],
-    }
-    show(tabulate(lines, headers=heads[parsed.group], tablefmt="simple"))
-    return 0
+            entry = {"summary": (registry.report_class(name).__doc__ or "").strip().partition("\n")[0]}
+        entries.append({"name": name, **entry})
+    return entries
 
 
 def show_command(parsed: argparse.Namespace) -> int:
-    """Print a method's card, a task, or a cell of a run; return 0."""
-    from finetune_bench import registry
-
+    """Print what there is to know of a method or stack, a task, a report format, a run or a cell; return 0."""
     load_plugins(parsed.plugin)
-    if parsed.name in registry.names("methods"):
-        _show_method(registry.method_class(parsed.name))
-    elif parsed.name in registry.names("tasks"):
-        _show_task(registry.task(parsed.name))
+    kind, facts, text = _found(parsed.name, parsed.run, Path(parsed.data_root) if parsed.data_root else None)
+    if parsed.json:
+        show_document("show", {kind: facts})
     else:
-        _show_cell(parsed.name, [Path(parsed.run)] if parsed.run else sorted(Path("runs").glob("*")))
+        show(text)
     return 0
 
 
-def _show_method(owner: type[Method]) -> None:
-    import dataclasses
+def _found(name: str, run: str | None, data_root: Path | None) -> tuple[str, Mapping[str, Any], str]:
+    """Return what a name stands for, with the keys of its part of the document, and as a text.
 
-    from tabulate import tabulate
-
-    from finetune_bench.parameters import as_text, expectation
-
-    show((sys.modules[owner.__module__].__doc__ or owner.__doc__ or "").strip())
-    show(f"\n{_costs(owner())}\n\nParameters:\n")
-    lines = [
-        [field.name, as_text(field.default), expectation(owner, field), field.metadata.get("help", "")]
-        for field in dataclasses.fields(owner)
-    ]
-    show(tabulate(lines, headers=["parameter", "default", "must be", "what it is"], tablefmt="simple"))
-
-
-def _show_task(task: Task) -> None:
-    show(f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)}")
-    if task.labels:
-        show(f"classes, from id 0: {', '.join(task.labels)}")
-
-
-def _show_cell(name: str, runs: list[Path]) -> None:
+    Raises:
+        UnknownName: it stands for nothing.
+    """
     from finetune_bench import registry
-    from finetune_bench.errors import UnknownName
     from finetune_bench.reports.card import card, find_cell
+    from finetune_bench.store.reading import read_row
 
-    cell = find_cell(name, runs)
-    if cell is None:
-        known = [*registry.names("methods"), *registry.names("tasks")]
-        hint = "'finetune-bench list methods' shows the methods; a cell's run is given by --run."
-        raise UnknownName("method, task or cell", name, known, hint)
-    show(card(*cell))
+    methods = registry.names("methods")
+    if name in methods:
+        return "stack", *shown.stack(name)
+    if name in registry.names("tasks"):
+        return "task", *shown.task(registry.task(name), data_root)
+    if name in registry.names("reports"):
+        return "report", *shown.report_format(name)
+    if os.path.isdir(os.path.join(name, "cells")) and name:  # noqa: PTH112, PTH118 — they take any text
+        return "run", *shown.run(name)
+    cell = find_cell(name, [Path(run)] if run else sorted(Path("runs").glob("*")))
+    if cell is not None:
+        store, cell_id = cell
+        text = card(store, cell_id)
+        return "cell", {"folder": str(store.folder(cell_id)), "row": dict(read_row(store.folder(cell_id))[0])}, text
+    if any(mark in name for mark in "+(.:"):  # which no name has, but a stack, a file or a source
+        if _is_stack(name):
+            return "stack", *shown.stack(name)
+        if registry.task_plugin(name)[0] != "tasks":
+            return "task", *shown.task(registry.task(name), data_root)
+    known = [*methods, *registry.names("tasks"), *registry.names("reports")]
+    hint = "'finetune-bench list methods' shows the methods; a cell's run is given by --run."
+    raise UnknownName("method, task, report, run or cell", name, known, hint)
 
 
-def _costs(method: Method) -> str:
-    """Return the cost model of a method at its defaults, as a text of several lines."""
-    from finetune_bench.method.asking import ask
-    from finetune_bench.method.cost import SIZES, Memory, Passes
+def _is_stack(text: str) -> bool:
+    """Return whether a text is that of a stack with a method that exists."""
+    from finetune_bench import registry
+    from finetune_bench.spec import parse_stack
 
-    passes, memory = ask(method, "passes", Passes()), ask(method, "memory", Memory())
-    used = [name for name in SIZES if memory.saved.get(name) or memory.kept.get(name)]
-    return "\n".join(
-        [
-            "Cost model, at the defaults:\n",
-            f"  passes per step             {passes.forwards} forward + {passes.backwards} backward",
-            f"  saved for the backward pass {memory.saved_formula}",
-            f"  kept beside weights, gradients and two moments: {memory.kept_formula}\n",
-            *(f"  {name:8} {SIZES[name]}" for name in used),
-        ]
-    )
+    try:
+        return any(call.name in registry.names("methods") for call in parse_stack(text))
+    except UsageError:
+        return False
 
 
 def check_command(parsed: argparse.Namespace) -> int:
@@ -118,7 +125,7 @@ def check_command(parsed: argparse.Namespace) -> int:
     from finetune_bench import registry
     from finetune_bench.testing.checks import check_method
 
-    names = [parsed.target]
+    names: Sequence[str] = [parsed.target]
     if Path(parsed.target).suffix == ".py":
         names = [name for name in registry.load_plugin(parsed.target) if name in registry.names("methods")]
         if not names:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench.cli.console import say, show
+from finetune_bench.cli.documents import plan_values, show_document
 from finetune_bench.cli.report import FORMATS, summarise, tell_damaged
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError
@@ -60,9 +61,14 @@ def plan_command(parsed: argparse.Namespace) -> int:
         say(note)
     say(_intention(plan))
     if not plan.todo:
+        if parsed.json:
+            show_document("plan", plan_values(plan, None))
         return 0
     say("Calibrating: a few steps of every method ...")
     expected = forecast(plan)
+    if parsed.json:
+        show_document("plan", plan_values(plan, expected))
+        return 0
     seconds: dict[str, list[float]] = {}
     for cell in plan.todo:
         seconds.setdefault(cell.label, []).append(expected.seconds[cell.id])

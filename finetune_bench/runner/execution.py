@@ -95,6 +95,7 @@ def _write_study(plan: Plan) -> None:
         | {
             "cells": [cell.id for cell in plan.cells],
             "notes": plan.notes,
+            "other_shards": plan.other_shards,
             "effects": before.get("effects", {}) | _effects(plan.cells),
             "searched": before.get("searched", {}) | _searched(plan.study),
         }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -39,6 +39,7 @@ class Plan:
         skipped: cells that can't run, with the reason.
         devices: one torch device per worker, as "cpu" or "cuda:0".
         notes: sentences for the user.
+        other_shards: ids of the study's cells that are left to other shards; they are in none of the lists above.
     """
 
     study: Study
@@ -50,6 +51,7 @@ class Plan:
     skipped: list[tuple[Cell, str]]
     devices: list[str]
     notes: list[str]
+    other_shards: list[str] = field(default_factory=list)
 
 
 def make_plan(study: Study) -> Plan:
@@ -75,7 +77,13 @@ def make_plan(study: Study) -> Plan:
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
     notes += checks.notes_on_models(study)
 
-    skipped = checks.check_methods(cells)
+    skipped = checks.check_methods(cells)  # of the whole grid: what can't run in one shard may in another
+    whole = cells
+    if study.shard is not None:
+        cells = grid.in_shard(whole, study.shard)
+        notes.append(f"Shard {study.shard[0]} of {study.shard[1]}: {len(cells)} of {len(whole)} runs of the study.")
+    here = {cell.id for cell in cells}
+    skipped = [(cell, reason) for cell, reason in skipped if cell.id in here]
     impossible = {cell.id for cell, _ in skipped}
     possible = [cell for cell in cells if cell.id not in impossible]
     notes += checks.warnings_of(possible)
@@ -83,7 +91,8 @@ def make_plan(study: Study) -> Plan:
     todo, cached, failed = remaining(possible, store, study)
     notes += _notes_on_damage(todo, store)
     notes += checks.check_lengths(todo, study)
-    return Plan(study, store, cells, todo, cached, failed, skipped, _worker_devices(study, devices), notes)
+    others = [cell.id for cell in whole if cell.id not in here]
+    return Plan(study, store, cells, todo, cached, failed, skipped, _worker_devices(study, devices), notes, others)
 
 
 def _notes_on_methods(study: Study) -> list[str]:

@@ -10,17 +10,59 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import socket
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from finetune_bench.files import Damaged, read_plain
+
 BEAT_SECONDS = 10.0  # between two signs of life of a holder
 DEAD_SECONDS = 150.0  # without a sign of life, after which a holder is given up; network file systems take up to 60 s
+
+_MOST_BYTES = 4096  # of a lease's file; it has some 250
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A lease's file tells this of who holds it.
+
+    Attributes:
+        name: the lease's name, a cell's id.
+        host: the name of the holder's machine.
+        process: the holder's process number there.
+        quiet_seconds: seconds since the last sign of life, as far as this machine's clock agrees with the file's.
+        is_live: whether the holder isn't known to be gone: its process is there, or lies on another machine and gave a
+            sign of life before long.
+    """
+
+    name: str
+    host: str
+    process: int
+    quiet_seconds: float
+    is_live: bool
+
+
+def holders(folder: Path) -> list[Holder]:
+    """Return who holds the leases of a folder, by name; changes nothing, and leaves out what is no lease's file."""
+    found = []
+    for path in sorted(folder.glob("[!.]*")):
+        try:
+            content = read_plain(path, _MOST_BYTES)
+            quiet = max(0.0, time.time() - path.lstat().st_mtime)
+            host, _, process = [line.strip() for line in content.decode("utf-8", "replace").splitlines()][:3]
+            found.append(
+                Holder(path.stem, host[:60], int(process[:18]), quiet, quiet < DEAD_SECONDS and not _is_gone(content))
+            )
+        except (Damaged, OSError, ValueError):  # given back just now, written at this moment, or none at all
+            continue
+    return found
 
 
 class Leases:
@@ -83,17 +125,18 @@ class Leases:
             path.unlink()
             return None
         for other in others:
-            other.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a folder in a lease's place stays, and is no lease
+                other.unlink(missing_ok=True)
         return path
 
     def _files(self, name: str) -> list[Path]:
-        return list(self.folder.glob(f"{name}.*"))
+        return [path for path in self.folder.glob(f"{name}.*") if re.fullmatch("[0-9]{1,18}", path.suffix[1:])]
 
     def _is_dead(self, path: Path) -> bool:
         try:
-            content = path.read_bytes()
-        except FileNotFoundError:  # given back just now: the next try will see a free name
-            return False
+            content = read_plain(path, _MOST_BYTES)
+        except Damaged:  # a link, a pipe or a folder is no lease
+            return os.path.lexists(path)  # what was given back just now isn't there: the next try sees a free name
         if _is_gone(content):
             return True
         now = time.monotonic()
@@ -158,4 +201,6 @@ def _is_gone(content: bytes) -> bool:
     if len(lines) < 5:  # written at this moment
         return False
     _, machine, process, started, _ = lines[:5]
+    if not re.fullmatch("[0-9]{1,18}", process):  # nobody wrote that
+        return False
     return machine != "" and machine == _machine() and _started(int(process)) != started

@@ -178,4 +178,5 @@ def _joined(studies: Sequence[dict[str, Any]]) -> dict[str, Any]:
                 joined[key] = value | known
             elif known is None:
                 joined[key] = value
+    joined.pop("shard", None)  # what several shards come to is none; which cells are missing stands in `other_shards`
     return joined

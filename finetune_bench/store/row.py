@@ -144,6 +144,7 @@ class StudyRecord(TypedDict, total=False):
     methods: list[str]
     tasks: list[str]
     cells: list[str]
+    other_shards: list[str]  # ids of the study's cells that are left to other shards
     notes: list[str]
     effects: dict[str, list[list[str]]]  # by label, each method's effects and the labels of the runs that have them
     searched: dict[str, list[list[Any]]]  # by label of a default, labels and learning rates that a search tries

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -197,6 +198,37 @@ def cells(
         for seed in study.seeds
         for method, lr, step_factor in arms
     ]
+
+
+def in_shard(cells: Sequence[Cell], shard: tuple[int, int]) -> list[Cell]:
+    """Return the cells of one part of a grid, in their order.
+
+    The cells are put in an order of their own, by task, checkpoint, passes per step, method, learning rate and seed,
+    and dealt out one by one, as cards are. So every part has as many cells of each task, and about as many passes, as
+    any other, to one cell. Which part has a cell depends on these facts of the whole grid only, not on its id: not on
+    the order of options, nor on the device or the libraries of the machine that asks.
+
+    Args:
+        cells: all cells of a study.
+        shard: the part, from 1, and the number of parts.
+
+    Raises:
+        UsageError: there are more parts than cells, and this one would be empty.
+    """
+    index, count = shard
+    if index > len(cells):
+        raise UsageError(
+            f"--shard {index}/{count}: the study has {len(cells)} runs, so this shard has none; give {len(cells)} "
+            "shards at most."
+        )
+    passes = {method: relative_passes(registry.make_stack(method)) for method in {cell.method for cell in cells}}
+
+    def place(cell: Cell) -> tuple[object, ...]:
+        cost = passes[cell.method] * cell.step_factor
+        return cell.task, cell.weights, cost, cell.method, cell.step_factor, cell.recipe.lr, cell.seed, cell.model
+
+    dealt = {cell.id for cell in sorted(cells, key=place)[index - 1 :: count]}
+    return [cell for cell in cells if cell.id in dealt]
 
 
 def held_out(study: Study) -> float:

@@ -159,6 +159,19 @@ def memory(value: Any) -> int:
     return value
 
 
+def shard(value: Any) -> tuple[int, int]:
+    """Read `2/8`, the second of eight parts."""
+    expected = "a part of so many, as 2/8: the first number from 1 to the second"
+    parts = re.fullmatch("([0-9]{1,9})/([0-9]{1,9})", value.strip()) if isinstance(value, str) else None
+    numbers = [int(part) for part in parts.groups()] if parts else value
+    if not isinstance(numbers, list | tuple) or len(numbers) != 2 or not all(type(item) is int for item in numbers):
+        raise ValueError(expected)
+    index, count = numbers
+    if not 1 <= index <= count:
+        raise ValueError(expected)
+    return index, count
+
+
 def one_of(choices: tuple[str, ...], former: Mapping[str, str] | None = None) -> Callable[[Any], str]:
     """Make a reader that takes one of these names.
 

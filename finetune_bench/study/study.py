@@ -34,7 +34,10 @@ class Study:
     """
 
     methods: tuple[str, ...] = option(
-        (), read=readers.names, metavar="LIST", help="methods and stacks, as hype,rdrop,hype(eps=1e-4)+rdrop"
+        (),
+        read=readers.names,
+        metavar="LIST",
+        help="methods and stacks, as hype,rdrop,hype(eps=1e-4)+rdrop (default: vanilla)",
     )
     tasks: tuple[str, ...] = option(
         (),
@@ -154,6 +157,13 @@ class Study:
         help="run what fits into 2h, seed by seed, and leave the rest",
         group="where",
     )
+    shard: tuple[int, int] | None = option(
+        None,
+        read=readers.shard,
+        metavar="K/N",
+        help="run the K-th of N parts of the grid, as 2/8; 'merge' puts the parts together",
+        group="where",
+    )
     timeout: float | None = option(
         None,
         read=readers.duration,
@@ -232,6 +242,11 @@ class Study:
                 raise UsageError(f"Study: '{declared.field}' must be {error}; got {brief(repr(value))}.") from None
         if self.executor == "slurm":
             self._check_job_time()
+        if self.shard is not None and self.budget is not None:
+            raise UsageError(
+                "--budget: it is spent on whole comparisons, and a shard holds parts of them; leave one of --budget "
+                "and --shard out."
+            )
         if self.search is not None:
             axes = {"several learning rates": len(self.lrs) > 1, "--attribution": self.attribution}
             if clash := [name for name, asked in {**axes, "--fair-cost": self.fair_cost}.items() if asked]:
@@ -285,11 +300,12 @@ def run_name(study: Study) -> str:
     """Return the name of the folder that a study gets by default.
 
     It is made of the first tasks' names and a hash of the recipe and of every option that says `in_run_name`. Other
-    methods or seeds of the same comparison share the folder.
+    methods or seeds of the same comparison share the folder. A shard's folder has its number behind the study's name.
     """
     left_out = {declared.field for declared in options_of(Study) if not declared.in_run_name}
     values = {key: value for key, value in as_dict(study).items() if key not in left_out}
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     # A source's prefix is left out, as there is to be no colon in a path.
     stems = [Path(parse_call(text).name.removeprefix("hub:")).stem for text in study.tasks[:4]]
-    return "-".join([*stems, digest])
+    shard = [] if study.shard is None else [f"shard-{study.shard[0]}-of-{study.shard[1]}"]
+    return "-".join([*stems, digest, *shard])

@@ -49,6 +49,22 @@ def others_text(rows: Sequence[Mapping[str, object]]) -> list[str]:
     ]
 
 
+def shard_text(rows: Sequence[Row], study: Mapping[str, Any]) -> list[str]:
+    """Return a sentence about the runs of a study that are in other shards; none where there are none.
+
+    Args:
+        rows: Those that the report covers.
+        study: What the store holds of its study.
+    """
+    elsewhere = set(study.get("other_shards") or ()) - set(study.get("cells") or ()) - {row["id"] for row in rows}
+    if not elsewhere:
+        return []
+    return [
+        f"This covers a part of a study that was run in shards: {counted(len(elsewhere), 'run')} more of it are in "
+        "other shards; 'finetune-bench merge' puts them together."
+    ]
+
+
 def with_fingerprints(store: Store, row: Row) -> Row:
     """Return a row with the fingerprints of its data and weights, which those of earlier versions lack."""
     if "weights" in row:

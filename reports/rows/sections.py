@@ -19,7 +19,7 @@ from finetune_bench.files import Damaged
 from finetune_bench.recipe import FORMER_LAYOUTS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
-from finetune_bench.reports.rows.kinds import covered, others_text, told_apart, with_fingerprints
+from finetune_bench.reports.rows.kinds import covered, others_text, shard_text, told_apart, with_fingerprints
 from finetune_bench.store import row_index
 from finetune_bench.store.row import MethodEntry, Row, Status
 from finetune_bench.store.row_index import Trace
@@ -226,7 +226,7 @@ def read_data(store: Store, options: Options = DEFAULT) -> Data:
         traces={row["id"]: trace for row, trace in indexed},
         options=options,
         outdated=outdated,
-        notes=[*others_text(others), *notes],
+        notes=[*shard_text(rows, study), *others_text(others), *notes],
         damaged=damaged,
     )
 
