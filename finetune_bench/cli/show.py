@@ -16,14 +16,16 @@ if TYPE_CHECKING:
 
 
 def list_command(parsed: argparse.Namespace) -> int:
-    """Print a table of all methods, tasks or reports; return 0."""
+    """Print a table of all methods, tasks, checkpoints from packages or report formats; return 0."""
     from tabulate import tabulate
 
     from finetune_bench import registry
 
     load_plugins(parsed.plugin)
     lines: list[list[str | int]] = []
-    for name in registry.names(parsed.group):
+    if parsed.group == "models":
+        lines += _models()
+    for name in registry.names(parsed.group) if parsed.group != "models" else ():
         if parsed.group == "methods":
             from finetune_bench.method.asking import ask
             from finetune_bench.method.cost import Passes
@@ -40,10 +42,21 @@ def list_command(parsed: argparse.Namespace) -> int:
     heads = {
         "methods": ["method", "what it is", "passes per step (forward + backward)"],
         "tasks": ["task", "kind", "metrics (the first is compared)", "classes"],
+        "models": ["model", "what it is", "licence", "here"],
         "reports": ["format", "what it is"],
     }
     show(tabulate(lines, headers=heads[parsed.group], tablefmt="simple"))
     return 0
+
+
+def _models() -> list[list[str | int]]:
+    """Return a line for each checkpoint that comes in Python packages."""
+    from finetune_bench.model import packaged
+
+    return [
+        [name, model.summary, model.licence, "yes" if packaged.is_here(name) else f"no: {model.how}"]
+        for name, model in packaged.MODELS.items()
+    ]
 
 
 def show_command(parsed: argparse.Namespace) -> int:
