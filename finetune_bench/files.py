@@ -128,6 +128,12 @@ def checksum(values: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file's content, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def make_folder(path: Path) -> None:
     """Make a folder to write files into, where it isn't there.
 

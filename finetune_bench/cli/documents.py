@@ -48,6 +48,16 @@ class ListedTask(TypedDict):
     labels: list[str]  # names of the classes; empty for regression
 
 
+class ListedModel(TypedDict):
+    """`list models` has one of these for each checkpoint that comes in Python packages."""
+
+    name: str
+    summary: str
+    licence: str
+    here: bool  # whether it can be used without a download
+    how: str  # what to run to get it
+
+
 class ListedReport(TypedDict):
     """`list reports` has one of these for each report format."""
 
@@ -60,6 +70,7 @@ class ListDocument(Document):
 
     methods: NotRequired[list[ListedMethod]]
     tasks: NotRequired[list[ListedTask]]
+    models: NotRequired[list[ListedModel]]
     reports: NotRequired[list[ListedReport]]
 
 

@@ -16,12 +16,13 @@ from finetune_bench.errors import UnknownName, UsageError
 _HEADS = {
     "methods": {"name": "method", "summary": "what it is", "passes": "passes per step (forward + backward)"},
     "tasks": {"name": "task", "kind": "kind", "metrics": "metrics (the first is compared)", "classes": "classes"},
+    "models": {"name": "model", "summary": "what it is", "licence": "licence", "place": "here"},
     "reports": {"name": "format", "summary": "what it is"},
 }
 
 
 def list_command(parsed: argparse.Namespace) -> int:
-    """Print a table of all methods, tasks or reports; return 0."""
+    """Print a table of all methods, tasks, checkpoints from packages or report formats; return 0."""
     from tabulate import tabulate
 
     load_plugins(parsed.plugin)
@@ -34,6 +35,8 @@ def list_command(parsed: argparse.Namespace) -> int:
             entry["passes"] = f"{entry['forwards']} + {entry['backwards']}"
         elif parsed.group == "tasks":
             entry |= {"metrics": ", ".join(entry["metrics"]), "classes": len(entry["labels"]) or ""}
+        elif parsed.group == "models":
+            entry["place"] = "yes" if entry["here"] else f"no: {entry['how']}"
     heads = _HEADS[parsed.group]
     lines = [[entry[key] for key in heads] for entry in entries]
     show(tabulate(lines, headers=list(heads.values()), tablefmt="simple"))
@@ -41,9 +44,11 @@ def list_command(parsed: argparse.Namespace) -> int:
 
 
 def _entries(group: str) -> list[dict[str, Any]]:
-    """Return what `list` tells of every method, task or report, with the keys of its document."""
+    """Return what `list` tells of every method, task, checkpoint or report, with the keys of its document."""
     from finetune_bench import registry
 
+    if group == "models":
+        return _models()
     entries: list[dict[str, Any]] = []
     entry: dict[str, Any]
     for name in registry.names(group):
@@ -62,6 +67,22 @@ def _entries(group: str) -> list[dict[str, Any]]:
             entry = {"summary": (registry.report_class(name).__doc__ or "").strip().partition("\n")[0]}
         entries.append({"name": name, **entry})
     return entries
+
+
+def _models() -> list[dict[str, Any]]:
+    """Return what `list` tells of every checkpoint that comes in Python packages."""
+    from finetune_bench.model import packaged
+
+    return [
+        {
+            "name": name,
+            "summary": model.summary,
+            "licence": model.licence,
+            "here": packaged.is_here(name),
+            "how": model.how,
+        }
+        for name, model in packaged.MODELS.items()
+    ]
 
 
 def show_command(parsed: argparse.Namespace) -> int:

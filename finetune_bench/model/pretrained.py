@@ -7,29 +7,21 @@ import hashlib
 import os
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
 
 from finetune_bench.errors import ModelError
+from finetune_bench.model import packaged
 from finetune_bench.model.files import check_folder
+from finetune_bench.model.gguf import converted, is_gguf
+from finetune_bench.model.library import library
 from finetune_bench.model.structure import positions, vocabulary
 from finetune_bench.printable import brief
 
 # Endings of a checkpoint's files that can change what is computed.
 CONTENT = (".json", ".model", ".safetensors", ".txt")
-
-
-@cache
-def library() -> ModuleType:
-    """Import transformers when it is first needed, for it takes seconds, and silence its reports of loading."""
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return transformers
 
 
 def fingerprint(name: str) -> str:
@@ -39,8 +31,11 @@ def fingerprint(name: str) -> str:
         ModelError: no such folder, and no such checkpoint on the hub or in its cache.
     """
     if looks_like_folder(name):
-        folder = expanded(name)
+        folder = local_folder(name)
         check_folder(name, folder)
+        # What another version of transformers makes of a GGUF file differs in its configuration's text.
+        if file := gguf_file(name):
+            return hash_files((file,))
         return hash_files(tuple(sorted(path for path in folder.iterdir() if path.suffix in CONTENT)))
     # The hub's cache keeps a folder per commit.
     return folder_of(name).name
@@ -53,7 +48,7 @@ def folder_of(name: str) -> Path:
         ModelError: there is no such checkpoint on the hub or in its cache.
     """
     if looks_like_folder(name):
-        return expanded(name)
+        return local_folder(name)
     try:
         path = library().utils.cached_file(name, "config.json")
     except (OSError, ValueError) as error:
@@ -69,14 +64,41 @@ def expanded(name: str) -> Path:
     return Path(os.path.expanduser(name))  # noqa: PTH111 — that of pathlib fails
 
 
+def is_packaged(name: str) -> bool:
+    """Return whether a model's name is that of a checkpoint from packages; a folder of that name comes first."""
+    return name in packaged.MODELS and not expanded(name).exists()
+
+
+def gguf_file(name: str) -> Path | None:
+    """Return the GGUF file that a model's name stands for; None for any other checkpoint."""
+    if is_packaged(name):
+        return packaged.gguf_of(name)
+    return expanded(name) if is_gguf(expanded(name)) else None
+
+
+def local_folder(name: str) -> Path:
+    """Return the folder that a model's name stands for: a path, a checkpoint from packages, or what a GGUF file holds.
+
+    Raises:
+        MachineError: a checkpoint from packages isn't here yet, or the package gguf is missing.
+        ModelError: a GGUF file can't be read.
+    """
+    if is_packaged(name):
+        return packaged.folder_of(name)
+    return converted(expanded(name)) if is_gguf(expanded(name)) else expanded(name)
+
+
 def looks_like_folder(name: str) -> bool:
-    """Return whether a model's name is meant as a path: it exists, or it is written like one."""
+    """Return whether a model's name is meant as a path: it exists, or it is written like one, or it has a folder."""
+    if is_packaged(name):
+        return True
     return expanded(name).exists() or name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def label(name: str) -> str:
-    """Name a checkpoint as reports do: by its hub name, or by the last two parts of its folder's path."""
-    return "/".join(expanded(name).resolve().parts[-2:]) if looks_like_folder(name) else name
+    """Name a checkpoint as reports do: by its name, or by the last two parts of its path."""
+    is_path = looks_like_folder(name) and not is_packaged(name)
+    return "/".join(expanded(name).resolve().parts[-2:]) if is_path else name
 
 
 @cache
@@ -192,7 +214,7 @@ def _first_line(error: BaseException) -> str:
 
 def source(name: str) -> str:
     """Return where to load a model from: a folder's path, or the hub name as it is."""
-    return str(expanded(name)) if looks_like_folder(name) else name
+    return str(local_folder(name)) if looks_like_folder(name) else name
 
 
 def build(config: Any) -> nn.Module:

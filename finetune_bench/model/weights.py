@@ -20,6 +20,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.model import pretrained
 from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
 from finetune_bench.model.files import check_weights, weight_files
+from finetune_bench.model.library import library
 from finetune_bench.model.structure import body, output_layer, parameter_depths, undecayed
 from finetune_bench.printable import brief
 
@@ -55,7 +56,7 @@ def taken(name: str) -> Taken:
     """
     config = pretrained.config(name, 2)
     with torch.device("meta"):
-        base = pretrained.library().AutoModel.from_config(config)
+        base = library().AutoModel.from_config(config)
     model, info = _read(name, config, output_loading_info=True, device_map={"": "meta"})
     parts = judge(name, model, base, info)
     folder = pretrained.folder_of(name)
@@ -137,7 +138,7 @@ def check_head(name: str, labels: tuple[str, ...]) -> None:
 def _read(name: str, config: Any, **options: Any) -> Any:
     """Return what transformers reads of a checkpoint's weights, what it lacks drawn from the global stream."""
     try:
-        return pretrained.library().AutoModelForSequenceClassification.from_pretrained(
+        return library().AutoModelForSequenceClassification.from_pretrained(
             pretrained.source(name),
             config=config,
             dtype=torch.float32,

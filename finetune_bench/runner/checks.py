@@ -102,6 +102,11 @@ def notes_on_models(study: Study) -> list[str]:
             notes.append(
                 f"{label}: the tokenizer has no padding token; its end token, {tokenizer.eos_token}, stands for it."
             )
+        if file := pretrained.gguf_file(name):
+            notes.append(
+                f"{label}: the weights of {file.name} are quantised and are used as fp32, which is fine for comparing "
+                "methods, but no result of the checkpoint that they were made from."
+            )
         if not try_out(name, study.recipe.max_length).ignores_padding:
             notes.append(f"Warning: '{label}': what it predicts of a text changes with the padding beside it.")
     return notes
