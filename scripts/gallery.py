@@ -52,6 +52,8 @@ def pack(run: Path, name: str) -> Path:
         for path in sorted(folder.glob("cells/*/cell.json")):
             cell = read_json(path)
             path.write_text(json.dumps({**cell, "model": short(cell["model"])}, indent=1), "utf-8")
+        for path in folder.glob("cells/*/log.txt"):
+            path.unlink()
         FOLDER.mkdir(exist_ok=True)
         with tarfile.open(archive(name), "w:xz", preset=9) as packed:
             for path in [folder / "study.json", *sorted((folder / "cells").rglob("*"))]:
