@@ -2,8 +2,8 @@
 
     python -m scripts.method_pages    writes the README's table anew
 
-A test tells when the table is out of date. The pages are made while the site is built (`scripts/site_hooks.py`), and are
-not committed.
+A test tells when the table is out of date. The pages are made while the site is built (`scripts/site_hooks.py`), and
+are not committed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m scripts.picture    takes it anew, with Chromium; writes docs/first-screen.png and .json
 
 Beside the picture lie the hashes of its file and of what it shows: the mark-up of the first screen, with its style and
-script. Fonts are the browser's and part of neither, so the test that compares them needs no browser and says the same on
-every machine.
+script. Fonts are the browser's and part of neither, so the test that compares them needs no browser and says the same
+on every machine.
 """
 
 from __future__ import annotations
