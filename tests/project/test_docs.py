@@ -34,7 +34,9 @@ from scripts import architecture
 from tests import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+README, GUIDE, METHODS = ROOT / "README.md", ROOT / "docs" / "using.md", ROOT / "docs" / "methods.md"
 TUTORIAL = ROOT / "docs" / "first-method.md"
+MY_DATA, PAPER = ROOT / "docs" / "compare-on-my-data.md", ROOT / "docs" / "paper-table.md"
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -90,7 +92,7 @@ def call(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Co
 
 def test_the_readme_opens_with_two_commands_and_ci_runs_the_second() -> None:
     """CI then runs the scripts for style and types, which no test does."""
-    run, test = (block.strip() for block in blocks(ROOT / "README.md", "sh")[:2])
+    run, test = (block.strip() for block in blocks(README, "sh")[:2])
     setup = "python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e "
     assert run == f"{setup}'.[offline]' && .venv/bin/finetune-bench run"
     assert test == f"{setup}'.[offline,test]' && .venv/bin/python -m pytest -n 2"
@@ -114,9 +116,9 @@ def test_commands_parse(
     page: Path, load: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options, stacks, values and task names of every command on the page are right; nothing is run."""
-    for source, name in ((ROOT / "README.md", "confidence_penalty.py"), (TUTORIAL, "neftune.py")):
+    for source, name in ((METHODS, "confidence_penalty.py"), (TUTORIAL, "neftune.py")):
         load(name, plugin(source))
-    (toml,) = blocks(ROOT / "README.md", "toml")
+    (toml,) = blocks(PAPER if page == PAPER else GUIDE, "toml")
     (tmp_path / "study.toml").write_text(toml, "utf-8")
     monkeypatch.chdir(tmp_path)
     known = [*registry.names("methods"), *registry.names("tasks"), "NAME"]
@@ -157,28 +159,43 @@ def check_help(arguments: list[str]) -> None:
 
 
 def test_pages_have_commands_at_all() -> None:
-    assert len(commands(ROOT / "README.md")) > 10
-    assert len(commands(TUTORIAL)) > 5
+    assert len(commands(GUIDE)) > 10
+    assert len(commands(README)) > 2
+    assert min(len(commands(page)) for page in (TUTORIAL, MY_DATA, PAPER)) > 4
 
 
-def test_the_readme_names_every_method_task_and_format() -> None:
-    text = (ROOT / "README.md").read_text("utf-8")
-    missing = [name for group in ("methods", "tasks") for name in registry._installed(group) if f"`{name}`" not in text]
-    assert missing == []
+def test_the_readme_is_short() -> None:
+    words = [word for word in README.read_text("utf-8").split() if re.search(r"\w", word)]
+    assert len(words) < 900
+
+
+def test_the_pages_name_every_method_task_and_format() -> None:
+    readme, text = README.read_text("utf-8"), MY_DATA.read_text("utf-8")
+    assert [name for name in registry._installed("methods") if f"`{name}`" not in readme] == []
+    assert [name for name in registry._installed("tasks") if f"`{name}`" not in text] == []
     assert [name for name in registry._installed("task_files") if name.casefold() not in text.casefold()] == []
+
+
+def test_the_readme_counts_right() -> None:
+    """Its second sentence names five methods, vanilla among them; the others and the tasks are counted in words."""
+    text = README.read_text("utf-8")
+    assert "HyPe, R-Drop, R3F, Mixout and nineteen more methods" in text
+    assert len(registry._installed("methods")) == 5 + 19
+    assert "one of fourteen built-in tasks" in text
+    assert len(registry._installed("tasks")) == 14
 
 
 def test_the_readme_gives_the_passes_right() -> None:
     from finetune_bench.method.cost import Passes
 
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d) \+ (\d)", (ROOT / "README.md").read_text("utf-8"), flags=re.MULTILINE)
+    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d)\+(\d) \|", README.read_text("utf-8"), flags=re.MULTILINE)
     assert len(rows) == len(registry._installed("methods"))
     for name, forwards, backwards in rows:
         assert registry.method_class(name)().passes(Passes()) == Passes(int(forwards), int(backwards)), name
 
 
-def test_the_python_call_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    (code,) = [block for block in blocks(ROOT / "README.md", "python") if "run(study)" in block]
+def test_the_python_call_of_the_guide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = [block for block in blocks(GUIDE, "python") if "run(study)" in block]
     seen: list[Study] = []
 
     def fake(study: Study) -> pd.DataFrame:
@@ -192,8 +209,8 @@ def test_the_python_call_of_the_readme(monkeypatch: pytest.MonkeyPatch, capsys: 
     assert len(grid.stacks(seen[0])[0]) == 4  # with the baseline and its control
 
 
-def test_the_plugin_of_the_readme(load: Callable[[str, str], Path]) -> None:
-    load("confidence_penalty.py", plugin(ROOT / "README.md"))
+def test_the_plugin_of_the_methods_page(load: Callable[[str, str], Path]) -> None:
+    load("confidence_penalty.py", plugin(METHODS))
     owner = registry.method_class("confidence_penalty")
     for check in (
         testing.has_a_card,
@@ -333,6 +350,33 @@ def test_the_tutorials_package_is_found(tmp_path: Path) -> None:
     assert "alpha" in shown.stdout
 
 
+@pytest.mark.slow
+def test_the_tutorials_for_my_data_and_for_a_paper_run(
+    tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file as the first page shows it, but longer; its comparison on a tiny checkpoint; the second page's table."""
+    from finetune_bench.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    (shown,) = blocks(MY_DATA, "csv")
+    lines = [f"word{i % 40} word{(7 * i) % 40},{'good' if i % 2 else 'bad'}" for i in range(40)]
+    (tmp_path / "reviews.csv").write_text("\n".join([*shown.splitlines(), *lines]), "utf-8")
+    (command,) = [line for line in commands(MY_DATA) if line.startswith("finetune-bench run") and "--seeds 5" in line]
+    typed = shlex.split(command)[1:]
+    for flag, value in (("--model", str(tiny_checkpoint)), ("--seeds", "2"), ("--lr", "1e-3")):
+        typed[typed.index(flag) + 1] = value
+    small = ["--steps", "2", "--batch-size", "8", "--workers", "1", "--device", "cpu", "--out", "runs/paper"]
+    assert main([*typed, *small]) == 0
+    rest = [shlex.split(line)[1:] for line in commands(PAPER) if "runs/paper" in line]
+    rest = [arguments for arguments in rest if arguments[0] != "run"]
+    assert [arguments[0] for arguments in rest] == ["report", "power", "verify", "report"]
+    for arguments in rest:
+        assert main(arguments) == 0, capsys.readouterr().err
+    written = {path.name for path in (tmp_path / "runs" / "paper" / "report").rglob("*")}
+    assert {"report.html", "comparison.csv"} <= written
+    assert [name for name in written if re.fullmatch(r"main.*\.tex", name)]
+
+
 # --- take it home -----------------------------------------------------------------------------------------------------
 
 
@@ -358,6 +402,6 @@ def test_take_it_home_runs(
     assert capfd.readouterr().out
 
 
-def test_the_readme_names_the_pinned_torch() -> None:
+def test_the_pinned_torch_is_named() -> None:
     (pinned,) = re.findall(r"^torch==(\S+)$", (ROOT / "constraints.txt").read_text("utf-8"), flags=re.MULTILINE)
-    assert f"`torch=={pinned}`" in (ROOT / "README.md").read_text("utf-8")
+    assert f"`torch=={pinned}`" in (ROOT / "docs" / "installing.md").read_text("utf-8")

@@ -22,7 +22,7 @@ from tests import ROOT
 
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
 BESIDE = ("methods", "tasks", "reports")
-NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "tests")
+NOT_SOURCE = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "runs", "site", "tests")
 
 
 def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -79,6 +79,9 @@ def test_the_sdist_makes_the_same_wheel(built: Path, wheel: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert {"LICENSE", "README.md", "pyproject.toml"} <= names
+    linked = re.findall(r"\]\(([^)\s#]+)", (ROOT / "README.md").read_text("utf-8"))
+    assert set(linked) <= names
+    assert [name for name in names if name.endswith(".xz")] == []
 
 
 @pytest.mark.slow
@@ -141,6 +144,25 @@ def test_the_version_is_the_same_everywhere() -> None:
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "finetune_bench._version.__version__"}
     assert re.search(rf"^version: {re.escape(version)}$", (ROOT / "CITATION.cff").read_text("utf-8"), re.MULTILINE)
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text("utf-8")
+
+
+def test_the_citation_is_complete() -> None:
+    """It has what the format asks for, and says the same licence and keywords as the package."""
+    import yaml
+
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert {"cff-version", "message", "type", "title", "abstract", "authors", "version"} <= set(citation)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", citation["date-released"])
+    assert citation["license"] == PROJECT["project"]["license"]
+    assert {word.casefold() for word in citation["keywords"]} <= {w.casefold() for w in PROJECT["project"]["keywords"]}
+    assert [set(author) for author in citation["authors"]] == [{"name"}]
+
+
+def test_ci_installs_what_builds_the_site() -> None:
+    test = PROJECT["project"]["optional-dependencies"]["test"]
+    (extras,) = [text for text in test if text.startswith("finetune-bench[")]
+    assert "docs" in extras.removeprefix("finetune-bench[").removesuffix("]").split(",")
+    assert "export FINETUNE_BENCH_SITE=required" in (ROOT / ".ci" / "run").read_text("utf-8").splitlines()
 
 
 def test_the_licence_is_apache_2() -> None:
