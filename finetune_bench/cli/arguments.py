@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from finetune_bench._version import __version__
+from finetune_bench.cli.completion import SHELLS, completion_command
 from finetune_bench.cli.doctor import doctor_command
 from finetune_bench.cli.fetch import fetch_command
 from finetune_bench.cli.parser import Parser, examples
@@ -47,6 +48,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_fetch(commands)
     _add_check(commands)
     _add_doctor(commands)
+    _add_completion(commands)
     return parser
 
 
@@ -257,6 +259,21 @@ def _add_doctor(commands: Commands) -> None:
     )
     _add_json(doctor)
     doctor.set_defaults(command=doctor_command)
+
+
+def _add_completion(commands: Commands) -> None:
+    completion = commands.add_parser(
+        "completion",
+        help="make a shell complete commands, options and names",
+        description="Print the code that makes a shell complete commands, options, methods, tasks, formats and run "
+        "folders at the tab key. Put the line for your shell into its start-up file (~/.bashrc, ~/.zshrc after "
+        "compinit, ~/.config/fish/config.fish):\n\n"
+        '  eval "$(finetune-bench completion bash)"\n  eval "$(finetune-bench completion zsh)"\n'
+        "  finetune-bench completion fish | source",
+        epilog=examples(*(f"completion {shell}" for shell in SHELLS)),
+    )
+    completion.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
+    completion.set_defaults(command=completion_command)
 
 
 def _add_json(parser: Parser) -> None:

@@ -9,10 +9,12 @@ Nothing heavy is imported before it is needed: `--help` is instant.
 from __future__ import annotations
 
 import errno
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 
+from finetune_bench.cli import completion
 from finetune_bench.cli.arguments import make_parser
 from finetune_bench.cli.console import say
 from finetune_bench.cli.train import dose_command
@@ -27,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; without arguments those of the process are taken."""
     typed = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
+    if completion.ASKED_BY_A_SHELL in os.environ:
+        completion.answer(parser)
     try:
         parsed, rest = parser.parse_known_args(typed)
         if parsed.command is None:  # a script that meant to name a command is not to go on as if it had

@@ -355,6 +355,8 @@ COMMANDS = [
     ("status 'a\0b'", "holds"),
     (f"status {'r' * 5000}", "rrr"),
     ("status . .", "unrecognized arguments: ."),
+    ("completion", "the following arguments are required: SHELL"),
+    ("completion tcsh", "There is no SHELL for 'finetune-bench completion' called 'tcsh'"),
     ("doctor now", "unrecognized arguments: now"),
     ("show hype+hype", "'hype' stands twice"),
     ("show 'hype(eps=nan)'", "'eps' parameter of HyPe"),

@@ -39,7 +39,7 @@ def test_no_arguments_print_the_help_and_are_exit_code_2(capsys: pytest.CaptureF
     shown = capsys.readouterr()
     assert shown.out == ""
     assert shown.err == make_parser().format_help()
-    assert all(f"\n    {name} " in shown.err for name in commands())
+    assert all(f"\n    {name}" in shown.err for name in commands())
 
 
 @pytest.mark.parametrize("command", ["", *commands()])
@@ -105,7 +105,13 @@ def test_a_page_is_printed_in_the_characters_of_the_terminal(monkeypatch: pytest
 def test_help_loads_nothing_heavy() -> None:
     """This is why help is there at once; what a process has loaded is the same on every machine, its time is not."""
     code = (
-        "import sys; from finetune_bench import cli\n"
+        "import sys; from finetune_bench import cli; from finetune_bench.cli import arguments, completion\n"
+        "def complete(parser):\n"
+        "    for action in parser._actions:\n"
+        "        getattr(action, 'completer', lambda prefix: None)(prefix='')\n"
+        "        for below in (action.choices or {}).values() if isinstance(action.choices, dict) else ():\n"
+        "            complete(below)\n"
+        "parser = arguments.make_parser(); completion.prepare(parser); complete(parser)\n"
         "for words in ([], ['--help'], ['run', '--help'], ['status', '--help'], ['list', 'x']):\n"
         "    try:\n        cli.main(words)\n    except SystemExit:\n        pass\n"
         f"print([name for name in {HEAVY} if name in sys.modules])"

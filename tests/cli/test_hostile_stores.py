@@ -187,7 +187,11 @@ COMMANDS = {
     "compare": ("compare", "{run}", "{run}"),
     "merge": ("merge", "{target}", "{run}"),
     "power": ("power", "{run}"),
+    "report --json": ("report", "{run}", "--format", "csv", "--json"),
+    "status": ("status", "{run}"),
+    "status --json": ("status", "{run}", "--json"),
 }
+READS_NO_ARRAYS = ("merge", "status", "status --json")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -199,8 +203,27 @@ def test_every_command_says_what_is_damaged_and_goes_on(
     code, said = run(capsys, *words)
     assert code == 1
     assert f"Damaged in '{hostile.root}', so left out: " in said
-    count = len(FAULTS) + 1 - 5 + (command != "merge") * len(FORGED)
+    count = len(FAULTS) + 1 - 5 + (command not in READS_NO_ARRAYS) * len(FORGED)
     assert f" and {count} more." in said
+    assert (hostile.root.parent / "victim" / "file").read_text("utf-8") == "untouched"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_show_tells_of_a_hostile_run(as_json: bool, hostile: Store, capsys: Any) -> None:
+    code, said = run(capsys, "show", hostile.root, *["--json"] * as_json)
+    assert code == 0
+    assert SECRET not in said
+    if as_json:
+        assert len(json.loads(said)["run"]["damaged"]) == len(FAULTS) + 1
+    else:
+        assert "`finetune-bench verify` names all that is" in said
+
+
+def test_verify_names_every_fault_of_a_hostile_store(hostile: Store, capsys: Any) -> None:
+    code, said = run(capsys, "verify", hostile.root)
+    assert code == 1
+    assert [name for name, (_, told) in FAULTS.items() if told not in said] == []
+    assert SECRET not in said
     assert (hostile.root.parent / "victim" / "file").read_text("utf-8") == "untouched"
 
 
