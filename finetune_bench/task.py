@@ -12,7 +12,7 @@ import json
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,12 +126,14 @@ class Task(ABC):
         kind: "classification" or "regression".
         labels: the names of the classes in the order of their ids; empty for regression.
         metrics: the names of the metrics (see metrics.py); tables compare the first. Higher is better.
+        licence: under which licence the data may be used, in a few words; empty where nobody said.
     """
 
     name: str
     kind: Kind = "classification"
     labels: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
+    licence: str = field(default="", kw_only=True)
 
     @abstractmethod
     def load(self, data_root: Path | None) -> TaskData:
