@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import cycle, islice, zip_longest
 from pathlib import Path
@@ -61,7 +61,7 @@ class WordNetTask(Task):
         sha256: the hash that the database file must have.
     """
 
-    rows: Callable[[Nouns, str], Iterator[Row]] = lambda _nouns, _side: iter(())
+    rows: Callable[[Nouns, str], Iterator[Row]] = field(kw_only=True)
     train: int = 4000
     validation: int = 480
     sha256: str = "0be5cc3ab9bf4dc907652ab8f72500b53f66dacf42b89e2b04349a04226a7db2"
