@@ -123,12 +123,10 @@ class Provenance:
 
     Attributes:
         source: where they come from.
-        licence: under which licence they may be used.
         published: the number of examples by split, where it is known without reading them.
     """
 
     source: str = "not stated by the task"
-    licence: str = "not stated by the task"
     published: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -141,12 +139,14 @@ class Task(ABC):
         kind: "classification" or "regression".
         labels: the names of the classes in the order of their ids; empty for regression.
         metrics: the names of the metrics (see metrics.py); tables compare the first. Higher is better.
+        licence: under which licence the data may be used, in a few words; empty where nobody said.
     """
 
     name: str
     kind: Kind = "classification"
     labels: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ("accuracy",)
+    licence: str = field(default="", kw_only=True)
 
     @abstractmethod
     def load(self, data_root: Path | None) -> TaskData:

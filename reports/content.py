@@ -8,7 +8,7 @@ import numpy as np
 
 from finetune_bench.reports import health
 from finetune_bench.reports.answer import edge_of_rates
-from finetune_bench.reports.document import Block, Heading, Paragraph, Plot, Table, bold, bullets, code, table
+from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Plot, Table, bold, bullets, code, table
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
 from finetune_bench.reports.section import answer_of, section_blocks
@@ -65,6 +65,7 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
         *blocks,
         Heading(2, "Settings and environment"),
         _head(data),
+        *_licences(data),
         Heading(2, "What the numbers are"),
         *bullets(_HOW),
     ]
@@ -106,6 +107,15 @@ def _head(data: Data) -> Table:
         ("cells", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())),
     ]
     return table("compared", ("compared", ""), rows, align="left", in_paper=False)
+
+
+def _licences(data: Data) -> list[Bullets]:
+    """Return under which licence each task's data may be used, where its rows tell."""
+    tasks_of: dict[str, dict[str, None]] = {}
+    for row in data.rows:
+        if licence := row.get("licence"):
+            tasks_of.setdefault(licence, {})[code(row["task"])] = None
+    return bullets(f"Licence of the data of {listed(list(tasks))}: {licence}." for licence, tasks in tasks_of.items())
 
 
 def _names(items: Iterable[object]) -> str:

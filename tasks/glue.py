@@ -10,6 +10,8 @@ from __future__ import annotations
 from finetune_bench.metrics import Kind
 from finetune_bench.tasks.hub import HubTask
 
+# The card of GLUE on the hub says "other" and sends the reader to the data sets that it was made of.
+LICENCE = "each source's own; GLUE's card on the hub says 'other'"
 TWO_SENTENCES = ("sentence1", "sentence2")
 
 
@@ -23,7 +25,8 @@ def _glue(
     kind: Kind = "classification",
     **evaluation: int,
 ) -> HubTask:
-    return HubTask(name, kind, labels, metrics, "nyu-mll/glue", name, columns, {"train": train, **evaluation})
+    rows = {"train": train, **evaluation}
+    return HubTask(name, kind, labels, metrics, "nyu-mll/glue", name, columns, rows, licence=LICENCE)
 
 
 cola = _glue(

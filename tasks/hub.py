@@ -23,9 +23,9 @@ NOT_GIVEN = -1
 PROBE_SECONDS = 5.0
 
 
-def card_of(path: str) -> str:
-    """Return where the licence of a data set of the hub stands."""
-    return f"as the data card says: https://huggingface.co/datasets/{path}"
+def address(path: str) -> str:
+    """Return where the card of a data set of the hub stands."""
+    return f"https://huggingface.co/datasets/{path}"
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class HubTask(Task):
     label: str = "label"
 
     def provenance(self) -> Provenance:
-        """Return the data set's name on the hub, whose data card tells the licence, and its published sizes."""
-        return Provenance(f"{self.path}, config {self.config}, on the hub", card_of(self.path), self.rows)
+        """Return the data set's name on the hub, with the address of its card, and its published sizes."""
+        return Provenance(f"{address(self.path)}, config {self.config}, on the hub", self.rows)
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read the training and the evaluation splits.

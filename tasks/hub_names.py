@@ -29,7 +29,7 @@ from finetune_bench.errors import DataError, UnknownName
 from finetune_bench.printable import brief, listed
 from finetune_bench.spec import quote
 from finetune_bench.task import Provenance, Task, TaskData
-from finetune_bench.tasks.hub import card_of, load_from_hub, reason_of, silent
+from finetune_bench.tasks.hub import address, load_from_hub, reason_of, silent
 from finetune_bench.tasks.rows import Choices, Part, check_columns, check_options, make_data, row_of
 
 OPTIONS = ("config", "text", "text_pair", "label", "train", "validation", "test", "kind", "metric", "missing")
@@ -60,8 +60,8 @@ class NamedHubTask(Task):
         return super().outputs
 
     def provenance(self) -> Provenance:
-        """Return the data set's name on the hub, whose data card tells the licence."""
-        return Provenance(f"{self.path} on the hub", card_of(self.path))
+        """Return the data set's name on the hub, with the address of its card."""
+        return Provenance(f"{address(self.path)}, on the hub")
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read the splits, and learn the names of the classes from them.

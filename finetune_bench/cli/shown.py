@@ -91,7 +91,7 @@ def task(task: Task, data_root: Path | None) -> Shown:
         task: the task.
         data_root: a folder in the hub's layout; None to read only what takes no network.
     """
-    provenance = task.provenance()
+    provenance, licence = task.provenance(), task.licence or "not stated by the task"
     examples, texts, notes = dict(provenance.published), [], []
     is_read = False
     if data_root is not None or not (examples or provenance.source.endswith("on the hub")):
@@ -112,7 +112,7 @@ def task(task: Task, data_root: Path | None) -> Shown:
         "is_read": is_read,
         "texts": texts,
         "source": provenance.source,
-        "licence": provenance.licence,
+        "licence": licence,
         "notes": notes,
     }
     lines = [f"{task.name}: {task.kind}; metrics: {', '.join(task.metrics)} (the first is compared)"]
@@ -121,7 +121,7 @@ def task(task: Task, data_root: Path | None) -> Shown:
     if examples:
         sizes = ", ".join(f"{name} {count:,}" for name, count in examples.items())
         lines.append(f"examples{'' if is_read else ', as published'}: {sizes}")
-    lines += [f"source: {provenance.source}", f"licence: {provenance.licence}", *notes]
+    lines += [f"source: {provenance.source}", f"licence: {licence}", *notes]
     if texts:
         lines += ["the first training examples:", *(f"  {' | '.join(map(brief, pair))}" for pair in texts)]
     elif not is_read and not notes:

@@ -315,13 +315,16 @@ def _scores(examples: _Examples, predictions: dict[str, np.ndarray], model: str)
         name: task.score(constant_prediction(train.labels, values, task), values) for name, values in labels.items()
     }
     all_splits = {"train": examples.data.train, **examples.data.evaluation}
-    return {
+    scores: Outcome = {
         "metrics": metrics,
         "majority": majority,
         "collapsed": collapse_reason(task, predictions, metrics, majority),
         "subset": [name for name, split in all_splits.items() if split.is_subset],
         "notes": [*examples.data.notes, *_truncation_notes(examples, pretrained.label(model))],
     }
+    if task.licence:
+        scores["licence"] = task.licence
+    return scores
 
 
 def _truncation_notes(examples: _Examples, label: str) -> list[str]:

@@ -92,6 +92,7 @@ class Outcome(TypedDict, total=False):
     collapsed: str | None  # why the run counts as collapsed
     subset: list[str]  # names of the splits that are subsets
     notes: list[str]  # facts about the data
+    licence: str  # of the data, where its task names one
     training: TrainingFacts
     cost: Cost
     hashes: Hashes

@@ -1,0 +1,13 @@
+"""Texts of installed packages are found here, and read as files: no package is imported, which would run its code."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+
+def package_folder(name: str) -> Path | None:
+    """Return the folder of a top-level package; None if it is not installed. Nothing of it is imported."""
+    spec = importlib.util.find_spec(name)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(folders[0]) if folders else None
