@@ -152,6 +152,7 @@ def _train(study: Study) -> tuple[Plan, Counts]:
     for note in plan.notes:
         say(note)
     tally = Counts(len(plan.cells))
+    tally.begin(plan)
     reporter = Reporter(tally, Console(stderr=True))
     say(_intention(plan))
     if plan.todo and plan.study.budget is not None:
