@@ -29,8 +29,8 @@ WRITTEN_WITH = "options.json"  # in a report's folder: its formats and options, 
 def summarise(store: Store, folder: Path, formats: list[str], options: Options) -> tuple[str, list[Path]]:
     """Write a report, print its summary, and return what was printed and the files."""
     from finetune_bench import registry
-    from finetune_bench.reports.markdown import summary_table
     from finetune_bench.reports.rows.load import load
+    from finetune_bench.reports.terminal import summary
 
     load(store, options)  # it is kept; what is wrong with the rows or the options is told before a folder is made
     make_folder(folder)
@@ -40,7 +40,7 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
     first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
     asked = {name: value for name, value in asdict(options).items() if name != "cells"}
     write_text(folder / WRITTEN_WITH, json.dumps(sealed({"formats": formats, **asked}), indent=1))
-    answer = f"{summary_table(store, options)}\n\n{first_files}"
+    answer = f"{summary(store, options)}\n\n{first_files}"
     show(answer)
     return answer, [path for paths in written.values() for path in paths]
 

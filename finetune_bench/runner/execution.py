@@ -103,6 +103,7 @@ def _write_study(plan: Plan) -> None:
         | {
             "cells": [cell.id for cell in plan.cells],
             "notes": plan.notes,
+            "told": list(dict.fromkeys([*before.get("told", []), *plan.notes])),
             "effects": before.get("effects", {}) | _effects(plan.cells),
             "searched": before.get("searched", {}) | _searched(plan.study),
         }

@@ -89,6 +89,12 @@ def make_plan(study: Study) -> Plan:
     return Plan(study, store, cells, todo, list(scores), scores, failed, skipped, workers, notes)
 
 
+def untold(plan: Plan) -> list[str]:
+    """Return the notes that are to be told: warnings, damage, and what no run in this folder has told."""
+    told = set(plan.store.study().get("told", []))
+    return [note for note in plan.notes if note not in told or note.startswith(("Warning", "Damaged"))]
+
+
 def _notes_on_methods(study: Study) -> list[str]:
     """Return which methods were added to the study's, and which an attribution leaves as they are."""
     notes = []

@@ -45,8 +45,9 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
 
 def score_of(row: Row) -> float:
     """Return the score of a row that is done, in points: the mean over the evaluation splits, NaN without one."""
-    splits = [scores for name, scores in row.get("metrics", {}).items() if name != HELD_OUT and row["metric"] in scores]
-    values = [math.nan if (value := scores[row["metric"]]) is None else value for scores in splits]
+    metrics = row.get("metrics") or {}
+    scores = [metrics[name].get(row["metric"]) for name in metrics if name != HELD_OUT]
+    values = [math.nan if score is None else score for score in scores]
     return 100 * sum(values) / len(values) if values else math.nan
 
 
