@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from finetune_bench import registry
+from finetune_bench.model import hub
 from finetune_bench.runner.cell import remove_checkpoints
 from finetune_bench.runner.executors import make_executor
 from finetune_bench.runner.executors.base import Event
@@ -43,8 +44,11 @@ def run(study: Study) -> pd.DataFrame:
         UsageError: something in the study is wrong; nothing was run.
         MachineError: the machine lacks what the study needs.
     """
-    plan = make_plan(study)
-    execute(plan)
+    try:
+        plan = make_plan(study)
+        execute(plan)
+    finally:
+        hub.forget()  # whatever else this process has to do with the hub goes on as before
     rows = plan.store.frame()
     return rows[rows["id"].isin([cell.id for cell in plan.cells])].reset_index(drop=True)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from finetune_bench.model import hub
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.memory import MemoryLimit, MemoryWatch
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
@@ -172,7 +173,7 @@ class LocalExecutor:
 
     def _start(self, number: int, log: Path) -> WorkerProcess | None:
         """Start a worker's process and give it its settings; None where everything is being stopped."""
-        environment = {"TOKENIZERS_PARALLELISM": "false"}
+        environment = {"TOKENIZERS_PARALLELISM": "false", **hub.environment()}
         if self.devices[number] == "cpu":
             environment["OMP_NUM_THREADS"] = str(self.threads)
         settings = replace(self.settings, device=self.devices[number]).to_json()
