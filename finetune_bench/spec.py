@@ -7,7 +7,7 @@ A name or a value that holds brackets or commas stands in double quotes, a quota
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -168,3 +168,24 @@ def quote(text: str) -> str:
 def _unquote(text: str) -> str:
     quoted = _QUOTED.fullmatch(text)
     return quoted[1].replace('""', '"') if quoted else text
+
+
+def short_names(tasks: Sequence[str], longest: int = 24) -> dict[str, str]:
+    """Return a short name of each task, for where there is little room: of a file, its name without folder and ending.
+
+    Args:
+        tasks: the tasks as typed.
+        longest: characters of a name; tasks that have no more keep theirs.
+    """
+    names: dict[str, str] = {}
+    for task in dict.fromkeys(tasks):
+        name = task
+        if len(task) > longest:
+            try:
+                name = parse_call(task).name
+            except UsageError:  # from a store, where a file may be gone by whose existence its name ended
+                name = task.partition("(")[0] or task
+            name = brief(Path(name).stem if Path(name).suffix else name, longest)
+        taken = sum(other == name or other.startswith(f"{name} (") for other in names.values())
+        names[task] = f"{name} ({taken + 1})" if taken else name
+    return names

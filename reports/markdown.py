@@ -1,11 +1,9 @@
-"""The markdown report is one file with its plots; here is also the compact table that ends a run on the terminal."""
+"""The markdown report is one file with its plots."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-
-from tabulate import tabulate
 
 from finetune_bench.files import write_text
 from finetune_bench.report import DEFAULT, Options, Report
@@ -14,8 +12,6 @@ from finetune_bench.reports.document import EXPLAINED, Block, Bullets, Heading, 
 from finetune_bench.reports.draw import draw
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data
-from finetune_bench.reports.text import INTERVAL
-from finetune_bench.reports.topics.scores import by_column, score_text, scores
 from finetune_bench.store.store import Store
 
 
@@ -31,21 +27,6 @@ class Markdown(Report):
         path = folder / "report.md"
         write_text(path, render(data, plots))
         return [path, *(plot.file for plot in plots)]
-
-
-def summary_table(store: Store, options: Options = DEFAULT) -> str:
-    """Return the comparison as plain text for the terminal; a table for each model and learning rate."""
-    data = load(store, options)
-    if not data.rows:
-        return "\n\n".join(["No cell has been run.", *data.notes])
-    parts = []
-    for section in data.sections:
-        columns, cells = by_column(scores(section))
-        rows = [[method, *(score_text(cells[column, method]) for column in columns)] for method in section.methods]
-        header = ["method", *(column.title for column in columns)]
-        title = [section.title] if section.title else []
-        parts.append("\n".join([*title, tabulate(rows, header, tablefmt="simple", disable_numparse=True)]))
-    return "\n\n".join([*parts, f"Mean score ×100. {INTERVAL}", *data.notes])
 
 
 def render(data: Data, plots: tuple[Plot, ...] = ()) -> str:

@@ -16,11 +16,11 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from finetune_bench.errors import DataError
+from finetune_bench.model.hub import is_reachable
 from finetune_bench.printable import brief, listed
 from finetune_bench.task import Provenance, Split, Task, TaskData
 
 NOT_GIVEN = -1
-PROBE_SECONDS = 5.0
 
 
 def address(path: str) -> str:
@@ -193,8 +193,8 @@ def load_from_hub(path: str, config: str | None, layout: str) -> Mapping[str, An
     """
     import datasets
 
-    reachable = _hub_is_reachable()
     was_offline = datasets.config.HF_HUB_OFFLINE
+    reachable = not was_offline and is_reachable()
     # datasets retries for half a minute before it looks into its cache; told to be offline, it looks there at once.
     datasets.config.HF_HUB_OFFLINE = was_offline or not reachable
     try:
@@ -217,21 +217,6 @@ def load_from_hub(path: str, config: str | None, layout: str) -> Mapping[str, An
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
     return loaded
-
-
-def _hub_is_reachable() -> bool:
-    """Ask the hub once for a sign of life; through the hub's own client, which knows of proxies and certificates."""
-    import datasets
-    from huggingface_hub import get_session
-
-    if datasets.config.HF_HUB_OFFLINE:
-        return False
-    try:
-        get_session().head(datasets.config.HF_ENDPOINT, timeout=PROBE_SECONDS)
-    # The HTTP library, and with it the errors, differ between releases of the client.
-    except Exception:
-        return False
-    return True
 
 
 def reason_of(error: BaseException) -> str:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports the hub's client
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["FINETUNE_BENCH_CACHE"] = tempfile.mkdtemp(prefix="finetune-bench-")  # not the user's
 
 import pytest
 

@@ -30,11 +30,11 @@ WRITTEN_WITH = "options.json"  # in a report's folder: its formats and options, 
 
 def summarise(store: Store, folder: Path, formats: list[str], options: Options) -> tuple[str, list[Path]]:
     """Write a report, print its summary, and return what was printed and the files."""
-    from finetune_bench.reports.markdown import summary_table
+    from finetune_bench.reports.terminal import summary
 
     written = write_report(store, folder, formats, options)
     first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
-    answer = f"{summary_table(store, options)}\n\n{first_files}"
+    answer = f"{summary(store, options)}\n\n{first_files}"
     show(answer)
     return answer, [path for paths in written.values() for path in paths]
 

@@ -33,6 +33,7 @@ def run_command(parsed: argparse.Namespace) -> int:
         show(answer)
         return 0
     from finetune_bench.reports.rows.load import load
+    from finetune_bench.runner.plan import untold
 
     plan, tally = _train(study)
     answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), _covering(plan))
@@ -40,7 +41,8 @@ def run_command(parsed: argparse.Namespace) -> int:
     damaged = tell_damaged(plan.store, load(plan.store, _covering(plan)).damaged)
     if tally.done + tally.cached == count and not plan.study.save_model and not damaged:
         talk = f"{count} cells in '{plan.store.root}', {count} cached: nothing to do."
-        result_cache.keep(study, "\n".join([*plan.notes, talk]), answer, paths)
+        warnings = [note for note in untold(plan) if note.startswith("Warning")]
+        result_cache.keep(study, "\n".join([*warnings, talk]), answer, paths)
     return 1 if tally.failed or tally.failed_before or damaged else 0
 
 
@@ -150,14 +152,15 @@ def _train(study: Study) -> tuple[Plan, Counts]:
     from rich.console import Console
 
     from finetune_bench.runner.execution import execute
-    from finetune_bench.runner.plan import make_plan
+    from finetune_bench.runner.plan import make_plan, untold
     from finetune_bench.runner.progress import Counts, Reporter
 
     say("Checking the study: methods, data, checkpoints ...")
     plan = make_plan(study)
-    for note in plan.notes:
+    for note in untold(plan):
         say(note)
     tally = Counts(len(plan.cells))
+    tally.begin(plan)
     reporter = Reporter(tally, Console(stderr=True))
     say(_intention(plan))
     if plan.todo and plan.study.budget is not None:

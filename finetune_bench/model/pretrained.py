@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from finetune_bench.errors import ModelError
-from finetune_bench.model import packaged
+from finetune_bench.model import hub, packaged
 from finetune_bench.model.files import check_folder
 from finetune_bench.model.gguf import converted, is_gguf
 from finetune_bench.model.library import library
@@ -49,12 +49,14 @@ def folder_of(name: str) -> Path:
     """
     if looks_like_folder(name):
         return local_folder(name)
+    reachable = hub.is_reachable()
     try:
         path = library().utils.cached_file(name, "config.json")
     except (OSError, ValueError) as error:
+        reason = type(error).__name__ if reachable else hub.why_not()
         raise ModelError(
             f"--model: '{name}' is neither a folder here nor a checkpoint on the hub or in its cache "
-            f"({type(error).__name__}). Give a folder, or connect once to download it."
+            f"({reason}). Give a folder, or connect once to download it."
         ) from None
     return Path(str(path)).parent
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -21,7 +22,7 @@ from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import MachineError
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import pretrained
+from finetune_bench.model import hub, pretrained
 from finetune_bench.runner.inputs import encoded, initial_model, load_data
 from finetune_bench.study.grid import Cell
 from finetune_bench.training import evaluation, loop
@@ -85,7 +86,8 @@ def calibrate(
         "plugins": list(plugins),
     }
     command = [sys.executable, "-c", START, json.dumps(sys.path)]
-    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False)  # noqa: S603
+    environment = {**os.environ, **hub.environment()}
+    done = subprocess.run(command, input=json.dumps(job), capture_output=True, text=True, check=False, env=environment)  # noqa: S603
     if done.returncode:
         (*_, reason) = ["no message", *done.stderr.strip().splitlines()]
         raise MachineError(

@@ -6,6 +6,7 @@ import dataclasses
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -51,6 +52,7 @@ class WorkerContext:
         data_root: the folder that data sets are read from; None for the hub.
         save_model: whether trained models are kept.
         checkpoint_every: steps from one checkpoint to the next.
+        tell: is told a cell's step, its number of steps and its loss, whenever its losses are read; None for nobody.
     """
 
     store: Store
@@ -58,6 +60,7 @@ class WorkerContext:
     data_root: Path | None = None
     save_model: bool = False
     checkpoint_every: int = CHECKPOINT_EVERY
+    tell: Callable[[int, int, float], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -205,7 +208,7 @@ def _train_and_score(
     run = _make_run(cell, stack, classifier, examples, device)
     try:
         energy_before = devices.energy(device)
-        trace = loop.train(run, checkpoints)
+        trace = loop.train(run, checkpoints, _teller(run, context))
         energy_after = devices.energy(device)
         allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
         scored = _score(run, stack, examples.splits)
@@ -234,6 +237,12 @@ def _train_and_score(
     taken = checkpoint_weights.taken(cell.model)
     outcome["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cell.weights else taken.fresh)
     return outcome, _arrays(examples.splits, trace, scored)
+
+
+def _teller(run: TrainingRun, context: WorkerContext) -> Callable[[int, float], None] | None:
+    """Return what is to be told of a run's losses, if anybody wants to know."""
+    tell = context.tell
+    return None if tell is None else lambda step, loss: tell(step, run.total_steps, loss)
 
 
 def _load_examples(cell: Cell, data_root: Path | None) -> _Examples:

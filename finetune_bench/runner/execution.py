@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from finetune_bench import registry
+from finetune_bench.model import hub
 from finetune_bench.runner.cell import remove_checkpoints
 from finetune_bench.runner.executors import make_executor
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.messages import EventStatus, WorkerSettings
 from finetune_bench.runner.leftovers import foreign_names
+from finetune_bench.runner.live import Differences
 from finetune_bench.runner.plan import Plan, make_plan
-from finetune_bench.runner.progress import Counts, Reporter
-from finetune_bench.runner.row import row_of
+from finetune_bench.runner.progress import Counts, Ended, Reporter
+from finetune_bench.runner.row import row_of, score_of
+from finetune_bench.spec import short_names
 from finetune_bench.store.row import Status
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import effect_chain, label_of
@@ -23,6 +27,7 @@ from finetune_bench.study.grid import Cell
 from finetune_bench.study.search import settings
 from finetune_bench.study.study import Study, as_dict
 
+_UNENDED = (EventStatus.STARTED, EventStatus.TRAINING, EventStatus.BUSY)
 ID_DIGITS = 16  # of a cell's id, with which the names of its checkpoints and leases begin
 
 
@@ -39,8 +44,11 @@ def run(study: Study) -> pd.DataFrame:
         UsageError: something in the study is wrong; nothing was run.
         MachineError: the machine lacks what the study needs.
     """
-    plan = make_plan(study)
-    execute(plan)
+    try:
+        plan = make_plan(study)
+        execute(plan)
+    finally:
+        hub.forget()  # whatever else this process has to do with the hub goes on as before
     rows = plan.store.frame()
     return rows[rows["id"].isin([cell.id for cell in plan.cells])].reset_index(drop=True)
 
@@ -61,11 +69,15 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Counts:
     _write_study(plan)
     _write_skipped(plan)
     counts = reporter.counts if reporter else Counts(len(plan.cells))
-    counts.cached, counts.failed_before, counts.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
+    counts.begin(plan)
+    if reporter:
+        _show_scores(plan, reporter)
     executor = make_executor(plan.study, plan.devices, _worker_settings(plan), (plan.store.root / "logs").resolve())
     try:
         for event in executor.run(plan.todo):
-            if event.status != EventStatus.STARTED:
+            if event.status in _UNENDED:
+                _tell(event, plan, reporter)
+            else:
                 _take(event, plan, counts, reporter)
     except (KeyboardInterrupt, GeneratorExit):
         _write_interrupted(plan, executor.running.values())
@@ -96,6 +108,7 @@ def _write_study(plan: Plan) -> None:
             "cells": [cell.id for cell in plan.cells],
             "notes": plan.notes,
             "other_shards": plan.other_shards,
+            "told": list(dict.fromkeys([*before.get("told", []), *plan.notes])),
             "effects": before.get("effects", {}) | _effects(plan.cells),
             "searched": before.get("searched", {}) | _searched(plan.study),
         }
@@ -159,12 +172,58 @@ def _take(event: Event, plan: Plan, counts: Counts, reporter: Reporter | None) -
         status, reason = (EventStatus.DONE, None) if is_done else (EventStatus.FAILED, reason)
     counts.add(status)
     if reporter:
-        reporter.ended(status, cell_name(event.cell, plan.study), event.seconds, reason)
+        reporter.ended(_ended(event, status, reason, plan, reporter))
 
 
-def cell_name(cell: Cell, study: Study) -> str:
-    """Return a cell's name for a person: its method, task and seed, and whatever else varies in the study."""
-    parts = [cell.label, cell.task, f"seed {cell.seed}"]
+def _tell(event: Event, plan: Plan, reporter: Reporter | None) -> None:
+    """Report a cell that is running, or that another process has."""
+    if reporter is None:
+        return
+    if event.status == EventStatus.STARTED:
+        reporter.started(event.cell.id, cell_name(event.cell, plan.study, short=True))
+    elif event.progress is not None:
+        reporter.trains(event.cell.id, event.progress)
+    else:
+        reporter.released(event.cell.id)
+
+
+def _ended(event: Event, status: EventStatus, reason: str | None, plan: Plan, reporter: Reporter) -> Ended:
+    """Return what is told of a cell that ended; its score joins the differences."""
+    cell, score = event.cell, None
+    if status != EventStatus.FAILED and (row := plan.store.row(cell.id)) is not None and row["status"] == Status.DONE:
+        score = score_of(row)
+        _show_score(cell, score, reporter)
+    log = plan.store.folder(cell.id) / "log.txt"
+    name = cell_name(cell, plan.study, short=reporter.is_live)
+    is_told = status == EventStatus.FAILED and log.is_file()
+    return Ended(cell.id, name, status, event.seconds, reason, log if is_told else None, score)
+
+
+def _show_scores(plan: Plan, reporter: Reporter) -> None:
+    """Show the differences that the cells make which are done already; a search has no one method to compare."""
+    baseline = label_of(registry.describe(registry.make_stack(registry.BASELINE), full=True))
+    if plan.study.search is None and any(cell.label == baseline for cell in plan.cells):
+        reporter.view.differences = Differences(baseline)
+    for cell in plan.cells:
+        if cell.id in plan.scores:
+            _show_score(cell, plan.scores[cell.id], reporter)
+
+
+def _show_score(cell: Cell, score: float, reporter: Reporter) -> None:
+    if math.isfinite(score):
+        reporter.view.score(cell.label, (cell.model, cell.task, cell.seed, cell.recipe.lr), score)
+
+
+def cell_name(cell: Cell, study: Study, *, short: bool = False) -> str:
+    """Return a cell's name for a person: its method, task and seed, and whatever else varies in the study.
+
+    Args:
+        cell: the cell.
+        study: the study that it is of.
+        short: whether a long task, as a file with its options, goes by its short name.
+    """
+    task = short_names(study.tasks).get(cell.task, cell.task) if short else cell.task
+    parts = [cell.label, task, f"seed {cell.seed}"]
     if len(study.models) > 1:
         parts.append(cell.model)
     if len(study.lrs) > 1 or study.search:

@@ -18,7 +18,8 @@ import torch
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.model import pretrained
-from finetune_bench.runner.calibration import Calibration, calibrate
+from finetune_bench.runner.calibration import Calibration
+from finetune_bench.runner.calibration_cache import calibrations_of
 from finetune_bench.runner.inputs import load_data
 from finetune_bench.runner.leftovers import foreign_names, is_foreign
 from finetune_bench.runner.plan import Plan, comparison_of
@@ -58,7 +59,7 @@ class Forecast:
 
 
 def forecast(plan: Plan) -> Forecast:
-    """Calibrate on this machine and add up; trains a few steps, and writes nothing.
+    """Calibrate on this machine and add up; trains a few steps, and writes nothing but the cache of calibrations.
 
     Args:
         plan: a plan with cells to run, on devices of this machine.
@@ -105,7 +106,7 @@ def _calibrations(plan: Plan, root: Path | None) -> dict[tuple[str, str, str], C
             key = (cell.model, method, task)
             wanted.setdefault(key, dataclasses.replace(cell, method=method, task=task, data=data[task]))
     device = torch.device(plan.devices[0])
-    made = calibrate(list(wanted.values()), root, device, plan.study.plugins)
+    made = calibrations_of(list(wanted.values()), root, device, plan.study.plugins)
     return dict(zip(wanted, made, strict=True))
 
 

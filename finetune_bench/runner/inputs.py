@@ -13,7 +13,7 @@ from finetune_bench import registry
 from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import files, pretrained, unpadding, weights
+from finetune_bench.model import files, hub, pretrained, unpadding, weights
 from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.printable import brief
@@ -105,7 +105,8 @@ def cuts(cell: Cell, data_root: Path | None) -> list[str]:
 
 
 def forget() -> None:
-    """Drop everything that was read from files, which may have changed since."""
+    """Drop everything that was read from files, which may have changed since, and ask the hub anew."""
+    hub.forget()
     for reader in (
         load_data,
         encoded,

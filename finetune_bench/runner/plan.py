@@ -15,7 +15,7 @@ from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged
 from finetune_bench.runner import checks
 from finetune_bench.runner.inputs import forget
-from finetune_bench.runner.row import final_row
+from finetune_bench.runner.row import final_row, score_of
 from finetune_bench.store.reading import NewerSchema
 from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
@@ -35,6 +35,7 @@ class Plan:
         cells: all of its cells.
         todo: the cells that have to run, in the order in which they do.
         cached: ids of the cells that are done already.
+        scores: their scores in points, by id.
         failed: rows of cells that failed before and would fail again.
         skipped: cells that can't run, with the reason.
         devices: one torch device per worker, as "cpu" or "cuda:0".
@@ -47,6 +48,7 @@ class Plan:
     cells: list[Cell]
     todo: list[Cell]
     cached: list[str]
+    scores: dict[str, float]
     failed: list[Row]
     skipped: list[tuple[Cell, str]]
     devices: list[str]
@@ -88,11 +90,18 @@ def make_plan(study: Study) -> Plan:
     possible = [cell for cell in cells if cell.id not in impossible]
     notes += checks.warnings_of(possible)
     store = _store_of(study)
-    todo, cached, failed = remaining(possible, store, study)
+    todo, scores, failed = remaining(possible, store, study)
     notes += _notes_on_damage(todo, store)
     notes += checks.check_lengths(todo, study)
+    workers = _worker_devices(study, devices)
     others = [cell.id for cell in whole if cell.id not in here]
-    return Plan(study, store, cells, todo, cached, failed, skipped, _worker_devices(study, devices), notes, others)
+    return Plan(study, store, cells, todo, list(scores), scores, failed, skipped, workers, notes, others)
+
+
+def untold(plan: Plan) -> list[str]:
+    """Return the notes that are to be told: warnings, damage, and what no run in this folder has told."""
+    told = set(plan.store.study().get("told", []))
+    return [note for note in plan.notes if note not in told or note.startswith(("Warning", "Damaged"))]
 
 
 def _notes_on_methods(study: Study) -> list[str]:
@@ -150,23 +159,25 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def remaining(cells: Sequence[Cell], store: Store, study: Study) -> tuple[list[Cell], list[str], list[Row]]:
+def remaining(cells: Sequence[Cell], store: Store, study: Study) -> tuple[list[Cell], dict[str, float], list[Row]]:
     """Look cells up in their store.
 
     Returns:
-        The cells that have to run, in the order in which they do; the ids of those that are done; and the rows of those
-        that failed before and would fail again.
+        The cells that have to run, in the order in which they do; of those that are done the scores by id; and the rows
+        of those that failed before and would fail again.
     """
-    todo, cached, failed = [], [], []
+    todo: list[Cell] = []
+    scores: dict[str, float] = {}
+    failed: list[Row] = []
     for cell in cells:
         row = final_row(store, cell, save_model=study.save_model, retry_failed=study.retry_failed)
         if row is None:
             todo.append(cell)
         elif row["status"] == Status.DONE:
-            cached.append(cell.id)
+            scores[cell.id] = score_of(row)
         else:
             failed.append(row)
-    return _in_order(todo), cached, failed
+    return _in_order(todo), scores, failed
 
 
 def _in_order(todo: Sequence[Cell]) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""A run's progress is told live on stderr: by a bar on a terminal, by a line per cell elsewhere."""
+"""A run's progress is told on stderr while it lasts: by a live view on a terminal, by a line per cell elsewhere."""
 
 from __future__ import annotations
 
@@ -6,12 +6,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn
+from rich.live import Live
+from rich.text import Text
 
 from finetune_bench.printable import printable
-from finetune_bench.runner.executors.messages import EventStatus
+from finetune_bench.runner.executors.messages import EventStatus, Progress
+from finetune_bench.runner.live import View
+from finetune_bench.runner.plan import Plan
+
+FRAMES_A_SECOND = 4
 
 
 @dataclass
@@ -24,6 +30,7 @@ class Counts:
         failed_before: cells that failed in an earlier run and were not tried again.
         done, failed: cells that this run ran.
         skipped: cells that can't run.
+        waiting: cells that a budget has no time for.
         started_at: when the run began, in seconds of the steady clock.
     """
 
@@ -33,7 +40,14 @@ class Counts:
     done: int = 0
     failed: int = 0
     skipped: int = 0
+    waiting: int = 0
     started_at: float = field(default_factory=time.monotonic)
+
+    def begin(self, plan: Plan) -> None:
+        """Take over what is known before the first cell runs, and start the clock."""
+        self.cached, self.failed_before, self.skipped = len(plan.cached), len(plan.failed), len(plan.skipped)
+        self.waiting = self.total - self.cached - self.failed_before - self.skipped - len(plan.todo)
+        self.started_at = time.monotonic()
 
     @property
     def ended(self) -> int:
@@ -43,7 +57,7 @@ class Counts:
     @property
     def left(self) -> int:
         """So many cells still have to run."""
-        return self.total - self.ended
+        return self.total - self.ended - self.waiting
 
     def add(self, status: EventStatus) -> None:
         """Count a cell that was done, failed, or found cached."""
@@ -54,6 +68,11 @@ class Counts:
         else:
             self.failed += 1
 
+    def elapsed(self) -> str:
+        """Return the time since the run began, as 1:02:03."""
+        seconds = int(time.monotonic() - self.started_at)
+        return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}"
+
     def time_left(self) -> str:
         """Return the time that is left, reckoned from the cells that ran so far; "" where none did, or none is left."""
         ran = self.done + self.failed
@@ -61,18 +80,52 @@ class Counts:
             return ""
         minutes = round((time.monotonic() - self.started_at) / ran * self.left / 60)
         if minutes >= 60:
-            return f", about {minutes // 60} h {minutes % 60} min left"
-        return f", about {max(1, minutes)} min left"
+            return f"about {minutes // 60} h {minutes % 60} min left"
+        return f"about {max(1, minutes)} min left"
 
-    def __str__(self) -> str:
+    def numbers(self) -> str:
+        """Return how many cells ended how, without what is none."""
         counts = {
             "cached": self.cached,
             "failed": self.failed,
             "failed before": self.failed_before,
             "skipped": self.skipped,
+            "waiting": self.waiting,
         }
         parts = [f"{self.done} done", *(f"{count} {name}" for name, count in counts.items() if count)]
-        return ", ".join([*parts, f"{self.left} left"]) + self.time_left()
+        return ", ".join([*parts, f"{self.left} left"])
+
+    def __str__(self) -> str:
+        return ", ".join([self.numbers(), *([self.time_left()] if self.time_left() else [])])
+
+
+@dataclass(frozen=True)
+class Ended:
+    """An Ended is told of a cell at its end.
+
+    Attributes:
+        id: the cell's.
+        name: the cell's, for a person.
+        status: done, failed or cached.
+        seconds: wall seconds that it took.
+        reason: why it failed; None where it didn't.
+        log: the file that says more of a failure; None where there is none.
+        score: the score of a cell that is done, in points; None of others.
+    """
+
+    id: str
+    name: str
+    status: EventStatus
+    seconds: float = 0.0
+    reason: str | None = None
+    log: Path | None = None
+    score: float | None = None
+
+    def __str__(self) -> str:
+        if self.reason is None:
+            return f"{self.status}: {self.name} in {self.seconds:.1f} s"
+        log = f"; log: {self.log}" if self.log else ""
+        return f"{self.status}: {self.name} ({self.reason}{log})"
 
 
 class Reporter:
@@ -80,36 +133,70 @@ class Reporter:
 
     Args:
         counts: the run's; whoever runs the cells keeps them up to date.
-        console: the console; a terminal gets a bar.
+        console: the console; a terminal gets a live view.
     """
 
     def __init__(self, counts: Counts, console: Console) -> None:
         self.counts, self.console = counts, console
-        self.bar: Progress | None = None
+        self.view = View(console.encoding)
+        self._live: Live | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Tell whether the view is shown at this moment."""
+        return self._live is not None
 
     @contextmanager
     def live(self) -> Iterator[None]:
-        """Show the bar, on a terminal, while inside."""
-        if not self.console.is_terminal:
+        """Show the view, on a terminal, while inside."""
+        if not (self.console.is_interactive and self.console.file.isatty()):
             yield
             return
-        self.bar = Progress(
-            BarColumn(), TextColumn("{task.description}", markup=False), console=self.console, transient=True
+        self._live = Live(
+            get_renderable=self._frame,
+            console=self.console,
+            refresh_per_second=FRAMES_A_SECOND,
+            transient=True,
+            vertical_overflow="crop",
         )
-        self.bar.add_task(str(self.counts), total=self.counts.total, completed=self.counts.ended)
-        with self.bar:
-            yield
+        try:
+            with self._live:
+                yield
+        finally:
+            self._live = None
 
-    def ended(self, status: EventStatus, name: str, seconds: float, reason: str | None) -> None:
+    def started(self, cell_id: str, name: str) -> None:
+        """Tell that a worker was given a cell."""
+        self.view.start(cell_id, name)
+
+    def trains(self, cell_id: str, progress: Progress) -> None:
+        """Tell how far a cell has come."""
+        self.view.advance(cell_id, progress)
+
+    def released(self, cell_id: str) -> None:
+        """Tell that another process runs the cell."""
+        self.view.stop(cell_id)
+
+    def ended(self, cell: Ended) -> None:
         """Tell that a cell ended; the counts hold it already."""
-        if self.bar is not None:
-            self.bar.update(self.bar.tasks[0].id, description=str(self.counts), completed=self.counts.ended)
-            if reason is None:
-                return
-        line = f"[{self.counts.ended}/{self.counts.total}] {status}: {name}"
-        line += f" ({reason})" if reason else f" in {seconds:.1f} s"
-        self.say(f"{line}; {self.counts}" if self.bar is None else line)
+        self.view.stop(cell.id)
+        if self._live is None:
+            self.say(f"[{self.counts.ended}/{self.counts.total}] {cell}; {self.counts}")
+            return
+        result = cell.reason or ("" if cell.score is None else f"{cell.score:.1f}")
+        self.view.end(cell.name, f"{cell.status}: {result}" if cell.reason else f"{result} in {cell.seconds:.0f} s")
+        if cell.reason is not None:
+            self.say(f"[{self.counts.ended}/{self.counts.total}] {cell}")
 
     def say(self, text: str) -> None:
         """Print one line, as it is."""
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+    def _frame(self) -> Text:
+        """Draw the view as it is now, for the terminal as large as it is now."""
+        width, height = self.console.size
+        counts = self.counts
+        times = ", ".join([counts.elapsed(), *([counts.time_left()] if counts.time_left() else [])])
+        # The last line of a terminal is left free, or every frame would scroll it.
+        total = counts.total - counts.waiting
+        return self.view.draw(counts.ended, total, times, counts.numbers(), width=width, height=height - 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import Cost, MethodEntry, Retry, Row, Status, TrainingFacts
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
-from finetune_bench.task import Task
+from finetune_bench.task import HELD_OUT, Task
 from finetune_bench.training import measure
 from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
@@ -40,6 +41,14 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
         for method in cell.make_stack().methods
     ]
     return _row(cell, status, reason, label=cell.label, methods=methods, kind=task.kind, metric=task.metrics[0])
+
+
+def score_of(row: Row) -> float:
+    """Return the score of a row that is done, in points: the mean over the evaluation splits, NaN without one."""
+    metrics = row.get("metrics") or {}
+    scores = [metrics[name].get(row["metric"]) for name in metrics if name != HELD_OUT]
+    values = [math.nan if score is None else score for score in scores]
+    return 100 * sum(values) / len(values) if values else math.nan
 
 
 def refused_row(cell: Cell, reason: str) -> Row:

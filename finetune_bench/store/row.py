@@ -147,5 +147,6 @@ class StudyRecord(TypedDict, total=False):
     cells: list[str]
     other_shards: list[str]  # ids of the study's cells that are left to other shards
     notes: list[str]
+    told: list[str]  # notes that a run in this folder has told, whatever it was of
     effects: dict[str, list[list[str]]]  # by label, each method's effects and the labels of the runs that have them
     searched: dict[str, list[list[Any]]]  # by label of a default, labels and learning rates that a search tries

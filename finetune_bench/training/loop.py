@@ -15,6 +15,7 @@ loop to the last bit; a test holds the two against each other.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 import numpy as np
@@ -63,13 +64,17 @@ def make_scheduler(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> La
     return LambdaLR(optimizer, factor)
 
 
-def train(run: TrainingRun, checkpoints: Checkpoints | None = None) -> TrainingResult:
+def train(
+    run: TrainingRun, checkpoints: Checkpoints | None = None, tell: Callable[[int, float], None] | None = None
+) -> TrainingResult:
     """Train `run.model` with the run's method, from `setup` to the last step; the caller owes `teardown`.
 
     Args:
         run: a run that nothing was trained with yet.
         checkpoints: says where the state is kept every so many steps. One that is there already is gone on from: the
             end is the same to the last bit.
+        tell: is told the last step and its loss whenever losses are read, which on a device that must not be waited for
+            is rarely.
 
     Raises:
         Diverged: a loss was not finite; names the first such step, counted from 1.
@@ -80,7 +85,7 @@ def train(run: TrainingRun, checkpoints: Checkpoints | None = None) -> TrainingR
     setup_seconds = float(clock.seconds()[0][0])
     setup_forwards, setup_backwards = run.counter.forwards, run.counter.backwards
     with trimmed(run) if run.recipe.batch_layout == "unpadded_trimmed" else nullcontext() as vocabulary:
-        record, resumed_at = _train_steps(run, checkpoints, vocabulary)
+        record, resumed_at = _train_steps(run, checkpoints, vocabulary, Record(tell=tell))
     # The last sketch is of the whole model, with the table of embeddings that is whole again.
     record.add_sketch(run.total_steps, measure.sketch(run.params.values()))
     return TrainingResult(
@@ -100,9 +105,9 @@ def train(run: TrainingRun, checkpoints: Checkpoints | None = None) -> TrainingR
 
 
 def _train_steps(
-    run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabulary | None
+    run: TrainingRun, checkpoints: Checkpoints | None, vocabulary: Vocabulary | None, record: Record
 ) -> tuple[Record, int]:
-    """Make the optimiser steps of a run that is set up; return the record, and the step that it went on from."""
+    """Make the optimiser steps of a run that is set up; return its record, and the step that it went on from."""
     optimizer = run.method.optimizer(make_optimizer(run), run)
     scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
@@ -110,7 +115,6 @@ def _train_steps(
     torch.manual_seed(derive(run.seed, "dropout"))
     run.model.train()
     clock = measure.StepClock(run.device)
-    record = Record()
     loop = Loop(run, optimizer, scheduler, scaler, vocabulary, record)
     resumed_at = restore(checkpoints, loop) if checkpoints else 0
     # The last sketch is the caller's.

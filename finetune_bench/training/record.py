@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ class Record:
         sketches: the sketches of the weights, each (64,).
         seconds: wall seconds, up to the last checkpoint or the end.
         cpu_seconds: CPU seconds, likewise.
+        tell: is told the last step and its loss whenever they are read; None for nobody.
     """
 
     logs: dict[str, list[float]] = field(default_factory=dict)
@@ -36,6 +37,7 @@ class Record:
     sketches: list[np.ndarray] = field(default_factory=list)
     seconds: np.ndarray = field(default_factory=_no_times)
     cpu_seconds: np.ndarray = field(default_factory=_no_times)
+    tell: Callable[[int, float], None] | None = None
     _unread: list[tuple[str, Tensor | float]] = field(default_factory=list)
 
     def add_step(self, logs: Mapping[str, Tensor | float], micro_batches: int, examples: int) -> None:
@@ -59,6 +61,8 @@ class Record:
         for name, value in unread:
             number = next(numbers[value.device, value.dtype]) if isinstance(value, Tensor) else float(value)
             self.logs.setdefault(name, []).append(number)
+        if self.tell is not None and unread:
+            self.tell(len(self.examples), self.logs["loss"][-1])
 
     def add_sketch(self, step: int, sketch: np.ndarray) -> None:
         """Write down a sketch of the weights after a step."""

@@ -11,9 +11,10 @@ import pytest
 
 from finetune_bench import stats
 from finetune_bench.reports.csv import Csv
-from finetune_bench.reports.markdown import Markdown, inline, render, summary_table
+from finetune_bench.reports.markdown import Markdown, inline, render
 from finetune_bench.reports.rows.sections import read_data
 from finetune_bench.reports.rows.twins import twins
+from finetune_bench.reports.terminal import score_table, summary
 from finetune_bench.reports.topics.collapse import collapse_effects
 from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, complete_block
 from finetune_bench.reports.topics.cost import costs
@@ -23,6 +24,10 @@ from finetune_bench.reports.verdict import verdict
 from finetune_bench.store.store import Store
 from tests.reports.reading import is_run, of, only_section, text_of
 from tests.synthetic_store import CONTROL, FIVE, fail, make_row, make_store, make_trace, put
+
+
+def score_tables(store: Store) -> str:
+    return "\n".join(map(score_table, read_data(store).sections))
 
 
 def test_rows_with_other_hashes_are_refused_as_pairs(tmp_path: Path):
@@ -73,12 +78,12 @@ def test_holes_are_counted_and_never_averaged_over(tmp_path: Path):
     assert "3 cells: hype: no layers \\| found — hype on cola (seeds 1, 2, 3)" in text
     assert "—, 3 skipped" in text
     assert "hype has no mean over tasks: no score on cola." in text
-    assert "n=2, 1 failed" in summary_table(store)
+    assert "n=2, 1 failed" in score_tables(store)
 
 
 def test_a_run_that_was_never_made_is_no_score(tmp_path: Path):
     store = make_store(tmp_path, change=lambda row: not is_run(row, "hype", "cola"))
-    assert "—, not run" in summary_table(store)
+    assert "—, not run" in score_tables(store)
 
 
 @pytest.mark.parametrize("lost", [None, math.nan, "absent"])
@@ -90,7 +95,7 @@ def test_a_done_row_without_a_score_is_a_hole(tmp_path: Path, lost: object):
     section = only_section(make_store(tmp_path, change=lose))
     (record,) = [record for record in scores(section) if (record.method, record.column.task) == ("hype", "rte")]
     assert (record.done, record.estimate.n, record.unscored) == (3, 2, 1)
-    assert "n=2, 1 without a score" in summary_table(Store(tmp_path))
+    assert "n=2, 1 without a score" in score_tables(Store(tmp_path))
 
 
 def test_collapsed_runs_are_shown_with_and_without(tmp_path: Path):
@@ -124,7 +129,7 @@ def test_when_every_run_is_the_same_nothing_is_claimed(tmp_path: Path):
     store = make_store(tmp_path / "run", methods=FIVE[:3], tasks=["rte"], seeds=2, change=collapse)
     (tmp_path / "out").mkdir()
     Markdown().write(store, tmp_path / "out")
-    assert "52.7 n=2, 2 collapsed" in summary_table(store)
+    assert "52.7 n=2, 2 collapsed" in score_tables(store)
     said = " ".join(verdict(only_section(store)))
     assert "Separated" not in said
     assert "6 of 6 runs collapsed: where most runs don't train" in said
@@ -162,7 +167,7 @@ def test_one_seed_has_no_interval_and_says_so(tmp_path: Path):
     assert "Descriptive only: one seed, so there is no interval" in text
     assert "n=1" in text
     assert not any(record.estimate.separated for record in differences(only_section(store), "vanilla"))
-    assert "[" not in summary_table(store).partition("Mean score")[0]
+    assert "[" not in summary(store)
     (tmp_path / "out").mkdir()
     Markdown().write(store, tmp_path / "out")
 
@@ -221,7 +226,7 @@ def test_nothing_done(tmp_path: Path, rows: str):
     text = path.read_text("utf-8")
     assert ("No run ended well" if rows == "failed" else "No cell has been run.") in text
     assert {path.name for path in Csv().write(store, folder)} >= {"rows.csv", "comparison.csv", "synergy.csv"}
-    summary_table(store)
+    assert ("No run ended well" if rows == "failed" else "No cell has been run.") in summary(store)
 
 
 @pytest.mark.slow
@@ -244,7 +249,7 @@ def test_learning_rates_and_models_are_sections(tmp_path: Path):
     folder.mkdir()
     names = {path.name for path in Markdown().write(store, folder)}
     assert {"scores-1.svg", "scores-3.svg"} <= names
-    assert summary_table(store).count("vanilla(dropout=hidden_off)") == 3
+    assert score_tables(store).count("vanilla(dropout=hidden_off)") == 3
 
 
 def test_subsets_are_named(tmp_path: Path):

@@ -17,11 +17,12 @@ from finetune_bench.cli import report as report_commands
 from finetune_bench.cli import result_cache, train
 from finetune_bench.report import Options
 from finetune_bench.reports.dose_files import write_dose
-from finetune_bench.reports.markdown import render, summary_table
+from finetune_bench.reports.markdown import render
 from finetune_bench.reports.power import power_lines
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.runs import compare
+from finetune_bench.reports.terminal import summary
 from finetune_bench.reports.topics.dose import DoseStudy
 from finetune_bench.store.merge import merge
 from finetune_bench.store.store import Store
@@ -82,7 +83,7 @@ def test_a_report_covers_the_cells_of_the_last_command(shared: Store, tmp_path: 
     (sentence,) = [line for line in page if line not in expected]
     assert "The folder holds 4 cells more, of other commands" in sentence
     assert "methods rdrop; tasks cola and rte; models bert-base-cased; seeds 1 and 4" in sentence
-    assert "'finetune-bench report RUN --all' covers them too" in summary_table(shared)
+    assert "'finetune-bench report RUN --all' covers them too" in " ".join(summary(shared).split())
 
 
 def test_all_cells_are_covered_where_that_is_asked_for(shared: Store) -> None:
@@ -99,7 +100,7 @@ def test_a_study_that_names_no_cells_covers_all(shared: Store, cells: Any) -> No
 
 def test_a_command_whose_cells_left_no_row_has_an_empty_report_that_tells_of_the_others(shared: Store) -> None:
     shared.write_study({"cells": ["0" * 16]})
-    for text in (render(load(shared)), summary_table(shared)):
+    for text in (render(load(shared)), summary(shared)):
         assert "No cell has been run." in text
         assert "The folder holds 10 cells more" in text
 
@@ -213,7 +214,7 @@ def test_rows_of_edited_data_are_apart(tmp_path: Path) -> None:
         f"finished 2026-01-01T00:01:00+00:00 and [222222] in 2 cells, the first finished {NEW}."
     )
     assert data.notes == [sentence]
-    assert sentence in summary_table(store)
+    assert sentence in " ".join(summary(store).split())
 
 
 def test_rows_of_replaced_weights_are_apart(tmp_path: Path) -> None:

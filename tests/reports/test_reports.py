@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,8 @@ import pytest
 
 from finetune_bench import stats
 from finetune_bench.reports.csv import Csv
-from finetune_bench.reports.markdown import Markdown, summary_table
+from finetune_bench.reports.markdown import Markdown
+from finetune_bench.reports.terminal import summary
 from finetune_bench.reports.topics.contrasts import TWO_WAY
 from finetune_bench.reports.topics.cost import costs, seconds
 from finetune_bench.reports.topics.differences import control_differences, differences
@@ -236,10 +238,10 @@ def test_csv_files_hold_the_tables(tmp_path: Path):
 
 
 def test_summary_says_what_its_brackets_are(tmp_path: Path):
-    text = summary_table(make_store(tmp_path))
+    text = summary(make_store(tmp_path))
     assert "±" not in text
-    assert "95 % t interval" in text
-    assert text.count("n=3") == 15
+    assert "brackets: 95 % interval for new seeds" in text
+    assert re.search(r"hype .* \[.*, .*\] .* 6$", text, re.MULTILINE)
 
 
 def test_no_plus_minus_in_the_report(tmp_path: Path):
@@ -255,12 +257,13 @@ from pathlib import Path
 import matplotlib
 before = matplotlib.rcParams.copy()  # reading it item by item would import pyplot
 from finetune_bench.reports.csv import Csv
-from finetune_bench.reports.markdown import Markdown, summary_table
+from finetune_bench.reports.markdown import Markdown
+from finetune_bench.reports.terminal import summary
 from finetune_bench.store import Store
 store = Store({str(store.root)!r})
 for report in (Markdown(), Csv()):
     report.write(store, Path({str(tmp_path / "out")!r}))
-summary_table(store)
+summary(store)
 assert "torch" not in sys.modules
 assert "matplotlib.pyplot" not in sys.modules
 assert matplotlib.rcParams.copy() == before

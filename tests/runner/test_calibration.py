@@ -14,10 +14,12 @@ import pytest
 import torch
 
 from finetune_bench.errors import MachineError
+from finetune_bench.files import read_json, sealed
 from finetune_bench.recipe import Recipe
-from finetune_bench.runner import calibration
+from finetune_bench.runner import calibration, calibration_cache
 from finetune_bench.runner.forecast import forecast
 from finetune_bench.runner.plan import Plan
+from finetune_bench.study.grid import Cell
 from finetune_bench.training import loop
 from finetune_bench.training.run import TrainingRun
 from tests.model.checkpoints import planned
@@ -26,7 +28,9 @@ SHORT = Recipe(lr=1e-3, batch_size=8, epochs=None, steps=2, max_length=32)
 
 
 @pytest.fixture
-def plan(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> Plan:
+def plan(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(calibration_cache.devices, "describe", str)
     plan = planned(tiny_checkpoint, tiny_data, tmp_path / "run", recipe=SHORT)
     return replace(plan, devices=["cuda:0"])
 
@@ -77,3 +81,82 @@ def test_off_the_cpu_steps_are_timed_by_the_device(plan: Plan, monkeypatch: pyte
     job = {"cells": [plan.cells[0].to_dict()], "root": None, "device": "meta", "plugins": []}
     (made,) = json.loads(calibration.answer(json.dumps(job)))
     assert made["step_seconds"] > 500
+
+
+@pytest.fixture
+def counted(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The methods that were calibrated; what comes of it is made up."""
+    methods: list[str] = []
+
+    def calibrate(cells: list[Cell], *_: object) -> list[calibration.Calibration]:
+        methods.extend(cell.method for cell in cells)
+        return [calibration.Calibration(0.5, 1.0, 2.0, None, 64) for _ in cells]
+
+    monkeypatch.setattr(calibration_cache, "calibrate", calibrate)
+    return methods
+
+
+def test_a_calibration_is_made_once(plan: Plan, counted: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = forecast(plan)
+    assert sorted(counted) == sorted({cell.method for cell in plan.todo})
+    plan.todo = [replace(cell, seed=cell.seed + 100) for cell in plan.todo]
+    again = forecast(plan)
+    assert len(counted) == len(set(counted))  # other seeds need no other
+    assert list(again.seconds.values()) == list(first.seconds.values())
+    one = plan.todo[0]
+    for changed in (
+        replace(one, method="sam(rho=0.05)"),
+        replace(one, recipe=replace(one.recipe, max_length=31)),
+        replace(one, weights="another"),
+        replace(one, libraries=("torch 99",)),
+        replace(one, sources=("x 1",)),
+    ):
+        before = len(counted)
+        calibration_cache.calibrations_of([changed], None, torch.device("cuda:0"))
+        assert len(counted) == before + 1
+    calibration_cache.calibrations_of([one], None, torch.device("cpu"))
+    assert len(counted) == before + 2
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"step_seconds": 0.5}', "null", "link", "folder"])
+def test_a_damaged_calibration_is_made_anew(plan: Plan, counted: list[str], content: str, tmp_path: Path) -> None:
+    forecast(plan)
+    files = sorted((tmp_path / "cache" / "calibrations").iterdir())
+    made = len(counted)
+    assert len(files) == made
+    for file in files:
+        file.unlink()
+        if content == "link":
+            file.symlink_to("/dev/zero")
+        elif content == "folder":
+            file.mkdir()
+        else:
+            file.write_text(content)
+    assert set(forecast(plan).seconds.values()) != set()
+    assert len(counted) == 2 * made
+    forecast(plan)
+    assert len(counted) == (3 if content == "folder" else 2) * made  # no file can take a folder's place
+
+
+@pytest.mark.parametrize("name", ["step_seconds", "setup_seconds", "peak_bytes", "largest_batch"])
+@pytest.mark.parametrize("value", [-1, "1", True, [1]])
+def test_what_no_calibration_can_hold_is_made_anew(
+    plan: Plan, counted: list[str], name: str, value: object, tmp_path: Path
+) -> None:
+    forecast(plan)
+    file = sorted((tmp_path / "cache" / "calibrations").iterdir())[0]
+    file.write_text(json.dumps(sealed(read_json(file) | {name: value})))
+    made = len(counted)
+    forecast(plan)
+    assert len(counted) == made + 1
+
+
+def test_a_cache_that_can_not_be_written_is_none(
+    plan: Plan, counted: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", str(tmp_path / "file"))
+    forecast(plan)
+    made = len(counted)
+    forecast(plan)
+    assert len(counted) == 2 * made

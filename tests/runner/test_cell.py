@@ -61,7 +61,7 @@ def test_a_checkpoint_names_its_cell_and_its_micro_batches(study: Study, monkeyp
     plan = make_plan(study)
     owners = []
 
-    def train(run: TrainingRun, checkpoints: Checkpoints) -> None:
+    def train(run: TrainingRun, checkpoints: Checkpoints, *_: object) -> None:
         owners.append(checkpoints.owner)
         raise torch.OutOfMemoryError  # it is tried again, in smaller micro-batches
 

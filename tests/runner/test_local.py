@@ -21,7 +21,7 @@ from finetune_bench.runner.executors import memory, process, worker
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.local import LocalExecutor
 from finetune_bench.runner.executors.memory import MemoryLimit, MemoryWatch
-from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
+from finetune_bench.runner.executors.messages import Answer, EventStatus, Progress, WorkerSettings
 from finetune_bench.runner.row import row_of
 from finetune_bench.store.row import Retry, Status
 from finetune_bench.store.store import Store
@@ -247,10 +247,12 @@ def test_a_worker_goes_on_after_cells_of_trusted_plugins_only(tmp_path: Path, mo
 class Writing:
     """In the place of a worker: its cells write into every file that is open for writing."""
 
-    def __init__(self, settings: WorkerSettings) -> None:
-        pass
+    def __init__(self, settings: WorkerSettings, tell: Callable[[int, int, float], None]) -> None:
+        self.tell = tell
 
     def work(self, cell: Cell) -> Answer:
+        for step in range(3, 9):  # of all the steps within a second one is told
+            self.tell(step, 10, 0.5)
         os.write(self.pipe, b"junk without an end")
         return Answer(cell.id, EventStatus.FAILED, "a reason" * 10_000)
 
@@ -267,11 +269,29 @@ def test_a_worker_answers_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) 
     cell = json.dumps(CELLS[0].to_dict())
     os.write(ours, f"first {SETTINGS.to_json()}\nsecond {cell}\n".encode())
     with open(theirs, encoding="utf-8") as file:
-        lines = [file.readline() for _ in range(4)]
-        assert lines[:3] == ["\n", "first ready\n", "junk without an end\n"]
-        assert lines[3].startswith("second {")
-        assert len(lines[3]) < 1000
-        assert Answer.from_json(lines[3].partition(" ")[2]) == Answer(CELLS[0].id, EventStatus.FAILED)
+        lines = [file.readline() for _ in range(6)]
+        assert lines[:2] == ["\n", "first ready\n"]
+        assert lines[2:5] == ["\n", "second at 3 10 0.5\n", "junk without an end\n"]
+        assert lines[5].startswith("second {")
+        assert len(lines[5]) < 1000
+        assert Answer.from_json(lines[5].partition(" ")[2]) == Answer(CELLS[0].id, EventStatus.FAILED)
     os.close(ours)
     assert ended.wait(10)
     os.close(answers)
+
+
+def test_a_cell_tells_how_far_it_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its progress is passed on while it runs, and is taken for no answer."""
+    monkeypatch.setattr(process, "START", f'{WORKER}    answer("at 3 10 0.5")\n    time.sleep(0.2)\n    say("busy")\n')
+    monkeypatch.setattr("finetune_bench.runner.executors.local.TICK_SECONDS", 0.05)
+    (tmp_path / "run").mkdir()
+    executor = LocalExecutor(["cpu"], replace(SETTINGS, out=str(tmp_path / "run")), 1, tmp_path / "logs")
+    events = executor.run(CELLS[:1])
+    started, training, busy = next(events), next(events), next(events)
+    events.close()  # type: ignore[attr-defined]
+    assert (started.status, training.status, busy.status) == (
+        EventStatus.STARTED,
+        EventStatus.TRAINING,
+        EventStatus.BUSY,
+    )
+    assert training.progress == Progress(3, 10, 0.5)

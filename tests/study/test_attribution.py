@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 
 from finetune_bench import cli, registry
-from finetune_bench.reports.markdown import render, summary_table
+from finetune_bench.reports.markdown import render
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import NO_EFFECT
+from finetune_bench.reports.terminal import summary
 from finetune_bench.reports.topics import attribution
 from finetune_bench.reports.topics.divergence import divergences
 from finetune_bench.store.store import Store
@@ -142,7 +143,7 @@ def test_no_effect_stands_in_every_table(tmp_path: Path, scored: bool) -> None:
     assert (f"`ema{NO_EFFECT}`" in page) is not scored
     if not scored:
         assert page.count(f"| `ema{NO_EFFECT}` |") >= 4  # scores, differences, cost, alive
-        assert f"ema{NO_EFFECT}" in summary_table(store)
+        assert f"ema{NO_EFFECT}" in summary(store)
         assert "No effect: ema equals vanilla" in page
 
 

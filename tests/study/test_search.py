@@ -16,6 +16,7 @@ from finetune_bench.method.base import Method
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.reports.markdown import render
 from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.terminal import summary
 from finetune_bench.reports.topics.search import Search, searches
 from finetune_bench.spec import parse_stack
 from finetune_bench.store.store import Store
@@ -259,3 +260,12 @@ def test_what_a_search_refuses(words: list[str], said: str, capsys: Any, tmp_pat
 def test_an_unknown_method_is_no_search() -> None:
     with pytest.raises(UnknownName):
         search.settings("hyp", 2, 1e-4)
+
+
+def test_the_terminal_shows_what_a_search_came_to(tmp_path: Path) -> None:
+    """Its runs are in no section, so that without a table of their own nothing would be told."""
+    text = summary(searched_store(tmp_path))
+    header = next(line for line in text.splitlines() if line.startswith("method"))
+    assert header.split() == ["method", "difference", "verdict", "time", "memory", "runs"]
+    assert "chosen on held-out data" in text
+    assert max(map(len, text.splitlines())) <= 100

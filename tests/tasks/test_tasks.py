@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 
 from finetune_bench.errors import DataError
 from finetune_bench.metrics import METRICS
+from finetune_bench.model import hub as client
 from finetune_bench.task import TaskData
 from finetune_bench.tasks import glue, hub, nli
 from finetune_bench.tasks.hub import HubTask
@@ -275,9 +277,13 @@ class Unreachable:
 
 
 @pytest.fixture
-def _no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(huggingface_hub, "get_session", Unreachable)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    client.forget()
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)  # whatever the environment says
+    yield
+    client.forget()
 
 
 @pytest.mark.usefixtures("_no_network")
@@ -320,7 +326,7 @@ def test_a_hub_that_answers_and_fails_gives_its_reason(monkeypatch: pytest.Monke
         raise RuntimeError("the shelf is\nempty.")
 
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub, "_hub_is_reachable", lambda: True)
+    monkeypatch.setattr(hub, "is_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", fails)
     message = refusal(glue.cola, None)
     assert "could not be loaded from the hub (RuntimeError: the shelf is); connect" in message

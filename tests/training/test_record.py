@@ -21,7 +21,8 @@ def copies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def test_steps_are_read_in_one_copy_and_never_again(copies: list[int]) -> None:
-    record = Record()
+    told: list[tuple[int, float]] = []
+    record = Record(tell=lambda step, loss: told.append((step, loss)))
     losses = torch.rand(60, generator=torch.Generator().manual_seed(1))
     for loss in losses[:50]:
         record.add_step({"loss": loss, "task_loss": loss / 3}, 1, 8)
@@ -33,6 +34,7 @@ def test_steps_are_read_in_one_copy_and_never_again(copies: list[int]) -> None:
     for _ in range(3):
         numbers = Record.state_dict(record)
     assert copies == [100, 20]
+    assert told == [(50, float(losses.double()[49])), (60, float(losses.double()[59]))]  # only when it was read anyway
     assert numbers["log loss"].tolist() == losses.tolist()
     assert numbers["log task_loss"].tolist() == (losses / 3).tolist()
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from finetune_bench.runner.executors.messages import Answer, EventStatus
+from finetune_bench.runner.executors.messages import Answer, EventStatus, Progress
 from finetune_bench.store.row import Retry
 from finetune_bench.study.grid import Cell
 
@@ -22,6 +22,7 @@ class Event:
         seconds: wall seconds that it took, where it ran.
         log: of a cell that died: what its worker printed.
         retry: of a cell that died: when it is run again.
+        progress: of a cell that is training: how far it has come.
     """
 
     cell: Cell
@@ -30,6 +31,7 @@ class Event:
     seconds: float = 0.0
     log: str = ""
     retry: Retry = Retry.ALWAYS
+    progress: Progress | None = None
 
     @classmethod
     def from_answer(cls, cell: Cell, answer: Answer) -> Event:

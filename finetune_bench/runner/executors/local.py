@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from finetune_bench.model import hub
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.memory import MemoryLimit, MemoryWatch
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
@@ -95,6 +96,7 @@ class LocalExecutor:
                 if event is None:
                     break
                 if event.status == EventStatus.BUSY:
+                    self._events.put(event)
                     self._todo.append(cell)
                     time.sleep(BUSY_SECONDS)
                 else:
@@ -125,7 +127,7 @@ class LocalExecutor:
         while is_new and worker.is_running and worker.answer(TICK_SECONDS) is None:
             pass
         worker.ask(json.dumps(cell.to_dict()))
-        answer, ended = self._wait(worker)
+        answer, ended = self._wait(worker, cell)
         if self._stopped:
             return None
         del self.running[number]
@@ -145,16 +147,21 @@ class LocalExecutor:
             printed = file.read().decode("utf-8", "replace")
         return Event(cell, EventStatus.DIED, reason, log=printed, retry=retry)
 
-    def _wait(self, worker: WorkerProcess) -> tuple[Answer | None, tuple[str, Retry] | None]:
+    def _wait(self, worker: WorkerProcess, cell: Cell) -> tuple[Answer | None, tuple[str, Retry] | None]:
         """Wait until a worker has answered, is gone, or was stopped because it took too long or too much memory.
+
+        Meanwhile its progress is passed on.
 
         Returns:
             The answer; and why it was stopped, with when its cell is to be run again. Each None where there is none.
         """
         started, memory = time.monotonic(), MemoryWatch(self.memory, worker.number)
         while worker.is_running:
+            before = worker.progress
             if line := worker.answer(TICK_SECONDS):
                 return Answer.from_json(line), None
+            if worker.progress is not before:
+                self._events.put(Event(cell, EventStatus.TRAINING, progress=worker.progress))
             if self.timeout is not None and time.monotonic() - started > self.timeout:
                 worker.stop()
                 reason = f"took longer than --timeout {self.timeout:g}s and was stopped; its log shows where it was"
@@ -166,7 +173,7 @@ class LocalExecutor:
 
     def _start(self, number: int, log: Path) -> WorkerProcess | None:
         """Start a worker's process and give it its settings; None where everything is being stopped."""
-        environment = {"TOKENIZERS_PARALLELISM": "false"}
+        environment = {"TOKENIZERS_PARALLELISM": "false", **hub.environment()}
         if self.devices[number] == "cpu":
             environment["OMP_NUM_THREADS"] = str(self.threads)
         settings = replace(self.settings, device=self.devices[number]).to_json()

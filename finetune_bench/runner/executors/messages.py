@@ -12,16 +12,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+_AT = "at"  # the first word of a line that tells a cell's progress
+
 
 class EventStatus(StrEnum):
     """One of these things has happened to a cell."""
 
     STARTED = "started"
+    TRAINING = "training"  # it has come to a step
     DONE = "done"
     FAILED = "failed"
     CACHED = "cached"  # another process had finished it already
-    BUSY = "busy"  # another process is running it; executors try again later, and never report it
+    BUSY = "busy"  # another process is running it; executors try again later
     DIED = "died"  # with its worker, which left no row
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Progress says how far a cell's training has come.
+
+    Attributes:
+        step: the last step that was read.
+        steps: how many steps there are.
+        loss: the training loss of that step.
+    """
+
+    step: int
+    steps: int
+    loss: float
+
+    def to_line(self) -> str:
+        """Return the progress as a worker tells it; no answer begins like that."""
+        return f"{_AT} {self.step} {self.steps} {self.loss}"
+
+    @classmethod
+    def from_line(cls, line: str) -> Progress | None:
+        """Read what `to_line` wrote; None for any other line."""
+        mark, _, rest = line.partition(" ")
+        if mark != _AT:
+            return None
+        step, steps, loss = rest.split(" ")
+        return cls(int(step), int(steps), float(loss))
 
 
 @dataclass(frozen=True)

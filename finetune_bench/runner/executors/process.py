@@ -21,6 +21,8 @@ from pathlib import Path
 
 import psutil
 
+from finetune_bench.runner.executors.messages import Progress
+
 GRACE_SECONDS = 2.0  # for a late worker: between the order to say where it is, the order to end, and the kill
 SEARCHES = 100  # for processes that came of a worker, before one that can't be ended is left
 LINE_BYTES = 2**16  # that are read at once of what a cell may print into the pipe
@@ -52,6 +54,7 @@ class WorkerProcess:
         # Every process that comes of this one inherits the variable, by which it is known.
         self._mark = f"FINETUNE_BENCH_WORKER_{secrets.token_hex(8)}"
         self._word = ""
+        self.progress: Progress | None = None  # of the cell that it was asked to run last
         self._lines: queue.Queue[str] = queue.Queue()
         with open(log, "ab") as errors:
             self._process = subprocess.Popen(  # noqa: S603
@@ -87,20 +90,26 @@ class WorkerProcess:
 
     def ask(self, question: str) -> None:
         """Send a line; a worker that is gone doesn't take it."""
-        self._word = secrets.token_hex(8)
+        self._word, self.progress = secrets.token_hex(8), None
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):
             self._process.stdin.write(f"{self._word} {question}\n".encode())
             self._process.stdin.flush()
 
     def answer(self, seconds: float) -> str | None:
-        """Wait so long for the answer to the last question, passing other lines over; None where it hasn't come."""
+        """Wait so long for the answer to the last question, keeping the progress that comes; None where there is none.
+
+        Other lines are passed over.
+        """
         end = time.monotonic() + seconds
         while (left := end - time.monotonic()) > 0:
             with suppress(queue.Empty):
                 word, _, answer = self._lines.get(timeout=left).partition(" ")
-                if word == self._word:
+                if word != self._word:
+                    continue
+                if (progress := Progress.from_line(answer)) is None:
                     return answer
+                self.progress = progress
         return None
 
     def kill(self) -> None:

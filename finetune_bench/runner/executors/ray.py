@@ -123,6 +123,7 @@ class RayExecutor:
             if cell is None:  # the actor is ready
                 yield from self._give(number)
             elif answer.status == EventStatus.BUSY:
+                yield Event.from_answer(cell, answer)
                 self._todo.append(cell)
                 time.sleep(WAIT_SECONDS)
                 yield from self._give(number)

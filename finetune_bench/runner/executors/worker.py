@@ -13,6 +13,8 @@ import os
 import queue
 import signal
 import threading
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,12 +23,14 @@ import torch
 
 from finetune_bench.metrics import compute
 from finetune_bench.runner.cell import WorkerContext, run_cell
-from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
+from finetune_bench.runner.executors.messages import Answer, EventStatus, Progress, WorkerSettings
 from finetune_bench.runner.leftovers import import_plugins, is_foreign
 from finetune_bench.runner.row import final_row, refused_row
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
+
+TELL_SECONDS = 1.0  # at least, from one line about a cell's progress to the next
 
 
 class Worker:
@@ -34,9 +38,10 @@ class Worker:
 
     Args:
         settings: what it is given at its start.
+        tell: is told a cell's step, its number of steps and its loss, whenever its losses are read; None for nobody.
     """
 
-    def __init__(self, settings: WorkerSettings) -> None:
+    def __init__(self, settings: WorkerSettings, tell: Callable[[int, int, float], None] | None = None) -> None:
         # What scoring imports would otherwise count as memory of every cell but the first.
         for metric in ("accuracy", "pearson_spearman"):
             compute(metric, np.array([0, 1]), np.array([0, 1]))
@@ -48,6 +53,7 @@ class Worker:
             data_root=Path(settings.data_root) if settings.data_root else None,
             save_model=settings.save_model,
             checkpoint_every=settings.checkpoint_every,
+            tell=tell,
         )
 
     def work(self, cell: Cell) -> Answer:
@@ -102,10 +108,19 @@ def serve(commands: int, answers: int) -> None:
     threading.Thread(target=read_lines, daemon=True).start()
     pipe = os.fstat(answers).st_ino
     word, _, settings = lines.get().partition(" ")
-    worker = Worker(WorkerSettings.from_json(settings))
+    told_at = 0.0
+
+    def tell(step: int, steps: int, loss: float) -> None:
+        nonlocal told_at
+        if time.monotonic() - told_at >= TELL_SECONDS:
+            _answer(answers, pipe, word, Progress(step, steps, loss).to_line())
+            told_at = time.monotonic()
+
+    worker = Worker(WorkerSettings.from_json(settings), tell)
     _answer(answers, pipe, word, "ready")
     while True:
         word, _, cell = lines.get().partition(" ")
+        told_at = 0.0
         answer = worker.work(Cell.from_dict(json.loads(cell)))
         # Without the reason, which is in the row: what is short enough is written in one piece.
         _answer(answers, pipe, word, replace(answer, reason=None).to_json())

@@ -1,0 +1,95 @@
+"""A calibration is kept in the user's cache folder, so that the next plan on this machine needs no step for it.
+
+A file per calibration, `FINETUNE_BENCH_CACHE/calibrations/KEY.json`; the key is a hash of all that it depends on: the
+cell but for its seed, the code, the libraries and the machine. A file that is damaged, or that another process is just
+replacing, costs a calibration and does no other harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import finetune_bench
+from finetune_bench import device as devices
+from finetune_bench.errors import UsageError
+from finetune_bench.files import Damaged, make_folder, read_json, sealed, write_text
+from finetune_bench.runner.calibration import Calibration, calibrate
+from finetune_bench.study.grid import Cell
+
+VARIABLE = "FINETUNE_BENCH_CACHE"
+
+
+def calibrations_of(
+    cells: Sequence[Cell], root: Path | None, device: torch.device, plugins: Sequence[str] = ()
+) -> list[Calibration]:
+    """Return the calibration of every cell, as `calibrate` does; those that are kept are read, the others kept."""
+    files = [_folder() / f"{_key(cell, device)}.json" for cell in cells]
+    made = {file: kept for file in files if (kept := _read(file)) is not None}
+    missing = {file: cell for file, cell in zip(files, cells, strict=True) if file not in made}
+    if missing:
+        for file, calibration in zip(missing, calibrate(list(missing.values()), root, device, plugins), strict=True):
+            made[file] = calibration
+            _keep(file, calibration)
+    return [made[file] for file in files]
+
+
+def _folder() -> Path:
+    """Return the folder of the calibrations; it need not be there."""
+    named = os.environ.get(VARIABLE)
+    usual = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "finetune-bench")  # noqa: PTH111
+    return (Path(named) if named else usual) / "calibrations"
+
+
+def _key(cell: Cell, device: torch.device) -> str:
+    """Return a hash of all that a calibration depends on; where the checkpoint lies doesn't matter."""
+    values = {name: value for name, value in cell.to_dict().items() if name not in ("id", "seed", "model")}
+    machine = [platform.node(), platform.machine(), platform.python_version(), devices.describe(device)]
+    text = json.dumps([values, machine, _code()], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@cache
+def _code() -> str:
+    """Return a hash of this package's code; a checkout has three folders of it behind links."""
+    folders = [Path(root) / name for root in finetune_bench.__path__ for name in ("", "methods", "tasks", "reports")]
+    digest = hashlib.sha256()
+    for path in sorted({path for folder in folders for path in folder.glob("**/*.py")}):
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _read(file: Path) -> Calibration | None:
+    """Return what a file holds; None where there is none, or it is none that was written here."""
+    try:
+        values = read_json(file)
+        calibration = Calibration(**values)
+    except (OSError, Damaged, TypeError):
+        return None
+    return calibration if _is_sound(values) else None
+
+
+def _is_sound(values: dict[str, Any]) -> bool:
+    """Return whether a forecast can be made of these: numbers, and seconds that steps can be divided by."""
+    peak, rest = values["peak_bytes"], [value for name, value in values.items() if name != "peak_bytes"]
+    numbers = rest if peak is None else [*rest, peak]
+    if any(isinstance(value, bool) or not isinstance(value, int | float) for value in numbers):
+        return False
+    return all(math.isfinite(value) and value >= 0 for value in numbers) and values["step_seconds"] > 0
+
+
+def _keep(file: Path, calibration: Calibration) -> None:
+    with contextlib.suppress(OSError, UsageError, ValueError):  # the next plan takes a little longer
+        make_folder(file.parent)
+        write_text(file, json.dumps(sealed(dataclasses.asdict(calibration))))
