@@ -37,7 +37,7 @@ def summary_table(store: Store, options: Options = DEFAULT) -> str:
     """Return the comparison as plain text for the terminal; a table for each model and learning rate."""
     data = load(store, options)
     if not data.rows:
-        return "\n\n".join(["No cell has been run.", *data.notes])
+        return "\n\n".join(["Nothing has been run yet.", *data.notes])
     parts = []
     for section in data.sections:
         columns, cells = by_column(scores(section))

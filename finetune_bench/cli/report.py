@@ -31,10 +31,15 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
     from finetune_bench import registry
     from finetune_bench.reports.markdown import summary_table
     from finetune_bench.reports.rows.load import load
+    from finetune_bench.reports.topics.tests import refuse_few_seeds
 
     # Every collection would walk all rows, and a report of ten thousand needs no memory back.
     gc.disable()
-    load(store, options)  # it is kept; what is wrong with the rows or the options is told before a folder is made
+    data = load(
+        store, options
+    )  # it is kept; what is wrong with the rows or the options is told before a folder is made
+    if options.bootstrap:
+        refuse_few_seeds(data)
     make_folder(folder)
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
     first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
