@@ -24,6 +24,8 @@ MOST_JSON_BYTES = 8 * 2**20  # the row of a stack of twenty methods has some 10 
 DEEPEST = 30  # levels of nesting in JSON; a row has six
 CHECKSUM = "sha256"  # the key of a JSON file that holds the hash of all its others
 
+_FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+
 # What opening a file says of the file itself. Whatever else goes wrong is the machine's, and passed on.
 _OF_THE_FILE = {
     errno.ENOENT: "is missing",
@@ -44,13 +46,13 @@ class Damaged(UsageError):
         reason: the end of a sentence that begins with the file's name.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"'{path}' {reason}.")
-        self.reason = f"{path.name} {reason}"
+        self.reason = f"{Path(path).name} {reason}"
 
 
 @contextmanager
-def open_plain(path: Path, most: int) -> Iterator[BufferedReader]:
+def open_plain(path: Path | str, most: int) -> Iterator[BufferedReader]:
     """Open a plain file for reading.
 
     Args:
@@ -60,9 +62,8 @@ def open_plain(path: Path, most: int) -> Iterator[BufferedReader]:
     Raises:
         Damaged: there is none, or it is a link, a pipe or a device, or larger.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        handle = os.open(path, flags)
+        handle = os.open(path, _FLAGS)
     except OSError as error:
         if error.errno in _OF_THE_FILE:
             raise Damaged(path, _OF_THE_FILE[error.errno]) from None
@@ -77,10 +78,11 @@ def open_plain(path: Path, most: int) -> Iterator[BufferedReader]:
         yield file
 
 
-def read_plain(path: Path, most: int) -> bytes:
+def read_plain(path: Path | str, most: int) -> bytes:
     """Return the content of a plain file; see `open_plain`."""
     with open_plain(path, most) as file:
-        return file.read(most)
+        # Memory is taken for as many bytes as are asked for, so for no more than the file has.
+        return file.read(min(most, os.fstat(file.fileno()).st_size))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -92,14 +94,15 @@ def read_json(path: Path) -> dict[str, Any]:
     return read_sealed(path)[0]
 
 
-def read_sealed(path: Path) -> tuple[dict[str, Any], str, bool]:
+def read_sealed(path: Path | str) -> tuple[dict[str, Any], str, bool]:
     """Return the table of a JSON file without its checksum, the table's hash, and whether the file had a checksum."""
     content = read_plain(path, MOST_JSON_BYTES)
     try:
         values = json.loads(content.decode("utf-8"), parse_constant=_refuse)
         if not isinstance(values, dict):
             raise Damaged(path, "holds no table")
-        if _is_deeper(values, DEEPEST):
+        # With so few brackets it can't be, and most files have few.
+        if content.count(b"{") + content.count(b"[") > DEEPEST and _is_deeper(values, DEEPEST):
             raise Damaged(path, f"is nested more than {DEEPEST} levels deep")
         stored = values.pop(CHECKSUM, None)
         computed = checksum(values)

@@ -48,7 +48,11 @@ def draw_bar(bar: Bar) -> str:
     else:
         ticks = [tick for tick in MaxNLocator(5).tick_values(bar.first, bar.last) if bar.first <= tick <= bar.last]
         decimals = 0 if all(float(tick).is_integer() for tick in ticks) else 1
-        parts += [f'<text x="{at(tick)}" y="75%">{points(float(tick), True, decimals)}</text>' for tick in ticks]
+        farthest = max(ticks, key=abs, default=0.0)
+        for tick in ticks:
+            # A narrow screen has room for two numbers.
+            between = "" if tick in (0.0, farthest) else ' class="between"'
+            parts.append(f'<text{between} x="{at(tick)}" y="75%">{points(float(tick), True, decimals)}</text>')
     return f'<svg class="bar" aria-hidden="true">{"".join(parts)}</svg>'
 
 

@@ -32,7 +32,7 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
         return [
             *blocks,
             _head(data),
-            Paragraph("No cell has been run."),
+            Paragraph("Nothing has been run yet."),
             *bullets(data.notes),
             *health.damage_blocks(data),
         ]
@@ -104,7 +104,7 @@ def _head(data: Data) -> Table:
         ("seeds", _names(sorted({seed for section in data.sections for seed in section.seeds}))),
         ("setting", recipe or "none"),
         ("ran with", environment or "unknown"),
-        ("cells", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())),
+        ("runs", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())),
     ]
     return table("compared", ("compared", ""), rows, align="left", in_paper=False)
 

@@ -31,7 +31,9 @@ def write_dose(store: Store, study: DoseStudy, folder: Path, options: Options = 
     text = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
     page = tabulate(rows, header, tablefmt="pipe", disable_numparse=True)
     paths = [folder / name for name in ("dose.md", "dose.csv", "dose.png", "dose.json")]
-    write_text(paths[0], f"# Dose: {study.method}, {study.parameter}\n\n{page}\n\n{note}\n\n![dose](dose.png)\n")
+    write_text(
+        paths[0], f"# Strength: {study.method}, {study.parameter}\n\n{page}\n\n{note}\n\n![strength](dose.png)\n"
+    )
     with replacing(paths[1]) as temporary:
         as_texts(frame.drop(columns=["score", "note"])).to_csv(temporary, index=False)
     with matplotlib.rc_context(SETTINGS), replacing(paths[2]) as temporary:

@@ -19,7 +19,7 @@ def health_blocks(data: Data) -> list[Block]:
         rows = [row for row in data.rows if row["status"] == status]
         if rows:
             groups = _by_reason((row, row.get("reason")) for row in rows)
-            cells = [f"{counted(count, 'cell')}: {reason} — {where}" for reason, where, count in groups]
+            cells = [f"{counted(count, 'run')}: {reason} — {where}" for reason, where, count in groups]
             blocks += [Paragraph(bold(status.capitalize())), *bullets(cells, findings=True)]
     collapsed = _by_reason((row, row.get("collapsed")) for row in collapsed_runs(data))
     items = [f"Collapsed: {reason} — {where}" for reason, where, _ in collapsed]

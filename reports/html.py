@@ -228,7 +228,9 @@ def _picture(block: Picture, anchor: str, methods: Collection[str]) -> str:
     plot = block.plot
     drawing = inlined(plot.file, anchor, "".join(piece for piece, _ in spans(plot.alt)), methods)
     name = html.escape(plot.file.stem)
-    buttons = "".join(f'<button type="button" data-save="{kind}">{kind.upper()}</button>' for kind in ("svg", "png"))
+    buttons = "".join(
+        f'<button type="button" data-save="{kind}">{kind.upper()}</button>' for kind in ("svg", "png", "pdf")
+    )
     figure = (
         f'<figure id="{anchor}" data-name="{name}"><div class="scroll">{drawing}</div><p>Save as {buttons}</p></figure>'
     )
@@ -240,8 +242,12 @@ def _picture(block: Picture, anchor: str, methods: Collection[str]) -> str:
 def _text(text: str) -> str:
     """Return a text with its spans; names are isolated, so that none turns the direction of what follows."""
     tags = {"code": ("<code><bdi>", "</bdi></code>"), "bold": ("<strong>", "</strong>"), "": ("", "")}
-    pieces = ((html.escape(visible(piece)), *tags[style]) for piece, style in spans(text))
-    return "".join(f"{before}{piece}{after}" for piece, before, after in pieces)
+    pieces = ((html.escape(visible(piece)), style) for piece, style in spans(text))
+    # A long name breaks between its parts first.
+    broken = (
+        (re.sub("([+(,=])", r"\1<wbr>", piece) if style == "code" else piece, *tags[style]) for piece, style in pieces
+    )
+    return "".join(f"{before}{piece}{after}" for piece, before, after in broken)
 
 
 def _plain(text: str) -> str:

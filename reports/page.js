@@ -23,6 +23,12 @@ toggle.addEventListener("click", () => {
   toggle.textContent = next === "dark" ? "Light" : "Dark";
 });
 system.addEventListener("change", paint);
+// Paper is light.
+addEventListener("beforeprint", () => {
+  const theme = root.dataset.theme;
+  root.dataset.theme = "light";
+  addEventListener("afterprint", () => { root.dataset.theme = theme; }, { once: true });
+});
 paint();
 
 // --- tables: sort and filter -----------------------------------------------------------------------------------------
@@ -146,6 +152,23 @@ function download(name, address) {
   link.click();
 }
 
+// The browser prints one figure, on a page of its size; its dialog saves that as a PDF, with texts and lines.
+function printOnly(figure) {
+  const [width, height] = ["width", "height"].map((side) => Number(figure.querySelector(".plot").getAttribute(side)) + 40);
+  const title = document.title;
+  rules.replaceSync(`@page { size: ${width}px ${height}px; margin: 0; }`);
+  root.classList.add("printing");
+  figure.classList.add("printed");
+  document.title = figure.dataset.name;
+  addEventListener("afterprint", () => {
+    rules.replaceSync("");
+    root.classList.remove("printing");
+    figure.classList.remove("printed");
+    document.title = title;
+  }, { once: true });
+  print();
+}
+
 function drawingOf(figure) {
   const copy = figure.querySelector(".plot").cloneNode(true);
   const style = getComputedStyle(root);
@@ -163,6 +186,7 @@ document.addEventListener("click", (event) => {
   const button = event.target.closest("[data-save]");
   if (!button) return;
   const figure = button.closest("figure");
+  if (button.dataset.save === "pdf") return printOnly(figure);
   const drawing = drawingOf(figure);
   const address = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(drawing)}`;
   if (button.dataset.save === "svg") return download(`${figure.dataset.name}.svg`, address);

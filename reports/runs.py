@@ -97,7 +97,7 @@ def as_text(lines: list[Compared], notes: list[str]) -> str:
     ]
     header = ["method", "task", "cells in both", "equal to the bit", "second − first (points)", "no pairs"]
     if not rows:
-        return "\n".join(["No cell is done in both runs.", *notes])
+        return "\n".join(["Nothing is done in both runs.", *notes])
     table = tabulate(rows, header, tablefmt="simple", disable_numparse=True)
     brackets = "Brackets: 95 % t interval over seeds that started from the same head, data and order (question (a))."
     return "\n".join([table, "", brackets, *notes])

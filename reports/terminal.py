@@ -31,7 +31,7 @@ def summary(store: Store, options: Options = DEFAULT) -> str:
     """Return what a run came to, as plain text: a verdict and a table for each model, learning rate and search."""
     data = load(store, options)
     if not data.rows:
-        return "\n\n".join(["No cell has been run.", *data.notes])
+        return "\n\n".join(["Nothing has been run yet.", *data.notes])
     found = searches(data)
     parts = [_filled(text) for text in [*edge_of_rates(data.sections), *edge_of_search(found)]]
     for section in data.sections:

@@ -1,4 +1,4 @@
-"""The verdict puts the outcome into words: the methods separated from the baseline, and what is too small to see."""
+"""The verdict puts the outcome into words: the methods that differ from the baseline, and what is too small to see."""
 
 from __future__ import annotations
 
@@ -128,10 +128,10 @@ def _separated(differences: Sequence[Difference], where: str, name: Callable[[st
                 f"{name(difference.method)} ({interval(difference.estimate, sign=True)} points{_p(difference.p)})"
                 for difference in group
             ]
-            sentences.append(f"Separated {side} {name(differences[0].reference)} {where}: {listed(texts)}.")
+            sentences.append(f"Clearly {side} {name(differences[0].reference)} {where}: {listed(texts)}.")
     if level := [name(difference.method) for difference in usable if not difference.estimate.separated]:
         sentences.append(
-            f"Not separated from {name(differences[0].reference)} {where}: {listed(level)}; that does not mean the "
+            f"No clear difference to {name(differences[0].reference)} {where}: {listed(level)}; that does not mean the "
             "same."
         )
     if unusable := [name(difference.method) for difference in differences if difference not in usable]:

@@ -43,11 +43,16 @@ def write_report(store: Store, folder: Path, formats: list[str], options: Option
     """Write a report, and return the files of each format."""
     from finetune_bench import registry
     from finetune_bench.reports.rows.load import load
+    from finetune_bench.reports.topics.tests import refuse_few_seeds
 
-    load(store, options)  # it is kept; what is wrong with the rows or the options is told before a folder is made
-    make_folder(folder)
     # Every collection would walk all rows, and a report of ten thousand needs no memory back.
     gc.disable()
+    data = load(
+        store, options
+    )  # it is kept; what is wrong with the rows or the options is told before a folder is made
+    if options.bootstrap:
+        refuse_few_seeds(data)
+    make_folder(folder)
     written = {name: registry.report_class(name)().write(store, folder, options) for name in formats}
     asked = {name: value for name, value in asdict(options).items() if name != "cells"}
     write_text(folder / WRITTEN_WITH, json.dumps(sealed({"formats": formats, **asked}), indent=1))

@@ -46,7 +46,7 @@ from finetune_bench.files import Damaged, read_json, refuse_link, replacing, sea
 from finetune_bench.store.lease import Leases
 from finetune_bench.store.reading import SCHEMA, NewerSchema, is_id, read_arrays, read_row
 from finetune_bench.store.row import FileFacts, Row, Status, StudyRecord
-from finetune_bench.store.shape import misfits
+from finetune_bench.store.shape import misfit
 
 # Keys of a row whose values differ between equal cells; of `cost`, what is counted doesn't.
 MEASURED = (
@@ -211,8 +211,8 @@ class Store:
         if not os.path.lexists(path):
             return {}
         study = read_json(path)
-        for misfit in misfits(study, StudyRecord, ""):
-            raise Damaged(path, f"has {misfit}")
+        if wrong := misfit(study, StudyRecord):
+            raise Damaged(path, f"has {wrong}")
         return study
 
     def write_study(self, study: Mapping[str, Any]) -> None:

@@ -73,7 +73,7 @@ def forest(panels: Sequence[Panel], label: str, *texts: str, at_most: int = 4) -
         axes.set_ylim(len(names) - 0.4, -0.6)
         name_lines(axes, names, leftmost=index % across == 0)
         axes.xaxis.set_major_locator(MaxNLocator(4))
-    colours = "blue: above 0, orange: below, grey: not separated from 0"
+    colours = "blue: above 0, orange: below, grey: no clear difference"
     caption(figure, f"{label}, 95 % t interval (arrow: goes on)", colours, *texts)
     return figure
 

@@ -44,7 +44,7 @@ def others_text(rows: Sequence[Mapping[str, object]]) -> list[str]:
     axes = ("method", "task", "model", "seed")
     names = "; ".join(f"{axis}s {_cut(sorted({row.get(axis) for row in rows}, key=_by_size))}" for axis in axes)
     return [
-        f"This covers the cells of one command. The folder holds {counted(len(rows), 'cell')} more, of other commands "
+        f"This covers the runs of one command. The folder holds {counted(len(rows), 'run')} more, of other commands "
         f"({names}); 'finetune-bench report RUN --all' covers them too."
     ]
 
@@ -139,7 +139,7 @@ def _value(row: Mapping[str, object], name: str) -> object:
 
 def _note(text: str, kinds: Mapping[str, Sequence[Row]], marks: Mapping[str, str]) -> str:
     parts = [
-        f"[{mark}] in {counted(len(kinds[value]), 'cell')}"
+        f"[{mark}] in {counted(len(kinds[value]), 'run')}"
         + (f", the first finished {since}" if (since := min(_finished(kinds[value]))) else "")
         for value, mark in marks.items()
     ]

@@ -98,7 +98,7 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
         header, rows, note = dose_table(study, frame)
         alt = f"Score and disturbance of {study.method} against {study.parameter}"
         plot = Drawing(f"dose{number}", alt, partial(draw_dose, section, study, frame))
-        result += [table("dose", header, rows), *bullets([note]), plot]
+        result += [table("strength", header, rows), *bullets([note]), plot]
     return result
 
 
@@ -174,4 +174,4 @@ def draw_dose(section: Section, study: DoseStudy, frame: pd.DataFrame) -> Figure
     return figure
 
 
-TOPIC = Topic(title="Dose", blocks=_blocks)
+TOPIC = Topic(title="Strength", blocks=_blocks)

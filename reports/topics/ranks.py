@@ -134,7 +134,7 @@ def _table(section: Section, order: Ranking) -> list[TopicBlock]:
             "Place: the best and the worst that the critical difference leaves open; methods that share places are "
             f"tied. Mean rank over {order.ranks.n} tasks, 1 is the best; question (b). Friedman's test that all are "
             f"alike: p {_signed_p(order.ranks.p)}. Mean ranks less than {order.ranks.critical_difference:.2f} apart "
-            "are not separated (Nemenyi, 95 % for all pairs). Ranks depend on who else is in the pool."
+            "do not differ clearly (Nemenyi, 95 % for all pairs). Ranks depend on who else is in the pool."
         )
     notes.append(
         "Normalised: 0 is the constant prediction's score, 1 the best method's mean, per task. The interquartile mean "
@@ -202,7 +202,7 @@ def draw_ranks(section: Section) -> Figure | None:
     axes.set_ylim(height, -1.5)
     axes.set_xlim(first - 2 * edge, last + 2 * edge)
     axes.axis("off")
-    caption(figure, f"mean rank over {ranks.n} tasks, 1 is the best", "grey bars: not separated (Nemenyi, 95 %)")
+    caption(figure, f"mean rank over {ranks.n} tasks, 1 is the best", "grey bars: no clear difference (Nemenyi, 95 %)")
     return figure
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from finetune_bench.errors import UsageError
 from finetune_bench.reports.document import Entry, Paragraph, bullets, code, table
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
@@ -122,6 +123,32 @@ def bootstraps(data: Data, section: Section) -> dict[tuple[str, Column], Estimat
     return result
 
 
+def most_pairs(section: Section, task: str) -> int:
+    """Return the most seeds that any method of a section has paired with the reference's on a task."""
+    reference = section.reference
+    if reference is None:
+        return 0
+    others = [method for method in section.methods if method != reference]
+    return max(
+        (sum(section.paired(method, reference, task, seed) for seed in section.seeds) for method in others), default=0
+    )
+
+
+def refuse_few_seeds(data: Data) -> None:
+    """Check that the multi-bootstrap, which reads every prediction, has anything to resample.
+
+    Raises:
+        UsageError: No method has seeds enough.
+    """
+    most = max((most_pairs(section, task) for section in data.sections for task in section.tasks), default=0)
+    if most < estimates.SEEDS_FOR_P:
+        raise UsageError(
+            f"--bootstrap: expected a method with {estimates.SEEDS_FOR_P} seeds or more that are paired with the "
+            f"reference's on a task, since fewer give intervals that are too short; the most here is {most}. Run more "
+            "seeds, or leave --bootstrap out."
+        )
+
+
 def _predictions(data: Data, rows: list[Row], split: str) -> tuple[np.ndarray, np.ndarray]:
     """Return (seeds, examples) predicted classes or numbers, and (examples,) labels."""
     arrays = [data.store.arrays(row["id"], "predictions") for row in rows]
@@ -169,7 +196,7 @@ def _suite_tests(section: Section, margin: float | None) -> list[TopicBlock]:
         header.append(f"equal within {margin:g}, p")
         notes.append(
             f"Equal within {margin:g} points: the larger p of two one-sided t tests; below 0.05 the method is the "
-            "reference's equal for that purpose. A difference that isn't separated is not thereby equal."
+            "reference's equal for that purpose. A difference that isn't clear is not thereby equal."
         )
     return [table("tests", header, rows), *bullets(notes)]
 
@@ -200,6 +227,11 @@ def _bootstraps(data: Data, section: Section) -> list[TopicBlock]:
         f"{column.title}: no multi-bootstrap; it resamples predicted classes and numbers, and this score takes more."
         for column in section.columns
         if column.splits and column.metric not in RESAMPLED_METRICS
+    ]
+    left_out += [
+        f"{task}: no multi-bootstrap; no method has {estimates.SEEDS_FOR_P} seeds paired with the reference's there."
+        for task in section.tasks
+        if resampled and most_pairs(section, task) < estimates.SEEDS_FOR_P
     ]
     if not resampled:
         return [*([Paragraph(_NO_BOOTSTRAP)] if section.reference else []), *bullets(left_out)]

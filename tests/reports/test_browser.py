@@ -5,6 +5,8 @@ Skipped where no Chromium with its driver is installed, unless FINETUNE_BENCH_BR
 
 from __future__ import annotations
 
+import base64
+import itertools
 import os
 import re
 import shutil
@@ -106,6 +108,7 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
     check_pictures(browser)
     check_themes(browser)
     check_linked(browser)
+    check_printing(browser)
     box = browser.find_element(By.CSS_SELECTOR, ".box:has([aria-label=scores])")
     table = box.find_element(By.TAG_NAME, "table")
     check_sorting(browser, table)
@@ -135,6 +138,12 @@ def check_first_screen(browser: Any) -> None:
     assert wide[0] <= wide[1], "the figure is wider than its place"
     drawn = "return [...document.querySelectorAll('.drawn .band')].map(band => band.getBoundingClientRect().width)"
     assert min(browser.execute_script(drawn)) > 10
+    numbers = browser.execute_script(
+        "return [...document.querySelectorAll('.drawn tfoot .bar text')].map(text => text.getBoundingClientRect())"
+        ".filter(box => box.width).map(box => [box.left, box.right])"
+    )
+    assert len(numbers) >= 2
+    assert all(left >= right for (_, right), (left, _) in itertools.pairwise(sorted(numbers))), "numbers overlap"
 
 
 def check_pictures(browser: Any) -> None:
@@ -193,6 +202,27 @@ def check_linked(browser: Any) -> None:
     saved = browser.execute_script("return drawingOf(document.querySelector('[data-name=scores]'))")
     assert "var(" not in saved
     assert saved.startswith("<svg")
+
+
+def check_printing(browser: Any) -> None:
+    """A figure is printed alone, on one page of its size, and afterwards all is as before; paper is light."""
+    before = browser.execute_script(
+        "window.print = () => {}; const title = document.title;"
+        "document.querySelector('[data-name=scores] [data-save=pdf]').click(); return title"
+    )
+    assert browser.title == "scores"
+    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == 1
+    width = browser.execute_script("return +document.querySelector('[data-name=scores] .plot').getAttribute('width')")
+    [box] = re.findall(rb"/MediaBox\s*\[0 0 ([\d.]+)", pdf)
+    assert abs(float(box) - 0.75 * (width + 40)) < 2
+    assert browser.title == before
+    browser.execute_script("root.dataset.theme = 'dark'; dispatchEvent(new Event('beforeprint'))")
+    theme = "return document.documentElement.dataset.theme"
+    assert browser.execute_script(theme) == "light"
+    browser.execute_script("dispatchEvent(new Event('afterprint'))")
+    assert browser.execute_script(theme) == "dark"
+    browser.execute_script("paint()")
 
 
 def check_sorting(browser: Any, table: Any) -> None:

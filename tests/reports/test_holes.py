@@ -74,8 +74,8 @@ def test_holes_are_counted_and_never_averaged_over(tmp_path: Path):
     assert of(records, "hype+rdrop", "rte").interval == TWO_WAY
     text = text_of(store)
     assert "| 25 done, 1 failed, 3 skipped, 1 interrupted |" in text
-    assert "1 cell: diverged at step 12: the training loss was not finite — rdrop on rte (seed 2)" in text
-    assert "3 cells: hype: no layers \\| found — hype on cola (seeds 1, 2, 3)" in text
+    assert "1 run: diverged at step 12: the training loss was not finite — rdrop on rte (seed 2)" in text
+    assert "3 runs: hype: no layers \\| found — hype on cola (seeds 1, 2, 3)" in text
     assert "—, 3 skipped" in text
     assert "hype has no mean over tasks: no score on cola." in text
     assert "n=2, 1 failed" in score_tables(store)
@@ -131,7 +131,7 @@ def test_when_every_run_is_the_same_nothing_is_claimed(tmp_path: Path):
     Markdown().write(store, tmp_path / "out")
     assert "52.7 n=2, 2 collapsed" in score_tables(store)
     said = " ".join(verdict(only_section(store)))
-    assert "Separated" not in said
+    assert "Clearly" not in said
     assert "6 of 6 runs collapsed: where most runs don't train" in said
 
 
@@ -224,7 +224,7 @@ def test_nothing_done(tmp_path: Path, rows: str):
     folder.mkdir()
     (path,) = Markdown().write(store, folder)
     text = path.read_text("utf-8")
-    assert ("No run ended well" if rows == "failed" else "No cell has been run.") in text
+    assert ("No run ended well" if rows == "failed" else "Nothing has been run yet.") in text
     assert {path.name for path in Csv().write(store, folder)} >= {"rows.csv", "comparison.csv", "synergy.csv"}
     assert ("No run ended well" if rows == "failed" else "No cell has been run.") in summary(store)
 

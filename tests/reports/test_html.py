@@ -14,12 +14,14 @@ from xml.etree import ElementTree
 
 import pytest
 
-from finetune_bench.reports.html import Html
+from finetune_bench.reports.bars import draw_bar
+from finetune_bench.reports.document import Bar, Heading, Paragraph, code
+from finetune_bench.reports.html import Html, render
 from finetune_bench.store.store import Store
 from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
 
 HOSTILE = "</title><script>alert(1)</script><img src=x onerror=alert(1)> \" ' & \u202egnp.exe"
-VOID = {"meta", "link", "input", "img", "br"}
+VOID = {"meta", "link", "input", "img", "br", "wbr"}
 
 
 class Reader(HTMLParser):
@@ -256,4 +258,21 @@ def test_what_a_table_says_of_all_its_rows_stays_below_them(tmp_path: Path) -> N
 
 
 def test_an_empty_store_has_a_page(tmp_path: Path) -> None:
-    assert "No cell has been run." in read(write(Store(tmp_path), tmp_path / "out")).text
+    assert "Nothing has been run yet." in read(write(Store(tmp_path), tmp_path / "out")).text
+
+
+def test_a_long_name_breaks_between_its_parts() -> None:
+    page = render([Heading(1, "title"), Paragraph(f"a+b, {code('hype+r3f(noise=none,eps=1)')} & {code('a<b')}")], [])
+    assert "<bdi>hype+<wbr>r3f(<wbr>noise=<wbr>none,<wbr>eps=<wbr>1)</bdi>" in page
+    assert "<p>a+b, " in page
+    assert "<bdi>a&lt;b</bdi>" in page
+
+
+@pytest.mark.parametrize(("first", "last", "kept"), [(-1.7, 3.4, ["0", "+3"]), (-17, 17, ["0", "−16"]), (0.2, 0.3, [])])
+def test_a_narrow_axis_keeps_two_numbers(first: float, last: float, kept: list[str]) -> None:
+    axis = draw_bar(Bar("", "", float("nan"), float("nan"), float("nan"), 1.0, first, last))
+    texts = re.findall(r"<text( class=.between.)? x=[^>]*>([^<]*)<", axis)
+    assert len(texts) > len(kept)
+    shown = [text for between, text in texts if not between]
+    assert len(shown) <= 2
+    assert {text.removesuffix(".0") for text in shown} >= set(kept)

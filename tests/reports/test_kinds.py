@@ -81,7 +81,7 @@ def test_a_report_covers_the_cells_of_the_last_command(shared: Store, tmp_path: 
     alone = store_of(tmp_path / "alone", *HYPE)
     page, expected = render(data).splitlines(), render(load(alone)).splitlines()
     (sentence,) = [line for line in page if line not in expected]
-    assert "The folder holds 4 cells more, of other commands" in sentence
+    assert "The folder holds 4 runs more, of other commands" in sentence
     assert "methods rdrop; tasks cola and rte; models bert-base-cased; seeds 1 and 4" in sentence
     assert "'finetune-bench report RUN --all' covers them too" in " ".join(summary(shared).split())
 
@@ -100,15 +100,15 @@ def test_a_study_that_names_no_cells_covers_all(shared: Store, cells: Any) -> No
 
 def test_a_command_whose_cells_left_no_row_has_an_empty_report_that_tells_of_the_others(shared: Store) -> None:
     shared.write_study({"cells": ["0" * 16]})
-    for text in (render(load(shared)), summary(shared)):
-        assert "No cell has been run." in text
-        assert "The folder holds 10 cells more" in text
+    for text in (render(load(shared)), " ".join(summary(shared).split())):
+        assert "Nothing has been run yet." in text
+        assert "The folder holds 10 runs more" in text
 
 
 def test_report_and_its_check_cover_the_same(shared: Store, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["report", str(shared.root), "--format", "csv"]
     assert cli.main(words) == 0
-    assert "The folder holds 4 cells more" in capsys.readouterr().out
+    assert "The folder holds 4 runs more" in capsys.readouterr().out
     assert cli.main([*words, "--check"]) == 0
     assert cli.main([*words, "--check", "--all"]) == 1
     assert cli.main([*words, "--all"]) == 0
@@ -154,7 +154,7 @@ def test_a_run_reports_its_own_cells_though_another_command_was_started_meanwhil
     assert train.run_command(Namespace()) == 0
     shown = capsys.readouterr().out
     assert "rdrop" in shown
-    assert "The folder holds 6 cells more" in shown
+    assert "The folder holds 6 runs more" in shown
     assert "\nhype " not in shown
 
 
@@ -171,12 +171,12 @@ def test_power_and_compare_cover_what_the_report_does(
 ) -> None:
     assert {line.method for line in power_lines(shared, 1.0, 0.8)} == {"hype"}
     assert report_commands.power_command(Namespace(run=shared.root, difference=1.0, power=0.8)) == 0
-    assert "The folder holds 4 cells more" in capsys.readouterr().err
+    assert "The folder holds 4 runs more" in capsys.readouterr().err
     other = store_of(tmp_path / "other", *HYPE, *RDROP)
     compared = compare(shared, other)
     assert {line.method for line in compared.lines} == {"vanilla", "hype"}
     assert f"In '{other.root}' only: 4 finished cells." in compared.notes
-    assert any(note.startswith(f"'{shared.root}': This covers the cells of one command.") for note in compared.notes)
+    assert any(note.startswith(f"'{shared.root}': This covers the runs of one command.") for note in compared.notes)
 
 
 def test_merged_stores_cover_what_both_covered(shared: Store, tmp_path: Path) -> None:
@@ -210,8 +210,8 @@ def test_rows_of_edited_data_are_apart(tmp_path: Path) -> None:
     tasks = {section.tasks for section in data.sections}
     assert tasks == {("rte [111111]",), ("cola", "rte [222222]")}  # no mean over tasks holds both
     sentence = (
-        f"The task 'rte' stands for 2 sets of examples, which are compared apart: [111111] in 4 cells, the first "
-        f"finished 2026-01-01T00:01:00+00:00 and [222222] in 2 cells, the first finished {NEW}."
+        f"The task 'rte' stands for 2 sets of examples, which are compared apart: [111111] in 4 runs, the first "
+        f"finished 2026-01-01T00:01:00+00:00 and [222222] in 2 runs, the first finished {NEW}."
     )
     assert data.notes == [sentence]
     assert sentence in " ".join(summary(store).split())

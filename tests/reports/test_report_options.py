@@ -106,6 +106,29 @@ def test_the_bootstrap_says_which_scores_it_leaves_out(tmp_path: Path) -> None:
     assert "rte auc: no multi-bootstrap" in render(load(store, Options(bootstrap=True)))
 
 
+def test_the_bootstrap_of_few_seeds_is_refused_before_anything_is_written(tmp_path: Path, capsys: Any) -> None:
+    store = make_store(tmp_path / "run", methods=("vanilla", "hype"), tasks=("rte",), seeds=4)
+    assert cli.main(["report", str(store.root), "--bootstrap"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--bootstrap: expected a method with 5 seeds or more that are paired" in said
+    assert "the most here is 4" in said
+    assert not (store.root / "report").exists()
+    assert cli.main(["report", str(store.root), "--format", "markdown"]) == 0
+
+
+def test_the_bootstrap_says_which_tasks_have_too_few_seeds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(row: dict[str, Any]) -> bool:
+        return row["task"] == "rte" or row["seed"] < 4
+
+    store = make_store(tmp_path, methods=("vanilla", "hype"), seeds=5, change=change)
+    data = load(store, Options(bootstrap=True))
+    module = "finetune_bench.reports.topics.tests"
+    monkeypatch.setattr(f"{module}._predictions", lambda *_: (np.zeros((5, 9), dtype=int), np.zeros(9, dtype=int)))
+    text = render(data)
+    assert "cola: no multi-bootstrap; no method has 5 seeds paired with the reference's there." in text
+    assert "rte: no multi-bootstrap" not in text
+
+
 # --- what reports find by themselves ----------------------------------------------------------------------------------
 
 
@@ -217,7 +240,7 @@ def test_nothing_is_claimed_from_unpaired_rows(tmp_path: Path) -> None:
         assert not record.estimate.separated
         assert record.estimate.n == 0
     text = render(load(store))
-    assert "Separated " not in text.partition("## ")[2].partition("## ")[0]
+    assert "Clearly " not in text.partition("## ")[2].partition("## ")[0]
 
 
 def test_a_hole_is_never_averaged_over(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_only_what_is_separated_is_bold(tmp_path: Path):
 
 def test_the_verdict_says_what_separated_and_what_did_not(tmp_path: Path):
     text = " ".join(verdict(only_section(make_store(tmp_path, noise=0.001))))
-    assert "Separated above vanilla on the mean over 2 tasks: " in text
+    assert "Clearly above vanilla on the mean over 2 tasks: " in text
     assert "hype+rdrop (+3.2 [" in text
     assert "that does not mean the same" in text
     assert "would be missed more often than one time in five" in text

@@ -72,7 +72,7 @@ def test_a_dose_is_part_of_the_runs_report(words: list[str], tmp_path: Path, cap
     assert cli.main(["report", str(tmp_path), "--all"]) == 0
     capsys.readouterr()
     page = (tmp_path / "report" / "report.md").read_text("utf-8")
-    part = page.partition("## Dose")[2].partition("\n## ")[0]
+    part = page.partition("## Strength")[2].partition("\n## ")[0]
     frame = pd.read_csv(tmp_path / "dose" / "hype-eps" / "dose.csv")
     assert f"| {frame['logits'][1]:.1e} |" in part
     assert part.count("| dropout |") == 2
