@@ -31,6 +31,7 @@ from finetune_bench.training.run import TrainingRun
 TIMED = Recipe(batch_size=16, epochs=None, steps=40, precision="bf16")
 TOKENS = 128
 PATIENCE = 200  # seconds that a grid may take
+GRID = 16  # runs
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,12 @@ def _seconds_of_trainer(device: torch.device) -> float:
     return float(np.median(np.diff(times)[measure.WARMUP_STEPS :]))
 
 
+def grid_options(model: Path, texts: Path, device: torch.device) -> list[str]:
+    """Return the options of a grid of `GRID` runs of one method."""
+    options = ["--methods", "vanilla", "--no-baseline", "--tasks", str(texts), "--model", str(model)]
+    return [*options, "--seeds", str(GRID), "--steps", "60", "--device", str(device)]
+
+
 def workers(device: torch.device) -> Results:
     """Count the runs per hour that one, two and four workers on the device come to, start-up left out."""
     rates = {}
@@ -175,17 +182,19 @@ def workers(device: torch.device) -> Results:
         folder = Path(name)
         model, texts = toys.tiny_checkpoint(folder / "model"), toys.tiny_texts(folder / "texts.jsonl")
         for count in (1, 2, 4):
-            options = ["--methods", "vanilla", "--tasks", str(texts), "--model", str(model), "--seeds", "16"]
-            options += ["--steps", "60", "--device", str(device), "--gpus-per-worker", str(1 / count)]
             out = folder / f"run{count}"
-            command = [sys.executable, "-m", "finetune_bench.cli", "run", *options, "--out", str(out)]
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)  # noqa: S603
+            options = [*grid_options(model, texts, device), "--gpus-per-worker", str(1 / count), "--out", str(out)]
+            command = [sys.executable, "-m", "finetune_bench.cli", "run", *options]
+            try:
+                done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=PATIENCE)  # noqa: S603
+                said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+            except subprocess.TimeoutExpired:
+                said = f"not ready after {PATIENCE} s"
             rows = [json.loads(path.read_text("utf-8")) for path in out.glob("cells/*/row.json")]
             finished = sum(row["status"] == "done" for row in rows)
-            said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-            found = str(finished) if finished == 16 else f"{finished}: {said}"
-            yield Result(f"runs done by {count} workers", "16", found, finished == 16)
-            if finished < 16:
+            found = str(finished) if finished == GRID else f"{finished}: {said}"
+            yield Result(f"runs done by {count} workers", str(GRID), found, finished == GRID)
+            if finished < GRID:
                 return
             rates[count] = 3600 * count / float(np.mean([row["seconds"] for row in rows]))
     gain = max(rates.values()) / rates[1]

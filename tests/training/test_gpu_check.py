@@ -11,11 +11,15 @@ import pytest
 import torch
 
 from finetune_bench import registry, testing
+from finetune_bench.cli.arguments import make_parser
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method.cost import Passes
-from finetune_bench.testing.toys import CPU
+from finetune_bench.runner.plan import make_plan
+from finetune_bench.study.sources import make_study
+from finetune_bench.testing.toys import CPU, tiny_texts
 
 gpu_check = pytest.importorskip("benchmarks.gpu_check", reason="the benchmarks are in a checkout only")
+gpu_speed = pytest.importorskip("benchmarks.gpu_speed", reason="the benchmarks are in a checkout only")
 
 
 @pytest.mark.slow
@@ -133,6 +137,27 @@ def test_a_run_that_fails_keeps_no_other_from_being_measured(monkeypatch: pytest
     assert left.check == "bytes left behind by 2 runs"
     assert (left.found, left.passed) == ("{'sam': 8}", False)
     assert peak.passed
+
+
+def test_the_grid_of_the_workers_has_as_many_runs_as_are_counted(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A baseline or a control that a study adds by itself would be counted, too."""
+    options = gpu_speed.grid_options(tiny_checkpoint, tiny_texts(tmp_path / "texts.jsonl"), CPU)
+    flags = vars(make_parser().parse_args(["run", *options, "--out", str(tmp_path / "run")]))
+    study = make_study({name: value for name, value in flags.items() if name != "command"}, registry.default_options)
+    assert len(make_plan(study).cells) == gpu_speed.GRID
+
+
+def test_a_grid_that_does_not_end_is_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(command: list[str], **options: object) -> None:
+        raise gpu_speed.subprocess.TimeoutExpired(command, gpu_speed.PATIENCE)
+
+    monkeypatch.setattr(gpu_speed.subprocess, "run", wait)
+    (result,) = gpu_speed.workers(CPU)
+    assert (result.check, result.found, result.passed) == (
+        "runs done by 1 workers",
+        f"0: not ready after {gpu_speed.PATIENCE} s",
+        False,
+    )
 
 
 def test_a_step_that_waits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
