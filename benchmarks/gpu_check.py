@@ -3,7 +3,8 @@
     python -m benchmarks.gpu_check [--json gpu_check.json] [--seconds 600] [CHECK ...]
 
 Each line says PASS or FAIL, what was checked, what was expected, and what was found; the JSON file has the same beside
-the device and the versions. Checks that the time is over for are left out, which is said. It makes its data.
+the device and the versions. On a stand-in for a device that computes nothing, what depends on numbers is UNSEEN. Checks
+that the time is over for are left out, which is said. It makes its data.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,14 +27,15 @@ import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu_speed import Result, Results, speed, workers
+from benchmarks.gpu_speed import Result, Results, computes, speed, workers
 from finetune_bench import device as devices
 from finetune_bench import registry
+from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run
 from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
 from finetune_bench.runner.environment import environment
-from finetune_bench.testing import toys
+from finetune_bench.testing import checks, toys
 from finetune_bench.training import evaluation, measure
 from finetune_bench.training.checkpoint import Checkpoints
 from finetune_bench.training.loop import train
@@ -99,16 +101,44 @@ def layouts_of(name: str) -> tuple[str, ...]:
     return BATCH_LAYOUTS[: BATCH_LAYOUTS.index(registry.method_class(name).batch_layout) + 1]
 
 
-def failures(runs: Iterator[tuple[str, Callable[[], Any]]]) -> tuple[int, list[str]]:
-    """Call each; return how many there were, and what failed with the first line of its error."""
-    count, failed = 0, []
+def failures(runs: Iterable[tuple[str, Callable[[], Any]]]) -> tuple[int, dict[str, BaseException]]:
+    """Call each; return how many there were, and the errors of those that failed, by name."""
+    count, failed = 0, dict[str, BaseException]()
     for name, run in runs:
         count += 1
         try:
             run()
         except Exception as error:  # whatever it is, it is what this looks for
-            failed.append(f"{name}: {type(error).__name__}: {str(error).strip()}".splitlines()[0])
+            failed[name] = error
     return count, failed
+
+
+def judge(
+    check: str,
+    expected: str,
+    failed: Mapping[str, BaseException],
+    device: torch.device,
+    of_numbers: tuple[type[Exception], ...] = (FinetuneBenchError,),
+) -> Result:
+    """Return the result of runs of which some failed, or none.
+
+    Args:
+        check: what was checked.
+        expected: what is found where none failed.
+        failed: the errors, by run.
+        device: the device of the runs.
+        of_numbers: errors that come of numbers, which tell nothing on a device that computes none.
+    """
+    refused = {name for name, error in failed.items() if isinstance(error, of_numbers) and not computes(device)}
+    shown = [
+        f"{name}: {type(error).__name__}: {str(error).strip()}".splitlines()[0]
+        for name, error in failed.items()
+        if name not in refused
+    ]
+    found = f"{len(shown)} failed: {'; '.join(shown[:5])}" if shown else expected  # the first five say what kind
+    if refused:
+        found += f" (not seen, for want of numbers: {', '.join(sorted(refused))})"
+    return Result(check, expected, found, not shown)
 
 
 class _Attention(TorchDispatchMode):
@@ -152,12 +182,7 @@ def waits(device: torch.device) -> Results:
         with steps_watched():
             called = ((label, lambda r=rest: train_toy(r[0], device, *r[1:])) for label, *rest in runs)  # type: ignore[misc]
             count, failed = failures(called)
-        yield Result(
-            f"waits for the device in a step, {count} runs, {precision}",
-            "none",
-            "; ".join(failed) or "none",
-            not failed,
-        )
+        yield judge(f"waits for the device in a step, {count} runs, {precision}", "none", failed, device)
 
 
 def pairs(device: torch.device) -> Results:
@@ -165,8 +190,7 @@ def pairs(device: torch.device) -> Results:
     names = [name for name in registry.names("methods") if name != registry.BASELINE]
     runs = ((f"{a}+{b}", lambda text=f"{a}+{b}": train_toy(text, device, PAIR)) for a in names for b in names if a != b)
     count, failed = failures(runs)
-    found = f"{len(failed)} failed: {'; '.join(failed[:5])}" if failed else "no error"  # the first five say what kind
-    yield Result(f"ordered pairs of methods, {count}", "no error", found, not failed)
+    yield judge(f"ordered pairs of methods, {count}", "no error", failed, device)
 
 
 def same_as_cpu(device: torch.device) -> Results:
@@ -195,18 +219,23 @@ def replay(device: torch.device) -> Results:
 
 
 def leftovers(device: torch.device) -> Results:
-    """Check that a cell leaves no memory of the device behind, and that its peak is measured anew."""
+    """Check that a run leaves no memory of the device behind, and that its peak is measured anew."""
     names = registry.names("methods")
     train_toy(registry.BASELINE, device)  # what libraries keep from their first use on
     left = {}
-    for name in names:
+
+    def measure_one(name: str) -> None:
         devices.reset_peak(device)
         before = torch.accelerator.memory_allocated(device)
         train_toy(name, device)
         gc.collect()
         left[name] = torch.accelerator.memory_allocated(device) - before
+
+    _, failed = failures((name, lambda name=name: measure_one(name)) for name in names)  # type: ignore[misc]
+    if failed:
+        yield judge("runs that leave something behind", "no error", failed, device)
     kept = {name: size for name, size in left.items() if size > 0}
-    yield Result(f"bytes left behind by {len(names)} cells", "none", str(kept or "none"), not kept)
+    yield Result(f"bytes left behind by {len(left)} runs", "none", str(kept or "none"), not kept)
     devices.reset_peak(device)
     allocated, _ = devices.peak(device)
     present = torch.accelerator.memory_allocated(device)
@@ -224,13 +253,12 @@ def out_of_memory(device: torch.device) -> Results:
     expected = "out of memory True, broken False"
     yield Result("an allocation of a petabyte", expected, found, found == expected)
     _, failed = failures(iter([("vanilla", lambda: train_toy("vanilla", device))]))
-    yield Result("a run after it", "trains", "; ".join(failed) or "trains", not failed)
+    yield judge("a run after it", "trains", failed, device)
 
 
 # An index beyond a table is an assertion in a kernel, after which the process can't use its device any more.
 FAULT = """
 import torch
-from benchmarks.gpu_speed import Result, Results, speed, workers
 from finetune_bench import device as devices
 place = torch.device("cuda", 0)
 errors = []
@@ -255,6 +283,41 @@ def faults(device: torch.device) -> Results:
     )
 
 
+# The checks of the contract in which a device can make a difference; pairs are checked by themselves.
+OF_THE_DEVICE = (
+    checks.neutral_is_vanilla,
+    checks.is_alive,
+    checks.is_deterministic,
+    checks.resumes,
+    checks.arranges,
+    checks.evaluation_is_clean,
+    checks.leaves_a_plain_model,
+    checks.declares_its_passes,
+    checks.declares_its_memory,
+    checks.survives_checkpointing,
+    checks.accumulates,
+    checks.gradient_is_that_of_the_loss,
+)
+_WITHOUT_NUMBERS = (checks.leaves_a_plain_model, checks.declares_its_passes, checks.declares_its_memory)
+
+
+def contract(device: torch.device) -> Results:
+    """Check on the device what every method promises."""
+    for check in OF_THE_DEVICE:
+        failed = dict[str, BaseException]()
+        for name in registry.names("methods"):
+            for outcome in checks.check_method(registry.method_class(name), device, [check]):
+                if outcome.error is not None:
+                    failed[name] = outcome.error
+        unseen = not computes(device) and check not in _WITHOUT_NUMBERS
+        of_numbers = (FinetuneBenchError, AssertionError) if unseen else (FinetuneBenchError,)
+        result = judge(f"contract: {check.__name__.replace('_', ' ')}", "kept", failed, device, of_numbers)
+        yield replace(result, found="no error, and no numbers", passed=None) if unseen and result.passed else result
+
+
+# Whatever these find on a device that computes nothing tells nothing.
+OF_NUMBERS = ("same_as_cpu", "replay", "faults", "speed")
+
 CHECKS = {
     "kernels": kernels,
     "out_of_memory": out_of_memory,
@@ -266,6 +329,7 @@ CHECKS = {
     "pairs": pairs,
     "speed": speed,
     "workers": workers,
+    "contract": contract,
 }
 
 
@@ -278,6 +342,9 @@ def perform(names: list[str], device: torch.device, seconds: float) -> tuple[lis
     over = time.monotonic() + seconds
     results: list[Result] = []
     late = []
+    if not computes(device):
+        results.append(Result("2 + 3 on the device", "5", "another number: what depends on numbers is UNSEEN", False))
+        print(results[-1], flush=True)
     for name in names:
         if time.monotonic() > over:
             late.append(name)
@@ -285,7 +352,8 @@ def perform(names: list[str], device: torch.device, seconds: float) -> tuple[lis
         devices.prepare(device, threads=1, deterministic=name == "replay")
         start = len(results)
         try:
-            for result in CHECKS[name](device):
+            for told in CHECKS[name](device):
+                result = replace(told, passed=None) if name in OF_NUMBERS and not computes(device) else told
                 print(result, flush=True)
                 results.append(result)
         except Exception as error:  # the others still have something to say
@@ -317,9 +385,10 @@ def main(arguments: list[str] | None = None) -> int:
         "left_out": late,
     }
     asked.json.write_text(json.dumps(report, indent=2), "utf-8")
-    failed = sum(not result.passed for result in results)
-    print(f"{len(results) - failed} passed, {failed} failed; written to {asked.json}")
-    return 1 if failed or late else 0
+    passed, failed = (sum(result.passed is outcome for result in results) for outcome in (True, False))
+    unseen = len(results) - passed - failed
+    print(f"{passed} passed, {failed} failed, {unseen} unseen; written to {asked.json}")
+    return 0 if passed == len(results) and not late else 1
 
 
 if __name__ == "__main__":

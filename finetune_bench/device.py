@@ -51,10 +51,10 @@ def choose(name: str | None, *, elsewhere: bool = False) -> list[torch.device]:
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if name is None:
         name = "cuda" if accelerator is not None and accelerator.type == "cuda" else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UsageError(f"--device: expected cpu, cuda or cuda:N; got '{name}'.") from None
+    # Others have no random streams or events that work as those of CUDA do: their runs would fail in the middle.
+    if not re.fullmatch(r"(cpu|cuda)(:(0|[1-9][0-9]?))?", name):
+        raise UsageError(f"--device: expected cpu, cuda or cuda:N; got '{name}'.")
+    device = torch.device(name)
     if device.type == "cpu":
         return [torch.device("cpu")]
     if elsewhere:
@@ -118,10 +118,21 @@ def describe(device: torch.device) -> str:
     return device.type
 
 
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply float32 matrices on CUDA in full inside, also where the precision is tf32."""
+    matmul = torch.backends.cuda.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
 def put(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a CPU tensor to the device without waiting for it."""
-    if device.type == "cpu":
-        return tensor
+    """Copy a tensor to the device, from the CPU without waiting for it."""
+    if device.type == "cpu" or tensor.device.type != "cpu":
+        return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 

@@ -197,7 +197,7 @@ def to_batch(inputs: Inputs, kind: Kind, device: torch.device) -> Batch:
     """Put what a data loader yielded on the device, the labels apart from the model's arguments."""
     if "labels" not in inputs:
         raise UsageError(f"expected a batch with 'labels'; got {', '.join(inputs) or 'an empty one'}.")
-    tensors = {name: tensor.to(device) for name, tensor in inputs.items()}
+    tensors = {name: devices.put(tensor, device) for name, tensor in inputs.items()}
     labels = tensors.pop("labels")
     if "attention_mask" not in tensors and "input_ids" in tensors:
         # What the model takes for granted; methods tell padding by the mask.

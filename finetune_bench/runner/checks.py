@@ -150,8 +150,14 @@ def check_schedule(study: Study, data: dict[str, TaskData]) -> None:
             )
 
 
-def choose_batch_layout(study: Study) -> tuple[str, list[str]]:
+def choose_batch_layout(study: Study, device: torch.device) -> tuple[str, list[str]]:
     """Choose how the batches of all cells are laid out, one way for a whole comparison.
+
+    Off the CPU a study is padded unless it asks for less: see "On a GPU a study is padded by itself" in the decisions.
+
+    Args:
+        study: the study.
+        device: a device of its cells.
 
     Returns:
         The batch layout, and a note that says what is in the way of a further one, if something is.
@@ -168,6 +174,11 @@ def choose_batch_layout(study: Study) -> tuple[str, list[str]]:
     furthest = min(limits.values(), key=BATCH_LAYOUTS.index)
     in_the_way = ", ".join(name for name, limit in limits.items() if limit == furthest)
     if study.batch_layout == AUTO:
+        if device.type != "cpu" and furthest != BATCH_LAYOUTS[0]:
+            return BATCH_LAYOUTS[0], [
+                f"Batches are {BATCH_LAYOUTS[0]}: on {device.type} the other layouts start more kernels, which takes "
+                f"longer with a small model; --batch-layout {furthest} asks for the furthest that this study can do."
+            ]
         if furthest == BATCH_LAYOUTS[-1]:
             return furthest, []
         return furthest, [f"Batches are {furthest}: {in_the_way} can do no more."]

@@ -72,7 +72,7 @@ def make_plan(study: Study) -> Plan:
     weights = checks.check_models(study)
     data = checks.check_data(study)
     checks.check_schedule(study, data)
-    batch_layout, notes_on_layout = checks.choose_batch_layout(study)
+    batch_layout, notes_on_layout = checks.choose_batch_layout(study, devices[0])
     notes += notes_on_layout
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
     cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)

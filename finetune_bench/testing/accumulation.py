@@ -16,7 +16,7 @@ from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.metrics import Kind
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import choices_of, kind_of
-from finetune_bench.testing.toys import RECIPE, toy_train, unsupported, weights
+from finetune_bench.testing.toys import CPU, RECIPE, toy_train, unsupported, weights
 
 
 def forms(owner: type[Method]) -> list[dict[str, Any]]:
@@ -30,13 +30,16 @@ def forms(owner: type[Method]) -> list[dict[str, Any]]:
     return made_with
 
 
-def micro_batch_difference(owner: type[Method], parameters: dict[str, Any], kind: Kind) -> float | str:
+def micro_batch_difference(
+    owner: type[Method], parameters: dict[str, Any], kind: Kind, device: torch.device = CPU
+) -> float | str:
     """Train with whole batches of 8 and with 4 micro-batches of 2, dropout off where the method can do without.
 
     Args:
         owner: the method's class.
         parameters: what it is made with, beside the dropout policy.
         kind: of the toy task.
+        device: the device to train on.
 
     Returns:
         The largest difference of a weight after six steps at a learning rate of 1e-3, or why it can't be tried.
@@ -52,9 +55,11 @@ def micro_batch_difference(owner: type[Method], parameters: dict[str, Any], kind
     drawn = []
     for recipe in (whole, cut):
         same_draws = SameDraws()
-        run, _, _ = toy_train([same_draws, owner(**parameters, **policy)], kind=kind, recipe=recipe)
+        run, _, _ = toy_train([same_draws, owner(**parameters, **policy)], kind=kind, recipe=recipe, device=device)
         ends.append(weights(run))
         drawn.append(same_draws.drawn_)
+        if same_draws.within_kernels_:
+            return "on this device it draws numbers within kernels, where they can't be cut"
     if [made for made in drawn[0] for _ in range(cut.accumulation)] != drawn[1]:
         return "it draws numbers in shapes in which the examples can't be told apart"
     return max(float((ends[0][name].double() - ends[1][name].double()).abs().max()) for name in ends[0])
@@ -68,7 +73,8 @@ class SameDraws(Method):
     there is; the rows of these examples, and as many tokens as they have, are handed out. All else is drawn as ever, so
     that micro-batches share what a step draws once (a mask on weights).
 
-    `drawn_` lists what was drawn, by step: the operation and the shape in which it was made.
+    `drawn_` lists what was drawn, by step: the operation and the shape in which it was made. `within_kernels_` says
+    whether something was drawn that this file can't hand out: CUDA's dropout draws within its kernels.
     """
 
     name = "same_draws"
@@ -80,6 +86,7 @@ class SameDraws(Method):
         self.whole_ = run.recipe.batch_size
         self.count_ = 0
         self.drawn_: list[list[tuple[str, tuple[int, ...]]]] = []
+        self.within_kernels_ = False
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         """Evaluate what is to the right of it with this micro-batch's part of the whole batch's draws."""
@@ -92,6 +99,7 @@ class SameDraws(Method):
         with step.replay(self.mark_) if position else nullcontext(), draws:
             objective = inner(view)
         self.drawn_.append(draws.made)
+        self.within_kernels_ |= draws.within_kernels
         return objective
 
 
@@ -110,12 +118,17 @@ class _CutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.size, self.length, self.whole, self.longest, self.first = size, length, whole, longest, first
         self.made: list[tuple[str, tuple[int, ...]]] = []
+        self.within_kernels = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         names = [argument.name for argument in func._schema.arguments]
         like = func._schema.name.endswith("_like")
-        if torch.Tag.nondeterministic_seeded not in func.tags or not ("generator" in names or like):
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        if not ("generator" in names or like):
+            values = {**dict(zip(names, args, strict=False)), **kwargs}
+            self.within_kernels |= bool(values.get("p") or values.get("dropout_p"))
             return func(*args, **kwargs)
         changed = func._schema.is_mutable
         shape = tuple(args[0]) if names[0] == "size" else tuple(getattr(args[0], "shape", ()))

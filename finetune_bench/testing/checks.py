@@ -2,8 +2,8 @@
 
     finetune-bench check my_method.py
 
-A check takes a method's class and trains tiny random encoders for a few steps on a CPU; all of them take some seconds.
-It raises AssertionError with a sentence, or Skip where it does not apply.
+A check takes a method's class and trains tiny random encoders for a few steps, on a CPU or on the device that it is
+given; all of them take some seconds. It raises AssertionError with a sentence, or Skip where it does not apply.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import dataclasses
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory, Passes
@@ -82,14 +83,14 @@ def can_be_searched(owner: type[Method]) -> None:
     assert len(set(tried)) == 5, f"five settings of a search are only {len(set(tried))} different ones"
 
 
-def trains_everywhere(owner: type[Method]) -> None:
+def trains_everywhere(owner: type[Method], device: torch.device = CPU) -> None:
     """On every architecture, for classification and regression, it trains to finite numbers or says why it can't."""
     trained = False
     for architecture in ARCHITECTURES:
         for kind in KINDS:
             if unsupported(owner(), architecture, kind):
                 continue
-            _, result, predictions = toy_train(owner(), architecture, kind)
+            _, result, predictions = toy_train(owner(), architecture, kind, device=device)
             assert np.isfinite(result.steps["loss"]).all(), f"its loss is not finite on {architecture}, {kind}"
             assert np.isfinite(predictions).all(), f"its predictions are not finite on {architecture}, {kind}"
             trained = True
@@ -97,7 +98,7 @@ def trains_everywhere(owner: type[Method]) -> None:
         raise Skip("it supports none of the tiny models")
 
 
-def neutral_is_vanilla(owner: type[Method]) -> None:
+def neutral_is_vanilla(owner: type[Method], device: torch.device = CPU) -> None:
     """At its neutral setting it equals vanilla with the same dropout, to the last bit."""
     if owner.neutral is None:
         raise Skip("it declares no neutral setting")
@@ -105,43 +106,45 @@ def neutral_is_vanilla(owner: type[Method]) -> None:
         if unsupported(owner(), kind=kind):
             continue
         method = owner(**owner.neutral)
-        run, result, predictions = toy_train(method, kind=kind)
-        twin, twin_trace, twin_predictions = toy_train(_twin(method), kind=kind)
+        run, result, predictions = toy_train(method, kind=kind, device=device)
+        twin, twin_trace, twin_predictions = toy_train(_twin(method), kind=kind, device=device)
         assert same(run, twin), f"with {dict(owner.neutral)} its weights differ from vanilla's ({kind})"
         assert np.array_equal(result.steps["loss"], twin_trace.steps["loss"]), f"its losses differ ({kind})"
         assert np.array_equal(predictions, twin_predictions), f"its predictions differ ({kind})"
 
 
-def is_alive(owner: type[Method]) -> None:
+def is_alive(owner: type[Method], device: torch.device = CPU) -> None:
     """With its defaults it does something: weights or predictions differ from vanilla's with the same dropout."""
     if owner.name == registry.BASELINE:
         raise Skip("it is vanilla")
-    run, _, predictions = toy_train(owner())
-    twin, _, twin_predictions = toy_train(_twin(owner()))
+    run, _, predictions = toy_train(owner(), device=device)
+    twin, _, twin_predictions = toy_train(_twin(owner()), device=device)
     # Averaged weights show in the predictions only.
     equal = same(run, twin) and np.array_equal(predictions, twin_predictions)
     assert not equal, "with its defaults it does nothing at all"
 
 
-def is_deterministic(owner: type[Method]) -> None:
+def is_deterministic(owner: type[Method], device: torch.device = CPU) -> None:
     """The same seed twice gives the same losses, weights and predictions, to the last bit."""
-    first, second = toy_train(owner()), toy_train(owner())
+    first, second = toy_train(owner(), device=device), toy_train(owner(), device=device)
     assert np.array_equal(first[1].steps["loss"], second[1].steps["loss"]), "its losses differ between two equal runs"
     assert same(first[0], second[0]), "its weights differ between two equal runs"
     assert np.array_equal(first[2], second[2]), "its predictions differ between two equal runs"
 
 
-def resumes(owner: type[Method]) -> None:
+def resumes(owner: type[Method], device: torch.device = CPU) -> None:
     """Gone on with from a checkpoint in its middle, it ends as an undisturbed run does, to the last bit."""
     recipe = dataclasses.replace(RECIPE, epochs=4)
     for kind in KINDS:
         if unsupported(owner(), kind=kind):
             continue
-        run, result, predictions = toy_train(owner(), kind=kind, recipe=recipe)
+        run, result, predictions = toy_train(owner(), kind=kind, recipe=recipe, device=device)
         with tempfile.TemporaryDirectory() as folder:
             checkpoints = Checkpoints(Path(folder) / "checkpoint", every=5, owner="check")
-            toy_train(owner(), kind=kind, recipe=recipe, checkpoints=checkpoints)
-            again, resumed, predicted = toy_train(owner(), kind=kind, recipe=recipe, checkpoints=checkpoints)
+            toy_train(owner(), kind=kind, recipe=recipe, checkpoints=checkpoints, device=device)
+            again, resumed, predicted = toy_train(
+                owner(), kind=kind, recipe=recipe, checkpoints=checkpoints, device=device
+            )
         assert resumed.resumed_at == 10, f"it went on from step {resumed.resumed_at}, not 10 ({kind})"
         hint = "what changes from step to step belongs into `state`"
         assert same(run, again), f"its weights differ after a checkpoint; {hint} ({kind})"
@@ -153,7 +156,7 @@ def resumes(owner: type[Method]) -> None:
         assert passes[0] == passes[1], f"its counted passes differ: {passes}"
 
 
-def arranges(owner: type[Method]) -> None:
+def arranges(owner: type[Method], device: torch.device = CPU) -> None:
     """Without padding, and with a trimmed vocabulary where it says so, it trains as it does with padding."""
     if owner.batch_layout == BATCH_LAYOUTS[0]:
         raise Skip("it declares that it works with padding only")
@@ -164,20 +167,24 @@ def arranges(owner: type[Method]) -> None:
         for batch_layout in BATCH_LAYOUTS[1 : BATCH_LAYOUTS.index(owner.batch_layout) + 1]:
             if unsupported(methods, architecture):
                 continue
-            distance, redrawn = _distance(methods, architecture, batch_layout)
+            distance, redrawn = _distance(methods, architecture, batch_layout, device=device)
             # Its own draws are others, too, where it draws for other shapes: compared is what is left without them.
             if distance > CLOSE and redrawn and owner.neutral is not None:
-                distance, _ = _distance(owner(**owner.neutral, dropout=Dropout.ALL_OFF), architecture, batch_layout)
+                distance, _ = _distance(
+                    owner(**owner.neutral, dropout=Dropout.ALL_OFF), architecture, batch_layout, device=device
+                )
             assert distance < CLOSE, (
                 f"{architecture}, {batch_layout}: it ends {distance:.1e} from where it ends with padding"
             )
 
 
-def _distance(methods: Method | list[Method], architecture: str, batch_layout: str) -> tuple[float, bool]:
+def _distance(
+    methods: Method | list[Method], architecture: str, batch_layout: str, device: torch.device
+) -> tuple[float, bool]:
     """Return how far losses and predictions are from those with padding, and whether methods drew other numbers."""
-    usual, result, predictions = toy_train(methods, architecture)
+    usual, result, predictions = toy_train(methods, architecture, device=device)
     run, again, predicted = toy_train(
-        methods, architecture, recipe=dataclasses.replace(RECIPE, batch_layout=batch_layout)
+        methods, architecture, recipe=dataclasses.replace(RECIPE, batch_layout=batch_layout), device=device
     )
     assert shape(run.model) == shape(usual.model), f"{architecture}, {batch_layout}: something is left behind"
     pairs = [(values, again.steps[name]) for name, values in result.steps.items()] + [(predictions, predicted)]
@@ -186,16 +193,17 @@ def _distance(methods: Method | list[Method], architecture: str, batch_layout: s
     return max(float(np.abs(left - right).max()) for left, right in pairs), redrawn
 
 
-def evaluation_is_clean(owner: type[Method]) -> None:
+def evaluation_is_clean(owner: type[Method], device: torch.device = CPU) -> None:
     """Evaluation is free of noise, draws nothing, and is that of the plain model."""
-    run, stack = toy_run(owner())
+    run, stack = toy_run(owner(), device=device)
     try:
         train(run)
-        before = torch.get_rng_state()
+        before = devices.random_state(device)
         with stack.evaluating(run):
             first, second = evaluation.predict(run, run.examples), evaluation.predict(run, run.examples)
         assert np.array_equal(first, second), "two evaluations of the same weights differ"
-        assert torch.equal(before, torch.get_rng_state()), "evaluation draws from the global random stream"
+        for name, state in devices.random_state(device).items():
+            assert torch.equal(before[name], state), "evaluation draws from the global random stream"
         with stack.evaluating(run):
             held = {name: parameter.detach().clone() for name, parameter in run.params.items()}
     finally:
@@ -206,13 +214,13 @@ def evaluation_is_clean(owner: type[Method]) -> None:
     assert np.array_equal(first, evaluation.predict(run, run.examples)), "the plain model predicts something else"
 
 
-def leaves_a_plain_model(owner: type[Method]) -> None:
+def leaves_a_plain_model(owner: type[Method], device: torch.device = CPU) -> None:
     """After teardown nothing of it is left: names, modules, hooks; the saved model loads without this package."""
     # Not at the top: importing transformers takes seconds, and a single check can be had without it.
     from transformers import AutoModelForSequenceClassification
 
     for prepare in (lambda run: None, train):
-        run, stack = toy_run(owner())
+        run, stack = toy_run(owner(), device=device)
         before = shape(run.model)
         prepare(run)
         stack.teardown(run)
@@ -221,7 +229,7 @@ def leaves_a_plain_model(owner: type[Method]) -> None:
             "parameters were replaced"
         )
     with tempfile.TemporaryDirectory() as folder:
-        run.model.save_pretrained(folder)  # type: ignore[operator]
+        run.model.to(CPU).save_pretrained(folder)  # type: ignore[operator]
         loaded = AutoModelForSequenceClassification.from_pretrained(folder)
     batch = run.examples.batch(range(4), CPU)
     with torch.no_grad():
@@ -229,24 +237,25 @@ def leaves_a_plain_model(owner: type[Method]) -> None:
     assert equal, "the saved model predicts something else"
 
 
-def declares_its_passes(owner: type[Method]) -> None:
+def declares_its_passes(owner: type[Method], device: torch.device = CPU) -> None:
     """It takes as many forward and backward passes per step as `passes` declares."""
     declared = owner().passes(Passes())
-    _, result, _ = toy_train(owner())
+    _, result, _ = toy_train(owner(), device=device)
     counted = (result.forwards_per_step, result.backwards_per_step)
     assert counted == (declared.forwards, declared.backwards), f"declared {declared}, counted {counted}"
 
 
-def declares_its_memory(owner: type[Method], tolerance: float = 0.01) -> None:
+def declares_its_memory(owner: type[Method], device: torch.device = CPU, tolerance: float = 0.01) -> None:
     """What a step saves for its backward pass, and what is kept all along, is what `memory` declares.
 
     Args:
         owner: the method's class.
+        device: the device to train on.
         tolerance: the largest difference, as a share of what a vanilla step saves.
     """
     declared = owner().memory(Memory())
-    run, stack = toy_run(owner())
-    plain, _ = toy_run(_twin(owner()))
+    run, stack = toy_run(owner(), device=device)
+    plain, _ = toy_run(_twin(owner()), device=device)
     try:
         train(run)
         saved, kept = saved_activation_bytes(run), kept_bytes(run)
@@ -264,21 +273,21 @@ def declares_its_memory(owner: type[Method], tolerance: float = 0.01) -> None:
         )
 
 
-def survives_checkpointing(owner: type[Method]) -> None:
+def survives_checkpointing(owner: type[Method], device: torch.device = CPU) -> None:
     """Gradient checkpointing changes nothing, to the last bit, or is declared unsupported."""
     recipe = dataclasses.replace(RECIPE, gradient_checkpointing=True)
     if reason := unsupported(owner(), recipe=recipe):
         raise Skip(reason)
-    plain, checkpointed = toy_train(owner())[0], toy_train(owner(), recipe=recipe)[0]
+    plain, checkpointed = toy_train(owner(), device=device)[0], toy_train(owner(), recipe=recipe, device=device)[0]
     assert same(plain, checkpointed), "with gradient checkpointing it trains to other weights"
 
 
-def accumulates(owner: type[Method]) -> None:
+def accumulates(owner: type[Method], device: torch.device = CPU) -> None:
     """Cutting the batch into micro-batches gives the same weights to 5e-7, with the same draws, in all its forms."""
     reasons: list[str] = []
     trials: list[tuple[dict[str, Any], Kind]] = [(parameters, "classification") for parameters in forms(owner)]
     for parameters, kind in (*trials, ({}, "regression")):
-        worst = micro_batch_difference(owner, parameters, kind)
+        worst = micro_batch_difference(owner, parameters, kind, device=device)
         if isinstance(worst, str):
             reasons.append(worst)
             continue
@@ -290,26 +299,28 @@ def accumulates(owner: type[Method]) -> None:
         raise Skip(reasons[0])
 
 
-def gradient_is_that_of_the_loss(owner: type[Method]) -> None:
+def gradient_is_that_of_the_loss(owner: type[Method], device: torch.device = CPU) -> None:
     """What its backward passes leave in the weights' gradients is the gradient of the loss that it returns."""
     for kind in KINDS:
         if not unsupported(owner(), kind=kind):
-            check_gradient([owner()], [owner()], kind=kind)
+            check_gradient([owner()], [owner()], kind=kind, device=device)
 
 
-def pairs(owner: type[Method]) -> None:
+def pairs(owner: type[Method], device: torch.device = CPU) -> None:
     """With every other method, in both orders, it trains the same twice and leaves a plain model, or says why not."""
     for name in registry.names("methods"):
         other = registry.method_class(name)
         if name in (owner.name, registry.BASELINE) or owner.name == registry.BASELINE:
             continue
         for left, right in ((owner, other), (other, owner)):
-            check_pair(left, right)
+            check_pair(left, right, device=device)
 
 
-CHECKS: tuple[Callable[[type[Method]], None], ...] = (
-    has_a_card,
-    can_be_searched,
+# These look at the class alone; all others take the device to train on, too.
+_OF_THE_CLASS = (has_a_card, can_be_searched)
+
+CHECKS: tuple[Callable[..., None], ...] = (
+    *_OF_THE_CLASS,
     trains_everywhere,
     neutral_is_vanilla,
     is_alive,
@@ -329,27 +340,39 @@ CHECKS: tuple[Callable[[type[Method]], None], ...] = (
 
 @dataclass(frozen=True)
 class Check:
-    """A Check holds the outcome of one check, `ok`, `FAIL` or `skip`, and the reason."""
+    """A Check holds the outcome of one check, `ok`, `FAIL` or `skip`, and the reason; and its error, if it failed."""
 
     name: str
     outcome: str
     detail: str = ""
+    error: BaseException | None = None
 
 
-def check_method(owner: type[Method]) -> Iterator[Check]:
-    """Run every check on a method; an exception in the method is a failed check."""
-    torch.set_num_threads(1)
-    for check in CHECKS:
+def check_method(
+    owner: type[Method], device: torch.device = CPU, checks: Sequence[Callable[..., None]] = CHECKS
+) -> Iterator[Check]:
+    """Run checks on a method; an exception in the method is a failed check.
+
+    Args:
+        owner: the method's class.
+        device: the device to train on. Off the CPU only deterministic kernels are allowed: checks ask for equal bits.
+        checks: which of `CHECKS` to run.
+    """
+    devices.prepare(device, threads=1, deterministic=device.type != "cpu")
+    for check in checks:
         name = check.__name__.replace("_", " ")
         try:
-            if check not in (has_a_card, can_be_searched, trains_everywhere) and (reason := unsupported(owner())):
+            if check in _OF_THE_CLASS:
+                check(owner)
+            elif check is not trains_everywhere and (reason := unsupported(owner())):
                 raise Skip(reason)
-            check(owner)
+            else:
+                check(owner, device)
         except Skip as skip:
             yield Check(name, "skip", str(skip))
         except AssertionError as failure:
-            yield Check(name, "FAIL", str(failure))
+            yield Check(name, "FAIL", str(failure), failure)
         except (Exception, SystemExit) as error:  # a method may call sys.exit
-            yield Check(name, "FAIL", f"{type(error).__name__}: {error}")
+            yield Check(name, "FAIL", f"{type(error).__name__}: {error}", error)
         else:
             yield Check(name, "ok")

@@ -32,7 +32,11 @@ class _DeclaredStep(TrainingStep):
 
 
 def check_gradient(
-    methods: list[Method], again: list[Method], architecture: str = "bert", kind: Kind = "classification"
+    methods: list[Method],
+    again: list[Method],
+    architecture: str = "bert",
+    kind: Kind = "classification",
+    device: torch.device = CPU,
 ) -> None:
     """A stack's gradient, early backward passes and all, equals `autograd.grad` of the loss that it returns.
 
@@ -41,18 +45,19 @@ def check_gradient(
         again: fresh methods, equal to those.
         architecture: a name of `ARCHITECTURES`.
         kind: the kind of the toy task.
+        device: the device to train on.
     """
     gradients: list[list[Tensor]] = []
     for stacked, maker in ((methods, TrainingStep), (again, _DeclaredStep)):
-        run, stack = toy_run(stacked, architecture, kind)
+        run, stack = toy_run(stacked, architecture, kind, device=device)
         try:
             stack.setup(run)
             stack.optimizer(make_optimizer(run), run)
             run.model.train()
             weights = [weight for weight in run.params.values() if weight.requires_grad]
-            with random_state_kept(CPU):
+            with random_state_kept(device):
                 torch.manual_seed(1)
-                step = maker(run, run.examples.batch(range(6), CPU))
+                step = maker(run, run.examples.batch(range(6), device))
                 loss = step.objective().loss
             if maker is TrainingStep:
                 step.backward(loss, View())
@@ -75,6 +80,7 @@ def check_pair(
     architecture: str = "bert",
     kind: Kind = "classification",
     *,
+    device: torch.device = CPU,
     thorough: bool = True,
 ) -> None:
     """Check one ordered pair: it trains to finite numbers with the declared passes, and leaves a plain model.
@@ -84,23 +90,24 @@ def check_pair(
         right: the class of the inner method.
         architecture: a name of `ARCHITECTURES`.
         kind: the kind of the toy task.
+        device: the device to train on.
         thorough: whether to train a second time to the same numbers, and to check the gradient against the loss.
     """
     label = f"{left.name}+{right.name} on {architecture}, {kind}"
     if unsupported([left(), right()], architecture, kind):
         return
     recipe = PAIR_RECIPE if thorough else dataclasses.replace(PAIR_RECIPE, steps=1)
-    first, result, predictions = toy_train([left(), right()], architecture, kind, recipe)
+    first, result, predictions = toy_train([left(), right()], architecture, kind, recipe, device=device)
     assert np.isfinite(result.steps["loss"]).all(), f"{label}: the loss is not finite"
     assert np.isfinite(predictions).all(), f"{label}: the predictions are not finite"
     if thorough:
-        second, _, again = toy_train([left(), right()], architecture, kind, recipe)
+        second, _, again = toy_train([left(), right()], architecture, kind, recipe, device=device)
         assert same(first, second), f"{label}: two equal runs differ"
         assert np.array_equal(predictions, again), f"{label}: two equal runs predict differently"
-        check_gradient([left(), right()], [left(), right()], architecture, kind)
+        check_gradient([left(), right()], [left(), right()], architecture, kind, device)
     declared = Stack([left(), right()]).passes(Passes())
     assert (result.forwards_per_step, result.backwards_per_step) == (declared.forwards, declared.backwards), (
         f"{label}: declared {declared}, counted {result.forwards_per_step} + {result.backwards_per_step}"
     )
-    plain, _ = toy_run([left(), right()], architecture, kind)
+    plain, _ = toy_run([left(), right()], architecture, kind, device=device)
     assert shape(first.model) == shape(plain.model), f"{label}: teardown leaves something behind"

@@ -148,9 +148,11 @@ def toy_train(
     kind: Kind = "classification",
     recipe: Recipe = RECIPE,
     checkpoints: Checkpoints | None = None,
+    *,
+    device: torch.device = CPU,
 ) -> tuple[TrainingRun, TrainingResult, np.ndarray]:
     """Train, predict and tear down; return the run, what `train` gave, and the predictions."""
-    run, stack = toy_run(methods, architecture, kind, recipe)
+    run, stack = toy_run(methods, architecture, kind, recipe, device)
     try:
         result = train(run, checkpoints)
         with stack.evaluating(run):

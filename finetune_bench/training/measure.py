@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from finetune_bench import device as devices
+
 # The first steps pay for allocation and caches; they are not timed.
 WARMUP_STEPS = 3
 SKETCHES = 10
@@ -53,7 +55,7 @@ class StepClock:
     def seconds(self) -> tuple[np.ndarray, np.ndarray]:
         """Return wall and CPU seconds of every step, each (steps,); waits for the device."""
         if self._marks:
-            torch.accelerator.synchronize()
+            torch.accelerator.synchronize(self.device)
             wall = np.array([begin.elapsed_time(end) / 1000 for begin, end in self._marks])
         else:
             wall = np.array(self._seconds)
@@ -69,7 +71,8 @@ def sketch_steps(total_steps: int) -> list[int]:
 def sketch(parameters: Iterable[Tensor]) -> np.ndarray:
     """Return a count-sketch of the weights: equal for equal weights, almost surely different for different ones.
 
-    Each row of 64 neighbouring weights is added to the sum with a random sign; signs come from a fixed seed.
+    Each row of 64 neighbouring weights is added to the sum with a random sign; signs come from a fixed seed. No weight
+    is rounded, whatever the precision: of TF32's ten bits, many that differ would be equal.
 
     Returns:
         (64,), float64.
@@ -85,6 +88,7 @@ def sketch(parameters: Iterable[Tensor]) -> np.ndarray:
             generator = torch.Generator(flat.device).manual_seed(_SKETCH_SEED + rows)
             signs[rows] = torch.empty(rows, device=flat.device).bernoulli_(0.5, generator=generator) * 2 - 1
         # Rolled by the tensor's index, so that swapping two tensors is seen.
-        part = (signs[rows] @ flat).double().roll(index % SKETCH_WIDTH)
+        with devices.exact_products():
+            part = (signs[rows] @ flat).double().roll(index % SKETCH_WIDTH)
         total = part if total is None else total + part
     return np.zeros(SKETCH_WIDTH) if total is None else total.cpu().numpy()

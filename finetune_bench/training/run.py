@@ -18,7 +18,7 @@ from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Objective, Streams, View
 from finetune_bench.model.structure import hidden_states_captured, undecayed
-from finetune_bench.model.unpadding import make_unpadding, unpadded
+from finetune_bench.model.unpadding import Unpadding, make_unpadding, unpadded
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.task import Batch, Output, Task
@@ -69,6 +69,7 @@ class TrainingRun:
         self._pretrained = {n: p.detach().clone() for n, p in self.params.items()} if method.reads_pretrained else None
         self._generators: dict[str, Generator] = {}
         self._random_blocks: collections.Counter[str] = collections.Counter()
+        self._unpadding: tuple[Batch, Unpadding] | None = None
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
@@ -176,12 +177,18 @@ class TrainingRun:
         with ExitStack() as contexts:
             contexts.enter_context(self._using(view.weights or {}))
             if self.recipe.batch_layout != "padded" and self.model.training and batch.lengths:
-                contexts.enter_context(unpadded(self.model, make_unpadding(batch.lengths, self.device)))
+                contexts.enter_context(unpadded(self.model, self._unpadding_of(batch, batch.lengths)))
             if view.perturb:
                 contexts.enter_context(self.method.perturbing(self))
             states = contexts.enter_context(hidden_states_captured(self.model)) if view.hidden else []
             contexts.enter_context(self.autocast())
             return Output(self._logits(inputs), tuple(states))
+
+    def _unpadding_of(self, batch: Batch, lengths: tuple[int, ...]) -> Unpadding:
+        """Return where a batch's real tokens are, made once for all its passes: each making is copies to the device."""
+        if self._unpadding is None or self._unpadding[0] is not batch:
+            self._unpadding = batch, make_unpadding(lengths, self.device)
+        return self._unpadding[1]
 
     @contextmanager
     def _using(self, weights: Mapping[str, Tensor]) -> Iterator[None]:

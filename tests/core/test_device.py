@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from finetune_bench import device
-from finetune_bench.errors import MachineError
+from finetune_bench.errors import MachineError, UsageError
 
 CUDA = torch.device("cuda", 0)
 
@@ -99,6 +99,31 @@ def test_tf32_on_an_old_card_is_an_error_and_not_fp32(monkeypatch: pytest.Monkey
     monkeypatch.setattr(device, "describe", lambda device: "an old card")
     with pytest.raises(MachineError, match="an old card has no TF32"):
         device.prepare(CUDA, threads=1, deterministic=False, precision="tf32")
+
+
+@pytest.mark.usefixtures("prepared")
+def test_products_can_be_exact_under_tf32() -> None:
+    matmul = torch.backends.cuda.matmul
+    matmul.fp32_precision = "tf32"
+    with pytest.raises(ZeroDivisionError), device.exact_products():
+        assert matmul.fp32_precision == "ieee"
+        raise ZeroDivisionError
+    assert matmul.fp32_precision == "tf32"
+
+
+@pytest.mark.parametrize("elsewhere", [True, False])
+@pytest.mark.parametrize("name", ["mps", "xpu:0", "meta", "gpu"])
+def test_a_device_that_is_neither_a_cpu_nor_cuda_is_refused_at_once(name: str, elsewhere: bool) -> None:
+    with pytest.raises(UsageError, match=f"expected cpu, cuda or cuda:N; got '{name}'"):
+        device.choose(name, elsewhere=elsewhere)
+
+
+def test_only_what_is_on_the_cpu_is_pinned_for_its_copy() -> None:
+    """A tensor of a device has nothing to pin, which is an error; the meta device stands for one."""
+    there = torch.ones(2, device="meta")
+    assert device.put(there, torch.device("meta")) is there
+    here = torch.ones(2)
+    assert device.put(here, torch.device("cpu")) is here
 
 
 def test_tf32_resolves_what_fp16_does_and_is_asked_of_new_cards_only(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -162,3 +162,50 @@ def test_a_study_takes_the_furthest_that_all_of_it_can_do(
     assert found(batch_layout="padded") == ("padded", "")
     with pytest.raises(UsageError, match="--batch-layout unpadded_trimmed: 'ema' can be unpadded at most"):
         found(methods=("ema",), batch_layout="unpadded_trimmed")
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "chosen"),
+    [
+        ("cpu", "auto", "unpadded"),
+        ("cuda", "auto", "padded"),
+        ("mps", "auto", "padded"),
+        ("cuda", "unpadded", "unpadded"),
+    ],
+)
+def test_off_the_cpu_a_study_is_padded_unless_it_asks_for_less(
+    device: str, asked: str, chosen: str, tiny_checkpoint: Path, tiny_data: Path
+) -> None:
+    from finetune_bench.runner.checks import choose_batch_layout
+    from finetune_bench.study.study import Study
+
+    study = Study(("ema",), (str(tiny_data),), (str(tiny_checkpoint),), seeds=(1,), batch_layout=asked)
+    batch_layout, notes = choose_batch_layout(study, torch.device(device))
+    assert batch_layout == chosen
+    said = ["--batch-layout unpadded asks for the furthest" in note for note in notes]
+    assert any(said) == (device != "cpu" and asked == "auto")
+
+
+def test_what_is_padded_anyway_says_what_is_in_the_way(tiny_checkpoint: Path, tiny_data: Path) -> None:
+    from finetune_bench.runner.checks import choose_batch_layout
+    from finetune_bench.study.study import Study
+
+    study = Study(("lnsr",), (str(tiny_data),), (str(tiny_checkpoint),), seeds=(1,))
+    found = choose_batch_layout(study, torch.device("cuda"))
+    assert found == ("padded", ["Batches are padded: 'lnsr' can do no more."])
+
+
+def test_a_batch_is_unpadded_once_for_all_its_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from finetune_bench.methods.rdrop import RDrop
+    from finetune_bench.training import run as training_run
+
+    made: list[object] = []
+
+    def counted(lengths: tuple[int, ...], device: torch.device) -> unpadding.Unpadding:
+        made.append(lengths)
+        return make_unpadding(lengths, device)
+
+    monkeypatch.setattr(training_run, "make_unpadding", counted)
+    run, result, _ = toy_train(RDrop(), recipe=UNPADDED)
+    assert result.forwards_per_step == 2
+    assert len(made) == run.total_steps

@@ -226,7 +226,7 @@ def test_nothing_done(tmp_path: Path, rows: str):
     text = path.read_text("utf-8")
     assert ("No run ended well" if rows == "failed" else "Nothing has been run yet.") in text
     assert {path.name for path in Csv().write(store, folder)} >= {"rows.csv", "comparison.csv", "synergy.csv"}
-    assert ("No run ended well" if rows == "failed" else "No cell has been run.") in summary(store)
+    assert ("No run ended well" if rows == "failed" else "Nothing has been run yet.") in summary(store)
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_runs_without_a_common_cell(store: Store, tmp_path: Path, capsys: Any) -
     make_store(tmp_path / "other", methods=("rdrop",))
     code, out, _ = run(capsys, "compare", store.root, tmp_path / "other")
     assert code == 0
-    assert "No cell is done in both runs." in out
+    assert "Nothing is done in both runs." in out
     code, _, err = run(capsys, "compare", store.root, tmp_path / "nowhere")
     assert code == 2
     assert "nowhere" in err

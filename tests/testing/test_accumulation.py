@@ -45,6 +45,15 @@ class TokenMean(Noisy):
     of: str = parameter("tokens", choices=("batch", "tokens"), help="what the penalty is a mean over")
 
 
+class WithinKernel(Method):
+    """Drops embeddings as CUDA's dropout does: the kernel draws, from the global stream."""
+
+    name = "within_kernel"
+
+    def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        return inner(replace(view, embeds=torch.native_dropout(step.embeds(view), 0.5, True)[0]))
+
+
 class Shuffled(Method):
     """Mixes each example with another one of its micro-batch."""
 
@@ -92,3 +101,8 @@ def test_micro_batches_get_their_rows_of_the_batchs_draws() -> None:
 def test_passes_that_differ_by_dropout_are_compared_too() -> None:
     """R-Drop refuses to run without any, and was skipped for that."""
     testing.accumulates(registry.method_class("rdrop"))
+
+
+def test_what_kernels_draw_cannot_be_cut() -> None:
+    with pytest.raises(testing.Skip, match="draws numbers within kernels"):
+        testing.accumulates(WithinKernel)

@@ -6,12 +6,13 @@ import random
 from collections.abc import Callable
 
 import pytest
+import torch
 
 from finetune_bench import registry, testing
 from finetune_bench.method.base import Method
 from finetune_bench.method.step import Run, State
 from finetune_bench.metrics import Kind
-from finetune_bench.testing import toys
+from finetune_bench.testing import accumulation, checks, stacks, toys
 
 METHODS = registry.names("methods")
 STACKED = [name for name in METHODS if name != registry.BASELINE]
@@ -26,10 +27,9 @@ SLOW_CHECKS = (
     testing.leaves_a_plain_model,
     testing.survives_checkpointing,
 )
+ALONE = [check for check in testing.CHECKS if check is not testing.pairs]
 CHECKS = [
-    pytest.param(check, marks=[pytest.mark.slow] if check in SLOW_CHECKS else [], id=check.__name__)
-    for check in testing.CHECKS
-    if check is not testing.pairs
+    pytest.param(check, marks=[pytest.mark.slow] if check in SLOW_CHECKS else [], id=check.__name__) for check in ALONE
 ]
 
 
@@ -40,6 +40,39 @@ def test_method_keeps_the_contract(name: str, check: Callable[[type[Method]], No
         check(registry.method_class(name))
     except testing.Skip as reason:
         pytest.skip(str(reason))
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("name", METHODS)
+def test_method_keeps_the_contract_on_a_device(name: str) -> None:
+    try:
+        outcomes = list(testing.check_method(registry.method_class(name), torch.device("cuda", 0), ALONE))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert [f"{check.name}: {check.detail}" for check in outcomes if check.outcome == "FAIL"] == []
+
+
+class Reached(Exception):
+    """Stands for a training that was asked for."""
+
+
+@pytest.mark.parametrize("check", testing.CHECKS[2:], ids=lambda check: check.__name__)
+def test_a_check_trains_on_the_device_that_it_is_given(
+    check: Callable[[type[Method], torch.device], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = torch.device("meta")
+
+    def train(*_: object, device: torch.device, **options: object) -> None:
+        assert device == elsewhere
+        raise Reached
+
+    for module in (checks, stacks, accumulation):
+        for name in ("toy_run", "toy_train"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, train)
+    with pytest.raises(Reached):
+        check(registry.method_class("hype"), elsewhere)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -226,6 +227,35 @@ def test_embeds_replace_the_token_embeddings_exactly() -> None:
         run, _stack = toys.toy_run(vanilla(dropout="all_off"), architecture)
         step = TrainingStep(run, run.examples.batch(range(6), toys.CPU))
         assert torch.equal(step.forward().logits, step.forward(View(embeds=step.embeds())).logits), architecture
+
+
+def test_a_sketch_tells_the_last_bits_apart_under_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    multiplied: list[str] = []
+    product = torch.Tensor.__matmul__
+
+    def noted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        multiplied.append(torch.backends.cuda.matmul.fp32_precision)
+        return product(left, right)
+
+    monkeypatch.setattr(torch.Tensor, "__matmul__", noted)
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        measure.sketch([torch.ones(64)])
+        assert multiplied == ["ieee"]
+        assert torch.backends.cuda.matmul.fp32_precision == "tf32"
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def test_the_device_of_the_steps_is_waited_for_and_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[object] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda device=None: waited.append(device))
+    second = torch.device("cuda", 1)
+    mark = SimpleNamespace(elapsed_time=lambda end: 2000.0)
+    wall, _ = measure.StepClock(second, [(mark, mark)]).seconds()  # type: ignore[list-item]
+    assert waited == [second]
+    assert wall.tolist() == [2.0]
 
 
 def test_sketch_tells_weights_apart() -> None:
