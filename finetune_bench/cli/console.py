@@ -5,20 +5,60 @@ Nothing that data, plugins or paths bring along steers the terminal through them
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
+from finetune_bench.errors import MachineError
 from finetune_bench.printable import printable
+
+_data: TextIO | None = None  # where `show` prints while stdout is redirected
 
 
 def say(text: str) -> None:
-    """Print a text on stderr."""
-    _print(text, sys.stderr)
+    """Print a text on stderr; where nobody can read it, a run goes on all the same."""
+    with contextlib.suppress(OSError):
+        _print(text, sys.stderr)
 
 
 def show(text: str) -> None:
-    """Print a text on stdout."""
-    _print(text, sys.stdout)
+    """Print a text on stdout.
+
+    Raises:
+        BrokenPipeError: whoever read it went away.
+        MachineError: it can't be written, as to a full disk.
+    """
+    try:
+        _print(text, _data or sys.stdout)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise MachineError(f"What this prints can't be written to stdout: {error.strerror}.") from None
+
+
+@contextmanager
+def only_shown() -> Iterator[None]:
+    """Keep stdout for what `show` prints: what plugins and libraries print there goes to stderr."""
+    global _data  # noqa: PLW0603 — a process has one stdout
+    _data = sys.stdout
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _data = None
+
+
+def open_streams() -> None:
+    """Open what of stdout and stderr was closed when the process began (`>&-`), so that it is lost and breaks nothing.
+
+    Left closed, its number would be given to the next file that is opened, and what a library prints would land in it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 — as long as the process
 
 
 def _print(text: str, stream: TextIO) -> None:

@@ -185,14 +185,21 @@ def _hub() -> str | None:
 
 def places() -> Iterator[Finding]:
     """Yield whether runs and temporary files can be written, and how much room there is."""
-    runs = Path("runs") if Path("runs").is_dir() else Path()
-    for name, folder in (("run folders", runs), ("temporary files", Path(tempfile.gettempdir()))):
-        shown = folder.absolute()
-        if not os.access(folder, os.W_OK | os.X_OK):
-            yield name, MISSING, f"{shown} can't be written to"
+    for name, find in (("run folders", _runs), ("temporary files", tempfile.gettempdir)):
+        try:
+            folder = Path(find()).absolute()
+            free = shutil.disk_usage(folder).free
+        except OSError as error:  # the current folder was removed, say, or there is none for temporary files
+            yield name, MISSING, brief(error)
             continue
-        free = shutil.disk_usage(folder).free
-        yield name, OK if free >= _LEAST_DISK else NOTE, f"{shown}, {_size(free)} free"
+        if not os.access(folder, os.W_OK | os.X_OK):
+            yield name, MISSING, f"{folder} can't be written to"
+            continue
+        yield name, OK if free >= _LEAST_DISK else NOTE, f"{folder}, {_size(free)} free"
+
+
+def _runs() -> str:
+    return "runs" if Path("runs").is_dir() else "."
 
 
 def _size(count: int) -> str:

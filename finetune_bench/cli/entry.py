@@ -8,6 +8,7 @@ Nothing heavy is imported before it is needed: `--help` is instant.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shlex
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 
 from finetune_bench.cli import completion
 from finetune_bench.cli.arguments import make_parser
-from finetune_bench.cli.console import say
+from finetune_bench.cli.console import only_shown, open_streams, say
 from finetune_bench.cli.train import dose_command
 from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.printable import brief
@@ -27,6 +28,7 @@ _LONGEST_SENTENCE = 1_000  # characters of an error; whatever it tells of a name
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code; without arguments those of the process are taken."""
+    open_streams()
     typed = list(sys.argv[1:] if arguments is None else arguments)
     parser = make_parser()
     if completion.ASKED_BY_A_SHELL in os.environ:
@@ -39,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if rest and parsed.command is not dose_command:
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
         parsed.rest = rest
-        code: int = parsed.command(parsed)
+        with only_shown() if getattr(parsed, "json", False) else contextlib.nullcontext():
+            code: int = parsed.command(parsed)
     except UsageError as error:
         say(f"finetune-bench: {brief(error, _LONGEST_SENTENCE)}")
         return 2

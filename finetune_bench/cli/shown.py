@@ -171,18 +171,23 @@ def run(folder: str) -> Shown:
     }
     counts = ", ".join(f"{count} {status}" for status, count in facts["statuses"].items())
     lines = [
-        f"{store.root}: {len(every)} runs ({counts or 'none'})",
+        f"{store.root}: {runs(len(every))} ({counts or 'none'})",
         *(f"{key}: {', '.join(map(str, facts[key])) or 'none'}" for key in ("methods", "tasks", "models", "seeds")),
     ]
     if started and finished:
         lines.append(f"from {started[0]} to {finished[-1]}, {facts['seconds']:.0f} s of runs")
     if facts["other_shards"]:
-        lines.append(f"a shard: {facts['other_shards']} more runs of its study are left to other shards")
+        lines.append(f"a shard; left to other shards: {runs(facts['other_shards'], 'more ')} of its study")
     if damaged:
         lines.append(f"damaged: {', '.join(sorted(damaged)[:5])}; `finetune-bench verify` names all that is")
     lines.append(f"report: {', '.join(facts['reports']) or f'none yet; finetune-bench report {store.root}'}")
     lines.append(f"what is left to do: finetune-bench status {store.root}")
     return facts, "\n".join(lines)
+
+
+def runs(count: int, more: str = "") -> str:
+    """Write how many runs there are: `1 run`, `2 more runs`."""
+    return f"{count} {more}run{'' if count == 1 else 's'}"
 
 
 def other_shards(study: Mapping[str, Any], rows: Mapping[str, Any]) -> set[str]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from finetune_bench.cli.console import show
 from finetune_bench.cli.documents import show_document
 from finetune_bench.cli.report import tell_damaged
-from finetune_bench.cli.shown import other_shards
+from finetune_bench.cli.shown import other_shards, runs
 from finetune_bench.printable import brief
 
 if TYPE_CHECKING:
@@ -117,7 +117,7 @@ def _text(facts: dict[str, Any]) -> str:
         f"{facts[name]} {name}" for name in ("done", "failed", "skipped", "interrupted", "damaged") if facts[name]
     ]
     counts += [f"{len(live)} running", f"{facts['left']} left"]
-    lines = [f"{facts['folder']}: {facts['runs']} runs: {', '.join(counts)}."]
+    lines = [f"{facts['folder']}: {runs(facts['runs'])}: {', '.join(counts)}."]
     if facts["started"]:
         last = f"; the last one finished {facts['last_finished']}{_ago(facts['last_finished'])}"
         lines.append(f"Began {facts['started']}{last if facts['last_finished'] else ''}.")
@@ -139,9 +139,10 @@ def _text(facts: dict[str, Any]) -> str:
     elif facts["left"] and not live:
         lines.append("Nothing runs now; the command that began it goes on with what is left.")
     if facts["other_shards"]:
-        lines.append(f"This is a shard: {facts['other_shards']} more runs of its study are left to other shards.")
+        be = "is" if facts["other_shards"] == 1 else "are"
+        lines.append(f"This is a shard: {runs(facts['other_shards'], 'more ')} of its study {be} left to other shards.")
     if facts["other_commands"]:
-        lines.append(f"The folder holds {facts['other_commands']} more runs, of other commands.")
+        lines.append(f"The folder holds {runs(facts['other_commands'], 'more ')}, of other commands.")
     return "\n".join(lines)
 
 

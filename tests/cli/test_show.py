@@ -95,7 +95,7 @@ def test_a_format_and_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     store.write_study({"methods": ["vanilla", "hype"], "cells": store.names(), "other_shards": ["f" * 16]})
     told = text(capsys, store.root)
     assert "methods: vanilla, hype" in told
-    assert "1 more runs of its study are left to other shards" in told
+    assert "left to other shards: 1 more run of its study" in told
 
 
 def test_a_run_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,5 +115,5 @@ def test_a_name_goes_before_a_folder(
     monkeypatch.chdir(tmp_path)
     make_store(tmp_path / "hype", methods=("vanilla",), tasks=("rte",), seeds=1)
     assert "**Formula.**" in text(capsys, "hype")
-    assert "1 runs" in text(capsys, "./hype")
+    assert "1 run (1 done)" in text(capsys, "./hype")
     assert Store.open("hype").names()

@@ -134,5 +134,5 @@ def test_other_commands_and_other_shards(store: Store, capsys: pytest.CaptureFix
     store.write_study({"cells": [first], "other_shards": [rest[0], "c" * 16]})
     facts, text = status(capsys, store, code=0)
     assert (facts["runs"], facts["other_shards"], facts["other_commands"]) == (1, 1, 5)
-    assert "This is a shard: 1 more runs" in text
+    assert "This is a shard: 1 more run of its study is left" in text
     assert "5 more runs, of other commands" in text
