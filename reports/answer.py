@@ -30,7 +30,7 @@ from finetune_bench.reports.topics.differences import (
     suite_differences,
 )
 from finetune_bench.reports.topics.topic import Drawing, TopicBlock
-from finetune_bench.reports.verdict import compared, scope
+from finetune_bench.reports.verdict import compared, nothing_ended, scope
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
 from finetune_bench.store.row import Row, Status
@@ -197,7 +197,7 @@ def headline(section: Section, name: Callable[[str], str] = str) -> list[str]:
         name: How the format writes a method's label.
     """
     if not any(row["status"] == Status.DONE for row in section.runs.values()):
-        return ["No run ended well, so there is nothing to compare."]
+        return [nothing_ended(section)]
     if not reference_differences(section):
         return [no_differences(section)]
     return [_main_sentence(section, name), *_same_as_control(section, name)]

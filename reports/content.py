@@ -136,6 +136,7 @@ def _runs_in_short(data: Data) -> str:
         for rows, name in (
             (health.collapsed_runs(data), "collapsed"),
             (health.hardly_moved(data), "whose loss hardly moved"),
+            (health.without_score(data), "without a score"),
         )
         if rows
     ]

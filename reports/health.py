@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 
@@ -23,6 +24,8 @@ def health_blocks(data: Data) -> list[Block]:
             blocks += [Paragraph(bold(status.capitalize())), *bullets(cells, findings=True)]
     collapsed = _by_reason((row, row.get("collapsed")) for row in collapsed_runs(data))
     items = [f"Collapsed: {reason} — {where}" for reason, where, _ in collapsed]
+    if scoreless := without_score(data):
+        items.append(f"Ended, but without a score that is a number, and so in no mean: {_cells(scoreless)}.")
     if moved := hardly_moved(data):
         items.append(f"The training loss hardly moved: {_cells(moved)}.")
     for parts in sorted({row["accumulated"] for row in data.rows if row.get("accumulated")}):
@@ -72,6 +75,19 @@ def hardly_moved(data: Data) -> list[Row]:
         for row in data.rows
         if row["status"] == Status.DONE and (training := row.get("training")) and training.get("hardly_moved")
     ]
+
+
+def without_score(data: Data) -> list[Row]:
+    """Return the finished runs whose score is missing, or no number, on a split that others are compared on."""
+    rows = {
+        row["id"]: row
+        for section in data.sections
+        for column in section.columns
+        for method in section.methods
+        for row in section.rows(method, column.task, Status.DONE)
+        if column.metric == row["metric"] and math.isnan(section.score(method, column, row["seed"]))
+    }
+    return list(rows.values())
 
 
 def collapsed_runs(data: Data) -> list[Row]:

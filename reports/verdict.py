@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import Counter
 from collections.abc import Callable, Sequence
 
+from finetune_bench.reports.document import clean
 from finetune_bench.reports.rows.sections import NO_EFFECT, Section
 from finetune_bench.reports.text import counted, interval, listed, points, with_interval
 from finetune_bench.reports.topics.differences import (
@@ -20,6 +22,8 @@ from finetune_bench.store.row import Status
 
 # A sentence holds at most so many names.
 _MAX_NAMES = 8
+# Of the reason why runs failed, so many characters stand in a sentence.
+_MAX_REASON = 120
 
 
 def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
@@ -31,7 +35,7 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
     """
     done = [row for row in section.runs.values() if row["status"] == Status.DONE]
     if not done:
-        return ["No run ended well, so there is nothing to compare."]
+        return [nothing_ended(section)]
     seeds = _most_seeds(section)
     sentences = [_seeds_sentence(seeds)]
     collapsed = sum(bool(row.get("collapsed")) for row in done)
@@ -56,7 +60,7 @@ def verdict(section: Section, name: Callable[[str], str] = str) -> list[str]:
         sentences.append(
             f"With {counted(seeds, 'seed')}, a true difference {where} below about "
             f"{points(statistics.median(detectable))} points (median over the methods) would be missed more often than "
-            "one time in five."
+            f"one time in five; seeing half of that takes about {4 * seeds} seeds."
         )
     return sentences
 
@@ -72,7 +76,19 @@ def compared(section: Section, name: Callable[[str], str]) -> str:
     against = f" with {name(section.reference)}" if section.reference else ""
     tasks = listed(section.tasks) if len(section.tasks) <= _MAX_NAMES else f"{len(section.tasks)} tasks"
     seeds = counted(len(section.seeds), "seed")
+    if not others:
+        return f"Run: {name(section.methods[0])} alone, on {tasks}, {seeds}."
     return f"Compared: {counted(len(others), 'method')}{against}, on {tasks}, {seeds}."
+
+
+def nothing_ended(section: Section) -> str:
+    """Return that no run of a section ended well, and why most did not."""
+    reasons = Counter((row["status"], clean(row.get("reason") or "no reason given")) for row in section.runs.values())
+    text = "No run ended well, so there is nothing to compare"
+    for (status, reason), number in reasons.most_common(1):
+        short = reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…"
+        text += f": {number} of {counted(len(section.runs), 'run')} {status} ({short.rstrip('.')})"
+    return f"{text}."
 
 
 def _most_seeds(section: Section) -> int:

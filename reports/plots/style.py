@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -227,11 +228,12 @@ def caption(figure: Figure, *texts: str) -> None:
 
 
 def _lines(texts: Sequence[str], width: float) -> str:
-    """Join the texts that aren't empty; a figure that is too narrow breaks between them."""
+    """Join the texts that aren't empty; a figure that is too narrow breaks between them, then within."""
     lines: list[str] = []
+    longest = max(20, int(width / 0.062))
     for text in filter(None, texts):
-        if lines and 0.062 * len(f"{lines[-1]}   ·   {text}") < width:
+        if lines and len(f"{lines[-1]}   ·   {text}") < longest:
             lines[-1] += f"   ·   {text}"
         else:
-            lines.append(text)
+            lines += textwrap.wrap(text, longest)
     return "\n".join(lines)

@@ -26,7 +26,7 @@ from finetune_bench.reports.topics.differences import Difference, differences
 from finetune_bench.reports.topics.ranks import draw_ranks, places
 from finetune_bench.reports.topics.scores import metric_range
 from finetune_bench.reports.topics.synergy import draw_compatibility
-from finetune_bench.reports.verdict import verdict
+from finetune_bench.reports.verdict import compared, verdict
 from finetune_bench.stats import Estimate, Ranks
 from finetune_bench.store.store import Store
 from tests.reports.reading import of, only_section
@@ -121,9 +121,23 @@ def test_noise_alone_is_no_gain(tmp_path: Path) -> None:
 
 def test_without_runs_or_baseline_the_sentence_says_so(tmp_path: Path) -> None:
     failed = make_store(tmp_path / "a", change=lambda row: fail(row, "out of memory"))
-    assert headline(only_section(failed)) == ["No run ended well, so there is nothing to compare."]
+    reason = "30 of 30 runs failed (out of memory)"
+    assert headline(only_section(failed)) == [f"No run ended well, so there is nothing to compare: {reason}."]
     (text,) = headline(only_section(make_store(tmp_path / "b", methods=("hype", "rdrop"))))
     assert text.startswith("No difference can be given: vanilla")
+    alone = only_section(make_store(tmp_path / "c", methods=("vanilla",), tasks=("rte",)))
+    assert compared(alone, str) == "Run: vanilla alone, on rte, 3 seeds."
+
+
+def test_runs_without_a_score_are_told_of(tmp_path: Path) -> None:
+    def change(row: dict[str, Any]) -> None:
+        if (row["method"], row["seed"]) == ("hype", 2):
+            row["metrics"] = {split: {row["metric"]: None} for split in row["metrics"]}
+
+    text = render(read_data(make_store(tmp_path / "a", change=change)))
+    assert "30 runs ended well (among them 2 without a score)." in text
+    assert "Ended, but without a score that is a number, and so in no mean: hype on cola (seed 2); hype on rte" in text
+    assert "without a score" not in render(read_data(make_store(tmp_path / "b", tasks=("mnli",))))
 
 
 def collapse(row: dict[str, Any]) -> None:

@@ -160,6 +160,11 @@ def check_pictures(browser: Any) -> None:
     )
     assert smallest >= 7, "the texts of a plot are too small to read"
     width = browser.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    long_word = browser.execute_script(
+        "const line = document.querySelector('.aside'); line.append('x'.repeat(300));"
+        "const width = document.documentElement.scrollWidth; line.lastChild.remove(); return width"
+    )
+    assert long_word <= width[1]
     assert width[0] <= width[1], f"the page is {width[0]} pixels wide on a screen of {width[1]}"
 
 

@@ -15,8 +15,11 @@ from xml.etree import ElementTree
 import pytest
 
 from finetune_bench.reports.bars import draw_bar
+from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Bar, Heading, Paragraph, code
 from finetune_bench.reports.html import Html, render
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.topics import TOPICS
 from finetune_bench.store.store import Store
 from tests.synthetic_store import TASKS, THIRTEEN, fail, make_store
 
@@ -276,3 +279,12 @@ def test_a_narrow_axis_keeps_two_numbers(first: float, last: float, kept: list[s
     shown = [text for between, text in texts if not between]
     assert len(shown) <= 2
     assert {text.removesuffix(".0") for text in shown} >= set(kept)
+
+
+def test_the_guide_names_headings_that_reports_have(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[2] / "docs" / "reading-a-report.md").read_text("utf-8")
+    named = set(re.findall(r"\*\*([^*]+)\*\*", guide.partition("## The words")[0]))
+    data = load(make_store(tmp_path, methods=("vanilla", "hype"), tasks=("rte",)))
+    headings = {block.text for block in document(data) if isinstance(block, Heading)}
+    assert len(named) >= 7
+    assert named <= headings | {topic.title for topic in TOPICS}

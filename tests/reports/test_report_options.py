@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from finetune_bench import cli, stats
 from finetune_bench.report import Options
 from finetune_bench.reports.draw import draw
 from finetune_bench.reports.markdown import render
-from finetune_bench.reports.plots.style import MAX_METHODS, left_out_text, short, shown_columns, shown_methods
+from finetune_bench.reports.plots.style import MAX_METHODS, caption, left_out_text, short, shown_columns, shown_methods
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.topics.contrasts import PAIRED, TWO_WAY, complete_block, suite_column
@@ -104,6 +105,14 @@ def test_the_bootstrap_says_which_scores_it_leaves_out(tmp_path: Path) -> None:
         row["metric"], row["metrics"] = "auc", {"validation": {"auc": 0.7}}
         store.write({}, row, arrays={"trace": make_trace(row)})
     assert "rte auc: no multi-bootstrap" in render(load(store, Options(bootstrap=True)))
+
+
+def test_a_caption_is_no_wider_than_its_figure() -> None:
+    figure = Figure(figsize=(3.1, 2))
+    caption(figure, "score (× 100) · dots: seeds (× collapsed), diamond: mean, bar: 95 % t interval", "short")
+    lines = figure.get_supxlabel().splitlines()
+    assert len(lines) > 1
+    assert max(map(len, lines)) <= 3.1 / 0.062
 
 
 def test_the_bootstrap_of_few_seeds_is_refused_before_anything_is_written(tmp_path: Path, capsys: Any) -> None:

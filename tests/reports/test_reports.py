@@ -139,7 +139,7 @@ def test_the_verdict_says_what_separated_and_what_did_not(tmp_path: Path):
     assert "Clearly above vanilla on the mean over 2 tasks: " in text
     assert "hype+rdrop (+3.2 [" in text
     assert "that does not mean the same" in text
-    assert "would be missed more often than one time in five" in text
+    assert "would be missed more often than one time in five; seeing half of that takes about 12 seeds" in text
 
 
 def test_costs_are_paired_ratios(tmp_path: Path):
