@@ -174,6 +174,7 @@ def disturb(
     faults: collections.Counter[str],
     most: int,
     pace: float,
+    end: float,
     quiet: Path,
 ) -> None:
     """Harm runners until they have ended; all kinds come in a new order, after a first killed worker."""
@@ -183,7 +184,8 @@ def disturb(
         time.sleep(pace * dice.uniform(*WAITS) if faults.total() else 0.05)
         if time.monotonic() - begin > PATIENCE:
             raise SystemExit(f"a run of the grid did not end within {PATIENCE:g} s")
-        if faults.total() >= most:  # a round has to end some day
+        # A round has to end some day; the first fault comes in any case.
+        if faults.total() >= most or (faults.total() and time.monotonic() > end):
             quiet.touch()
             continue
         left = left or [*dice.sample(FAULTS[1:], len(FAULTS) - 1), FAULTS[0]]
@@ -208,6 +210,7 @@ def play(
     points: Mapping[str, float],
     most: int,
     pace: float,
+    end: float,
 ) -> collections.Counter[str]:
     """Run the grid under faults until all is done; return how many faults of which kind there were.
 
@@ -224,7 +227,7 @@ def play(
     finished: dict[str, str] = {}
     for _ in range(200):
         runners = [start_another()]
-        disturb(runners, start_another, store, dice=dice, faults=faults, most=most, pace=pace, quiet=quiet)
+        disturb(runners, start_another, store, dice=dice, faults=faults, most=most, pace=pace, end=end, quiet=quiet)
         if points and not Path(environment["SOAK_FOLDER"], "watched").exists():
             raise SystemExit(f"no process watched for the points at which to end; see {folder / 'talk.log'}")
         for row in store.rows():
@@ -270,7 +273,7 @@ def main() -> None:
         rounds += 1
         store = Store(folder / f"round-{arguments.seed}-{rounds}")
         dice = random.Random(f"{arguments.seed} {rounds}")
-        total.update(play(folder, store, methods, dice=dice, points=points, most=arguments.faults, pace=pace))
+        total.update(play(folder, store, methods, dice=dice, points=points, most=arguments.faults, pace=pace, end=end))
         results = store.without_measurements()
         cells = expected.keys() | results.keys()
         different = sorted(cell for cell in cells if expected.get(cell) != results.get(cell))

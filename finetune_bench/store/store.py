@@ -304,7 +304,8 @@ class Store:
         files: dict[str, FileFacts] = {}
         for name, content in (arrays or {}).items():
             with open(into / f"{name}.npz", "w+b") as file:
-                np.savez(file, allow_pickle=False, **content)
+                # A resumed cell has them in another order; its file shall be the same to the last bit.
+                np.savez(file, allow_pickle=False, **dict(sorted(content.items())))
                 size = file.tell()
                 file.seek(0)
                 files[f"{name}.npz"] = {"bytes": size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -37,6 +37,18 @@ def test_a_cell_is_read_as_written(tmp_path: Path) -> None:
     assert store.row(B) is None
 
 
+def test_arrays_in_another_order_make_the_same_files(tmp_path: Path) -> None:
+    arrays = {"loss": np.arange(3.0), "task_loss": np.arange(3.0), "penalty": np.zeros(3)}
+    other = {name: arrays[name] for name in ("penalty", "loss", "task_loss")}  # as after a resumption
+    files = []
+    for folder, content in (("one", arrays), ("two", other)):
+        store = Store(tmp_path / folder)
+        store.write({"id": A}, bare_row(A, "done"), arrays={"trace": content})
+        (row,) = store.rows()
+        files.append(row["files"])
+    assert files[0] == files[1]
+
+
 def test_a_failed_row_is_replaced(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.write({}, bare_row(A, "failed"), log="Traceback")
