@@ -172,18 +172,18 @@ def _take_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
-def study(folder: Path) -> list[str]:
+def study(folder: Path, methods: str = "hype+rdrop,brittle", seeds: str = "1,2,3,4", epochs: int = 60) -> list[str]:
     """Make a model, texts and a plugin in a folder, and return the command that runs a study with failures on them."""
     from finetune_bench.testing.toys import tiny_checkpoint, tiny_texts
 
-    tiny_checkpoint(folder / "tiny-bert")
-    tiny_texts(folder / "reviews.jsonl")
-    (folder / "brittle.py").write_text(PLUGIN)
-    options = (
-        "--methods hype+rdrop,brittle --tasks reviews.jsonl --model ./tiny-bert --plugin brittle.py --seeds 1,2,3,4"
-    )
-    recipe = "--epochs 60 --lr 3e-3 --max-length 16 --workers 2 --trust-plugins --out run"
-    return [sys.executable, "-m", "finetune_bench.cli", "run", *options.split(), *recipe.split()]
+    if not (folder / "brittle.py").exists():
+        tiny_checkpoint(folder / "tiny-bert")
+        tiny_texts(folder / "reviews.jsonl")
+        (folder / "brittle.py").write_text(PLUGIN)
+    program = [sys.executable, "-m", "finetune_bench.cli", "run", "--plugin", "brittle.py", "--trust-plugins"]
+    data = ["--methods", methods, "--tasks", "reviews.jsonl", "--model", "./tiny-bert", "--seeds", seeds]
+    recipe = f"--epochs {epochs} --lr 3e-3 --batch-size 8 --max-length 16 --workers 2 --out run"
+    return [*program, *data, *recipe.split()]
 
 
 def record(terminal: Terminal, until: Callable[[str], bool] | None) -> list[str]:
@@ -194,7 +194,7 @@ def record(terminal: Terminal, until: Callable[[str], bool] | None) -> list[str]
     while not ended:
         ended = terminal.read(5.0)
         text = terminal.text()
-        bars = re.findall(r"\d+/\d+  ", text)
+        bars = re.findall(r"\d+/\d+  \d", text)
         kind = bars[-1] if bars else text
         if text and kind not in kinds:
             kinds.add(kind)

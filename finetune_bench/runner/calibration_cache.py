@@ -1,4 +1,4 @@
-"""A calibration is kept in the user's cache folder, so that the next plan on this machine needs no step for it.
+"""Calibrations are kept in the user's cache folder, for the next plan on this machine.
 
 A file per calibration, `FINETUNE_BENCH_CACHE/calibrations/KEY.json`; the key is a hash of all that it depends on: the
 cell but for its seed, the code, the libraries and the machine. A file that is damaged, or that another process is just

@@ -152,7 +152,7 @@ class View:
         for (title, entries), room in zip(sections, rooms, strict=True):
             if room:
                 counted = f" ({room} of {len(entries)})" if room < len(entries) else ""
-                lines += [_cut(title + counted, width), *_columns(entries[:room], width)]
+                lines += [_cut(_one_line(title + counted), width), *_columns(entries[:room], width)]
         return lines
 
     def _fit_for_terminal(self, line: str) -> str:
@@ -196,7 +196,6 @@ def _one_line(text: str) -> str:
 
 def _cut(text: str, width: int) -> str:
     """Return a text in so many columns at most; of a longer one the middle is left out, for names end in their seed."""
-    text = _one_line(text) if not text.startswith("  ") else text
     if cell_len(text) <= width:
         return text
     tail = text[len(text) - max(0, width // 3) :]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 
 from finetune_bench.errors import UsageError
 from finetune_bench.runner.checks import check_devices
+from finetune_bench.runner.executors.logs import logged_to
 from finetune_bench.runner.executors.ray import capacity, check_room, job_config, loopback_only
 from finetune_bench.study.study import Study
 
@@ -61,3 +64,26 @@ def test_a_machine_without_a_gpu_says_nothing_of_a_clusters_nodes(
         assert chosen.type == device
     (chosen,) = check_devices(Study(executor="slurm", slurm={"cluster": "local"}))  # type: ignore[arg-type]
     assert chosen.type == "cpu"
+
+
+def test_what_a_library_logs_goes_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    logger = logging.getLogger("cluster")
+    handler = logging.StreamHandler(sys.stderr)
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        with pytest.raises(KeyboardInterrupt), logged_to(tmp_path / "logs" / "cluster.log", "cluster"):
+            logging.getLogger("cluster.worker").info("a local instance was started")
+            with warnings.catch_warnings():
+                warnings.simplefilter("always")
+                warnings.warn("this will change", FutureWarning, stacklevel=1)
+            raise KeyboardInterrupt
+        assert capsys.readouterr() == ("", "")
+        written = (tmp_path / "logs" / "cluster.log").read_text("utf-8")
+        assert "INFO cluster.worker: a local instance was started" in written
+        assert "this will change" in written
+        logger.info("afterwards")
+        assert capsys.readouterr().err == "afterwards\n"
+        assert logger.propagate
+    finally:
+        logger.removeHandler(handler)

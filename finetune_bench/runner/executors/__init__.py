@@ -35,6 +35,7 @@ def make_executor(study: Study, devices: Sequence[str], settings: WorkerSettings
             gpus=study.gpus_per_worker,
             threads=study.threads,
             settings=settings,
+            logs=logs,
             timeout=study.timeout,
         )
     if study.executor == "slurm":

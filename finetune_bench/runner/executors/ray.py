@@ -20,6 +20,7 @@ from typing import Any
 
 from finetune_bench.errors import MachineError, UsageError
 from finetune_bench.runner.executors.base import Event
+from finetune_bench.runner.executors.logs import logged_to
 from finetune_bench.runner.executors.messages import EventStatus, WorkerSettings
 from finetune_bench.runner.executors.worker import Worker
 from finetune_bench.store.row import Retry
@@ -39,6 +40,7 @@ class RayExecutor:
         gpus: share of a GPU that each worker takes, as 0.5.
         threads: CPU threads of each worker.
         settings: what workers need beside cells and a device.
+        logs: the folder for what Ray logs.
         timeout: seconds that a cell may take; None for no limit.
     """
 
@@ -50,6 +52,7 @@ class RayExecutor:
         gpus: float,
         threads: int,
         settings: WorkerSettings,
+        logs: Path,
         timeout: float | None = None,
     ) -> None:
         try:
@@ -62,7 +65,7 @@ class RayExecutor:
         actor = ray.remote(num_cpus=self.needs["CPU"], num_gpus=self.needs.get("GPU", 0), max_restarts=0)
         self._actor_class: Any = actor(Worker)
         self.settings = replace(settings, device="cpu" if kind == "cpu" else f"{kind}:0")
-        self.workers, self.timeout = workers, timeout
+        self.workers, self.logs, self.timeout = workers, logs, timeout
         self.running: dict[int, Cell] = {}
         self._todo: deque[Cell] = deque()
         self._losses = Counter[str]()  # by cell id: how many workers were lost with it
@@ -72,6 +75,10 @@ class RayExecutor:
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Event]:
         """Run cells and yield what happens; closing the iterator ends every worker."""
+        with logged_to(self.logs / "ray.log", "ray"):
+            yield from self._run(cells)
+
+    def _run(self, cells: Sequence[Cell]) -> Iterator[Event]:
         ray = self._ray
         starts_ray = not ray.is_initialized()
         if starts_ray and "RAY_ADDRESS" in os.environ:

@@ -23,6 +23,7 @@ from finetune_bench.errors import MachineError
 from finetune_bench.runner.cell import PROCESS_ENDS
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.local import LocalExecutor
+from finetune_bench.runner.executors.logs import logged_to
 from finetune_bench.runner.executors.messages import Answer, EventStatus, WorkerSettings
 from finetune_bench.runner.executors.worker import Worker
 from finetune_bench.runner.leftovers import is_foreign
@@ -146,6 +147,10 @@ class SlurmExecutor:
 
     def run(self, cells: Sequence[Cell]) -> Iterator[Event]:
         """Submit the jobs and yield what they answer; closing the iterator cancels them."""
+        with logged_to(self.logs / "submitit.log", "submitit"):
+            yield from self._run(cells)
+
+    def _run(self, cells: Sequence[Cell]) -> Iterator[Event]:
         unanswered = {cell.id: cell for cell in cells}
         folder = self.logs / f"answers-{time.strftime('%Y%m%dT%H%M%S')}-{time.monotonic_ns() % 10**6:06}"
         folder.mkdir(parents=True)
