@@ -1,6 +1,7 @@
-"""This file keeps what is made once for all runs of a user: models that were joined or converted from packages' files.
+"""This file keeps what is made once for all runs of a user: joined or converted checkpoints, and calibrations.
 
-The folder is $XDG_CACHE_HOME/finetune-bench, or ~/.cache/finetune-bench. All of it can be deleted at any time.
+The folder is $FINETUNE_BENCH_CACHE, or else finetune-bench in $XDG_CACHE_HOME, or else in ~/.cache. All of it can be
+deleted at any time.
 """
 
 from __future__ import annotations
@@ -15,14 +16,18 @@ from filelock import FileLock
 
 from finetune_bench.errors import MachineError
 
+VARIABLE = "FINETUNE_BENCH_CACHE"
 MARGIN = 2**28  # bytes that are left free on a disk
 
 
 def cache_folder() -> Path:
     """Return the user's cache folder of this program, which may not exist yet."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named).absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # By the specification of XDG a relative path is to be ignored.
-    return (base if base.is_absolute() else Path.home() / ".cache") / "finetune-bench"
+    usual = base if base.is_absolute() else Path(os.path.expanduser("~/.cache"))  # noqa: PTH111 — it never fails
+    return usual / "finetune-bench"
 
 
 def made_once(name: str, bytes_needed: int, make: Callable[[Path, Path], None]) -> Path:
@@ -50,7 +55,7 @@ def made_once(name: str, bytes_needed: int, make: Callable[[Path, Path], None]) 
             if free < bytes_needed + MARGIN:
                 raise MachineError(
                     f"'{folder.parent}' needs {(bytes_needed + MARGIN) / 2**20:,.0f} MiB of free disk to make {name}, "
-                    f"but has {free / 2**20:,.0f}; make room, or name another folder: XDG_CACHE_HOME=FOLDER."
+                    f"but has {free / 2**20:,.0f}; make room, or name another folder: {VARIABLE}=FOLDER."
                 )
             with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
                 new, rest = Path(scratch, "new"), Path(scratch, "rest")
@@ -61,6 +66,6 @@ def made_once(name: str, bytes_needed: int, make: Callable[[Path, Path], None]) 
     except OSError as error:
         raise MachineError(
             f"'{error.filename or folder}' can't be written: {error.strerror or error}; name another folder for what "
-            "is kept: XDG_CACHE_HOME=FOLDER."
+            f"is kept: {VARIABLE}=FOLDER."
         ) from None
     return folder

@@ -1,6 +1,6 @@
 """Calibrations are kept in the user's cache folder, for the next plan on this machine.
 
-A file per calibration, `FINETUNE_BENCH_CACHE/calibrations/KEY.json`; the key is a hash of all that it depends on: the
+A file per calibration, `calibrations/KEY.json` of the cache; the key is a hash of all that it depends on: the
 cell but for its seed, the code, the libraries and the machine. A file that is damaged, or that another process is just
 replacing, costs a calibration and does no other harm.
 """
@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import platform
 from collections.abc import Sequence
 from functools import cache
@@ -23,19 +22,18 @@ import torch
 
 import finetune_bench
 from finetune_bench import device as devices
+from finetune_bench.cache import cache_folder
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged, make_folder, read_json, sealed, write_text
 from finetune_bench.runner.calibration import Calibration, calibrate
 from finetune_bench.study.grid import Cell
-
-VARIABLE = "FINETUNE_BENCH_CACHE"
 
 
 def calibrations_of(
     cells: Sequence[Cell], root: Path | None, device: torch.device, plugins: Sequence[str] = ()
 ) -> list[Calibration]:
     """Return the calibration of every cell, as `calibrate` does; those that are kept are read, the others kept."""
-    files = [_folder() / f"{_key(cell, device)}.json" for cell in cells]
+    files = [cache_folder() / "calibrations" / f"{_key(cell, device)}.json" for cell in cells]
     made = {file: kept for file in files if (kept := _read(file)) is not None}
     missing = {file: cell for file, cell in zip(files, cells, strict=True) if file not in made}
     if missing:
@@ -43,13 +41,6 @@ def calibrations_of(
             made[file] = calibration
             _keep(file, calibration)
     return [made[file] for file in files]
-
-
-def _folder() -> Path:
-    """Return the folder of the calibrations; it need not be there."""
-    named = os.environ.get(VARIABLE)
-    usual = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "finetune-bench")  # noqa: PTH111
-    return (Path(named) if named else usual) / "calibrations"
 
 
 def _key(cell: Cell, device: torch.device) -> str:

@@ -26,6 +26,7 @@ TEXT = b"a tokenizer's vocabulary"
 @pytest.fixture(autouse=True)
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a cache of its own."""
+    monkeypatch.delenv("FINETUNE_BENCH_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     gguf.converted.cache_clear()
     return tmp_path / "cache" / "finetune-bench"
@@ -168,8 +169,8 @@ def test_what_breaks_in_the_middle_leaves_nothing(empty_cache: Path, monkeypatch
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
     with pytest.raises(MachineError, match=r"needs 1,280 MiB of free disk to make a, but has 1,024"):
         made_once("a", 2**30, make)
-    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
-    with pytest.raises(MachineError, match=r"'/dev/null/finetune-bench' can't be written: .*XDG_CACHE_HOME=FOLDER"):
+    monkeypatch.setenv("FINETUNE_BENCH_CACHE", "/dev/null")
+    with pytest.raises(MachineError, match=r"can't be written: .*FINETUNE_BENCH_CACHE=FOLDER"):
         made_once("a", 0, make)
 
 
