@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["FINETUNE_BENCH_CACHE"] = tempfile.mkdtemp(prefix="finetune-bench-")  # not the user's
 
 import pytest
+
+# Where the tests were started in a shell's background, Ctrl-C is ignored, also by the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

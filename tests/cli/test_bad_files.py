@@ -263,8 +263,8 @@ OF_RUNS = [
     ("merge out run run/file", "'run/file' holds no cells"),
     ("power empty", "no method has two seeds that are paired with vanilla"),
     ("show 0 --run run", "give more digits"),
-    ("show 0123456789abcdef --run run", "There is no method, task or cell called '0123456789abcdef'"),
-    ("show run", "There is no method, task or cell called 'run'"),
+    ("show 0123456789abcdef --run run", "There is no method, task, report, run or cell called '0123456789abcdef'"),
+    ("show ran", "There is no method, task, report, run or cell called 'ran'"),
 ]
 
 

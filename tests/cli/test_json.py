@@ -16,7 +16,7 @@ from finetune_bench import cli
 from finetune_bench.cli import documents
 from finetune_bench.cli.documents import DOCUMENTS, SCHEMA, show_document
 from finetune_bench.runner import forecast
-from finetune_bench.store.shape import misfits
+from finetune_bench.store.shape import misfit
 from finetune_bench.store.store import Store
 from tests import ROOT
 from tests.synthetic_store import fail, make_store
@@ -28,7 +28,7 @@ def document(capsys: pytest.CaptureFixture[str], *words: object, code: int = 0) 
     read = json.loads(capsys.readouterr().out, parse_constant=lambda text: pytest.fail(f"{text} is no JSON"))
     assert isinstance(read, dict)
     kind = DOCUMENTS[read["command"]]
-    assert list(misfits(read, kind, "")) == []
+    assert misfit(read, kind) == ""
     assert list(undeclared(read, kind)) == []
     assert read["schema"] == SCHEMA
     return read
@@ -151,7 +151,7 @@ def test_a_plan_with_nothing_to_do() -> None:
     plan = SimpleNamespace(store=Store("run"), notes=[], devices=["cpu"], **cells)
     values = documents.plan_values(plan, None)  # type: ignore[arg-type]
     whole = {"schema": 1, "version": "0", "command": "plan", **values}
-    assert list(misfits(whole, documents.PlanDocument, "")) == []
+    assert misfit(whole, documents.PlanDocument) == ""
     assert (values["to_run"], values["device"], values["wall_seconds"]) == (0, None, None)
 
 

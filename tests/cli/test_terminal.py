@@ -23,7 +23,7 @@ def test_a_run_with_failures_is_stopped_and_gone_on_with(tmp_path: Path) -> None
         terminal.wait_for(lambda text: "2/6" in text)
         terminal.press(capture.CTRL_C)
         stopped = terminal.finish()
-        assert terminal.process.returncode == 130
+        assert terminal.process.returncode == 130, stopped
         assert "Interrupted; every finished cell is kept. To go on:" in stopped
         assert "--seeds2,3" in "".join(stopped.split())
         assert "░" not in stopped and "running" not in stopped and terminal.shows_cursor

@@ -120,6 +120,19 @@ def test_the_page_works_in_a_browser(browser: Any, page: Path) -> None:
     assert [line for line in browser.get_log("browser") if line["level"] in ("SEVERE", "WARNING")] == []
 
 
+def click(browser: Any, element: Any) -> None:
+    """Bring an element into view and click it; once more where the page was still moving and another came first."""
+    from selenium.common.exceptions import ElementClickInterceptedException
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def is_clicked(_: Any) -> bool:
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", element)
+        element.click()
+        return True
+
+    WebDriverWait(browser, 10, ignored_exceptions=[ElementClickInterceptedException]).until(is_clicked)
+
+
 def wait(browser: Any, until: Any) -> Any:
     from selenium.webdriver.support.ui import WebDriverWait
 
@@ -235,9 +248,8 @@ def check_sorting(browser: Any, table: Any) -> None:
     from selenium.webdriver.common.by import By
 
     head = table.find_elements(By.TAG_NAME, "th")[1]
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", head)
     for direction in ("descending", "ascending"):
-        head.find_element(By.TAG_NAME, "button").click()
+        click(browser, head.find_element(By.TAG_NAME, "button"))
         assert head.get_attribute("aria-sort") == direction
         keys = browser.execute_script(
             "return [...arguments[0].tBodies[0].rows].map(row => row.cells[1].dataset.sort)", table
@@ -278,8 +290,7 @@ def check_runs_of_a_number(browser: Any, table: Any) -> None:
     from selenium.webdriver.common.by import By
 
     number = table.find_element(By.CSS_SELECTOR, "td:nth-child(2) button")
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center', behavior: 'instant'})", number)
-    number.click()
+    click(browser, number)
     dialog = browser.find_element(By.TAG_NAME, "dialog")
     wait(browser, dialog.is_displayed)
     runs = dialog.find_elements(By.TAG_NAME, "details")

@@ -170,7 +170,7 @@ def test_power_and_compare_cover_what_the_report_does(
     shared: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert {line.method for line in power_lines(shared, 1.0, 0.8)} == {"hype"}
-    assert report_commands.power_command(Namespace(run=shared.root, difference=1.0, power=0.8)) == 0
+    assert report_commands.power_command(Namespace(run=shared.root, difference=1.0, power=0.8, json=False)) == 0
     assert "The folder holds 4 runs more" in capsys.readouterr().err
     other = store_of(tmp_path / "other", *HYPE, *RDROP)
     compared = compare(shared, other)

@@ -143,7 +143,7 @@ def test_ctrl_c_stops_cleanly_and_says_how_to_go_on(study: Study, tmp_path: Path
         wait_for_rows(store, 2, process)
         process.send_signal(signal.SIGINT)
         _, talk = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == 130, talk
     assert "To go on:" in talk
     assert f"--out {store.root}" in talk
     statuses = [row["status"] for row in store.rows()]
