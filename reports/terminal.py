@@ -118,7 +118,8 @@ def _failures(data: Data) -> list[str]:
     for row in failed[:MOST_FAILED]:
         log = data.store.folder(row["id"]) / "log.txt"
         name = f"{brief(row['method'], LONGEST_NAME)} · {names[row['task']]} · seed {row['seed']}"
-        lines.append(brief(f"failed: {name}: {row['reason']}", WIDTH))
+        reason = brief(f"failed: {name}: {row['reason']}", 3 * WIDTH)
+        lines.append(textwrap.fill(reason, WIDTH, subsequent_indent=" " * 8))
         lines += [f"        {log}"] if log.is_file() else []
     if len(failed) > MOST_FAILED:
         lines.append(f"{len(failed) - MOST_FAILED} more failed; the report has all of them.")
