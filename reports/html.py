@@ -137,7 +137,7 @@ def _packed(runs: Sequence[Mapping[str, Any]]) -> str:
                 row[name] = met[name, id(row[name])]
         slim.append(row)
     content = json.dumps({"shared": shared, "runs": slim}, separators=(",", ":")).encode()
-    return base64.b64encode(gzip.compress(content, 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(content, 6, mtime=0)).decode()
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
