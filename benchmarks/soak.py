@@ -192,9 +192,10 @@ def disturb(
         fault = left.pop()
         running = [runner for runner in runners if runner.poll() is None]
         if fault == "another runner" and running and len(running) < RUNNERS:
-            runners.append(start_another())
+            more = dice.randint(1, RUNNERS - len(running))
+            runners += [start_another() for _ in range(more)]
             faults[fault] += 1
-            faults["three runners at a time"] += len(running) == RUNNERS - 1
+            faults["three runners at a time"] += len(running) + more == RUNNERS
         elif fault != "another runner" and running and strike(fault, dice.choice(running), store, dice):
             faults[fault] += 1
         else:  # there was nothing to harm
