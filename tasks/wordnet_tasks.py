@@ -27,8 +27,8 @@ from itertools import cycle, islice, zip_longest
 from pathlib import Path
 
 from finetune_bench.errors import DataError, MachineError
+from finetune_bench.packages import package_folder
 from finetune_bench.task import Provenance, Split, Task, TaskData
-from finetune_bench.tasks.packages import package_folder
 from finetune_bench.tasks.wordnet import TRAIN, VALIDATION, Concept, Nouns, ancestors, by_kind, nouns, rank
 
 # First text, second text ("" for a task with one), label.

@@ -157,10 +157,9 @@ def _is_cached(model: str) -> bool:
 
 def _hub() -> str | None:
     """Return why the hub can't be reached, as the beginning of a sentence; None where it can."""
-    import urllib.error
-    import urllib.request
-
     from huggingface_hub import constants
+
+    from finetune_bench.model import hub
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
@@ -168,13 +167,10 @@ def _hub() -> str | None:
 
     def ask() -> None:
         try:
-            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310 — the user's own setting
-            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()  # noqa: S310
+            hub.ask(HUB_SECONDS)
             answers.append(None)
-        except urllib.error.HTTPError:  # it answers
-            answers.append(None)
-        except (OSError, ValueError) as error:
-            answers.append(f"{constants.ENDPOINT} can't be reached ({brief(getattr(error, 'reason', error), 100)})")
+        except Exception as error:  # the errors differ between releases of the client
+            answers.append(f"{constants.ENDPOINT} can't be reached ({brief(error, 100)})")
 
     # Looking a name up takes as long as it likes, whatever the timeout.
     thread = threading.Thread(target=ask, daemon=True)

@@ -17,9 +17,18 @@ PROBE_SECONDS = 5.0
 _told: list[bool] = []
 
 
+def ask(seconds: float) -> None:
+    """Ask the hub for any answer at all, through its own client, which knows of proxies and certificates.
+
+    Raises:
+        Exception: there is none within these seconds.
+    """
+    huggingface_hub.get_session().head(constants.ENDPOINT, timeout=seconds)
+
+
 @cache
 def is_reachable() -> bool:
-    """Ask the hub through its own client, which knows of proxies and certificates; the answer holds until `forget`.
+    """Return whether the hub gives an answer; what was found holds until `forget`.
 
     Where there is none, the client is told to be offline.
     """
@@ -27,7 +36,7 @@ def is_reachable() -> bool:
     if constants.HF_HUB_OFFLINE:
         return False
     try:
-        huggingface_hub.get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS)
+        ask(PROBE_SECONDS)
     # The HTTP library, and with it the errors, differ between releases of the client.
     except Exception:
         constants.HF_HUB_OFFLINE = True

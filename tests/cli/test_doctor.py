@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import threading
-import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import pytest
 from finetune_bench import cli, registry
 from finetune_bench.cli import doctor
 from finetune_bench.errors import MachineError
+from finetune_bench.model import hub
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +84,7 @@ def test_a_hub_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.Monkey
         answers.wait(60)
         raise OSError("too late")
 
-    monkeypatch.setattr(urllib.request, "urlopen", slow)
+    monkeypatch.setattr(hub, "ask", slow)
     assert "did not answer within" in str(doctor._hub())
     answers.set()
 

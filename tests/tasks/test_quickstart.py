@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from finetune_bench.errors import DataError, MachineError
-from finetune_bench.tasks import quickstart
+from finetune_bench.packages import MINILM
 from finetune_bench.tasks.quickstart import PackagedTask, bbc_news, default_options, tweet_sentiment
 
-PACKAGES = (quickstart.MODEL, bbc_news.package, tweet_sentiment.package)
+PACKAGES = (MINILM, bbc_news.package, tweet_sentiment.package)
 INSTALLED = all(importlib.util.find_spec(name) for name in PACKAGES)
 needs_packages = pytest.mark.skipif(not INSTALLED, reason="the [offline] extra is not installed")
 

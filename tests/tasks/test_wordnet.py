@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from finetune_bench.errors import DataError, MachineError
+from finetune_bench.packages import package_folder
 from finetune_bench.task import Split, TaskData
 from finetune_bench.tasks import wordnet
-from finetune_bench.tasks.packages import package_folder
 from finetune_bench.tasks.wordnet import FIELDS
 from finetune_bench.tasks.wordnet_tasks import TOPICS, WordNetTask, wordnet_isa, wordnet_similarity, wordnet_topic
 

