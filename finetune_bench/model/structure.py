@@ -243,13 +243,57 @@ def output_layer(model: nn.Module) -> nn.Linear:
     Raises:
         ModelError: the head ends in no linear layer.
     """
-    inside = set(body(model).modules())
-    outputs: int = model.config.num_labels  # type: ignore[union-attr, assignment]
-    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in inside]
-    candidates = [module for module in linear if module.out_features == outputs]
+    candidates = _output_layers(model)
     if not candidates:
+        outputs = model.config.num_labels  # type: ignore[union-attr]
         raise ModelError(f"The head of {type(model).__name__} ends in no linear layer with {outputs} outputs.")
     return candidates[-1]
+
+
+def _output_layers(model: nn.Module) -> list[nn.Linear]:
+    """Return the linear layers outside the body that are as wide as the logits."""
+    inside = set(body(model).modules())
+    linear = [module for module in model.modules() if isinstance(module, nn.Linear) and module not in inside]
+    return [module for module in linear if module.out_features == model.config.num_labels]  # type: ignore[union-attr]
+
+
+def is_decoder(model: nn.Module) -> bool:
+    """Return whether the model is one stack of layers in which a token sees those before it only."""
+    try:
+        first = layers(model)[0]
+    except ModelError:
+        return False
+    return any(getattr(module, "is_causal", False) is True for module in first.modules())
+
+
+@contextmanager
+def last_tokens_read(model: nn.Module, mask: Tensor) -> Iterator[None]:
+    """Let a decoder's head read every text's last real token in one forward pass inside.
+
+    The library looks for the last token that has not the padding's id. That is another one where a text ends in that
+    token, as padding often is the end token; and where a pass starts from embeddings there are no ids.
+
+    Args:
+        model: the classifier.
+        mask: (batch, seq), 1 for real tokens.
+    """
+    reduced: list[bool] = []
+
+    def enter(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        hidden = args[0]
+        reduced.append(hidden.shape[:-1] == mask.shape)
+        if not reduced[-1]:
+            return args
+        last = (torch.arange(mask.shape[1], device=mask.device) * mask).argmax(-1)
+        return hidden[torch.arange(len(mask), device=mask.device), last], *args[1:]
+
+    def leave(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        # In every position, so that it is the one that the library takes.
+        return output[:, None].expand(-1, mask.shape[1], -1) if reduced.pop() else output
+
+    hooks = [(module.register_forward_pre_hook, module.register_forward_hook) for module in _output_layers(model)]
+    with _hooked(handle for before, after in hooks for handle in (before(enter), after(leave))):
+        yield
 
 
 @contextmanager

@@ -1,47 +1,50 @@
 """An unpadded pass computes no padding: between the embeddings and the head a batch is one row of real tokens.
 
-A hook on the first layer drops the padding, (batch, seq, dim) → (1, tokens, dim); one on the last layer puts zeros in
-its place for the pooler and the head. In between, linear layers, norms and dropout see real tokens only, and attention,
-registered with transformers under `NAME`, sees each sequence by itself. The model's own code is not touched. What real
-tokens come to is what they come to with padding, but for rounding: padding never reached them. Random draws have other
-shapes, so that with dropout the two layouts are two runs.
+Hooks on the layers drop the padding, (batch, seq, dim) → (1, tokens, dim): of the hidden states before the first, and
+of rotary positions before each. One on the last layer puts zeros in its place for the norm, the pooler and the head. In
+between, linear layers, norms and dropout see real tokens only, and attention, registered with transformers under
+`NAME`, sees each sequence by itself. What real tokens come to is what they come to with padding, but for rounding:
+padding never reached them. Random draws have other shapes, so that with dropout the two layouts are two runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from finetune_bench import device as devices
+from finetune_bench.model.attention import Pattern, Unpadding, attend_within_texts
 from finetune_bench.model.structure import layers
 from finetune_bench.recipe import BATCH_LAYOUTS
 
 NAME = "finetune_bench_unpadded"
-# Models with positions added below their layers, one mask for all layers, and attention through the interface.
-MODEL_TYPES = ("bert", "distilbert", "electra", "roberta", "camembert", "xlm-roberta")
-
-
-@dataclass(frozen=True)
-class Unpadding:
-    """An unpadding says where a batch's real tokens are.
-
-    Attributes:
-        lengths: how many tokens each sequence has.
-        tokens: (tokens,), positions of the real tokens in the flattened padded batch.
-        positions: (batch · longest,), the token at each of those positions; padding has its sequence's first token.
-        mask: (batch, 1, 1, longest), true for real tokens.
-    """
-
-    lengths: tuple[int, ...]
-    tokens: Tensor
-    positions: Tensor
-    mask: Tensor
+# Models with one mask for all layers or a window, and attention through the library's interface. Encoders add positions
+# below their layers; MPNet has an attention of its own beside, with one bias by relative position. Decoders add
+# positions below their layers, or rotate by them.
+ENCODERS = ("bert", "distilbert", "electra", "roberta", "camembert", "xlm-roberta", "mpnet")
+DECODERS = (
+    "llama",
+    "mistral",
+    "qwen2",
+    "qwen3",
+    "gpt2",
+    "gemma",
+    "gemma3_text",
+    "gpt_neox",
+    "modernbert-decoder",
+    "olmo",
+    "olmo2",
+    "opt",
+    "phi",
+    "phi3",
+    "smollm3",
+    "starcoder2",
+)
+MODEL_TYPES = ENCODERS + DECODERS
 
 
 def furthest(config: Any) -> str:
@@ -49,24 +52,10 @@ def furthest(config: Any) -> str:
     return BATCH_LAYOUTS[-1] if config.model_type in MODEL_TYPES else BATCH_LAYOUTS[0]
 
 
-def make_unpadding(lengths: Sequence[int], device: torch.device) -> Unpadding:
-    """Make the unpadding of a batch padded at its end, on the host, so that no device is waited for."""
-    sizes = torch.tensor(lengths)
-    column = torch.arange(int(sizes.max()))
-    mask = column < sizes[:, None]
-    starts = (sizes.cumsum(0) - sizes)[:, None]
-    positions = torch.where(mask, starts + column, starts)
-    tokens = mask.flatten().nonzero().flatten()
-    return Unpadding(
-        tuple(lengths),
-        devices.put(tokens, device),
-        devices.put(positions.flatten(), device),
-        devices.put(mask[:, None, None, :], device),
-    )
-
-
 # The unpadding of the pass that is running.
 _current: list[Unpadding] = []
+# What a layer gets beside its hidden states that has a row per token.
+_PER_TOKEN = ("position_embeddings", "position_ids")
 
 
 @contextmanager
@@ -78,8 +67,12 @@ def unpadded(model: nn.Module, unpadding: Unpadding) -> Iterator[None]:
     def drop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         hidden = args[0] if args else kwargs["hidden_states"]
         shape.append(hidden.shape)
-        kept = hidden.flatten(0, 1).index_select(0, unpadding.tokens)[None]
+        kept = _real_tokens(hidden, unpadding)
         return ((kept, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": kept})
+
+    def drop_positions(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+        per_token = {name: kwargs[name] for name in _PER_TOKEN if kwargs.get(name) is not None}
+        return args, kwargs | {name: _real_tokens(value, unpadding) for name, value in per_token.items()}
 
     def put_back(module: nn.Module, args: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -88,17 +81,62 @@ def unpadded(model: nn.Module, unpadding: Unpadding) -> Iterator[None]:
         full = full.view(batch, sequence, dim)
         return (full, *output[1:]) if isinstance(output, tuple) else full
 
-    _current.append(unpadding)
-    handles = [
-        runs[0].register_forward_pre_hook(drop, with_kwargs=True, prepend=True),
-        runs[-1].register_forward_hook(put_back),
-    ]
+    handles = [module.register_forward_pre_hook(drop_positions, with_kwargs=True) for module in runs]
+    handles.append(runs[0].register_forward_pre_hook(drop, with_kwargs=True, prepend=True))
+    handles.append(runs[-1].register_forward_hook(put_back))
+    with ExitStack() as contexts:
+        for handle in handles:
+            contexts.callback(handle.remove)
+        _current.append(unpadding)
+        contexts.callback(_current.pop)
+        contexts.enter_context(_with_relative_bias(model, unpadding))
+        yield
+
+
+def _real_tokens(values: Any, unpadding: Unpadding) -> Any:
+    """Return the rows of real tokens, (batch or 1, seq, …) → (1, tokens, …), of a tensor or of several."""
+    if isinstance(values, tuple):
+        return tuple(_real_tokens(value, unpadding) for value in values)
+    whole = values.expand(len(unpadding.lengths), *values.shape[1:])
+    return whole.flatten(0, 1).index_select(0, unpadding.tokens)[None]
+
+
+@contextmanager
+def _with_relative_bias(model: nn.Module, unpadding: Unpadding) -> Iterator[None]:
+    """Let MPNet's attention, which is not the library's interface, attend through this file."""
+    blocks = _relative_bias_blocks(model)
+    for block in blocks:
+        block.forward = partial(_attend_with_bias, block, unpadding)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        _current.pop()
+        for block in blocks:
+            del block.forward
+
+
+def _relative_bias_blocks(model: nn.Module) -> list[Any]:
+    """Return the attention blocks that the library's interface doesn't reach."""
+    # Told by their name: importing the class takes seconds.
+    return [module for module in model.modules() if type(module).__name__ == "MPNetSelfAttention"]
+
+
+def _attend_with_bias(  # noqa: PLR0917 — the library's own order
+    block: Any,
+    unpadding: Unpadding,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    position_bias: Tensor | None = None,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor]:
+    """Compute what MPNet's attention block does, (1, tokens, dim) → (1, tokens, dim), within each sequence."""
+    widths = (*hidden_states.shape[:-1], block.num_attention_heads, block.attention_head_size)
+    query, key, value = (linear(hidden_states).view(widths).transpose(1, 2) for linear in (block.q, block.k, block.v))
+    # The bias depends on how far two tokens are apart: it is the same in every row, and in a text of any length.
+    pattern = Pattern(bias=None if position_bias is None else position_bias[:1])
+    dropout = block.dropout.p if block.training else 0.0
+    mixed = attend_within_texts((query, key, value), unpadding, pattern, dropout_p=dropout)
+    return (block.o(mixed.transpose(1, 2).flatten(2)),)
 
 
 def prepare_for(model: nn.Module, device: torch.device, batch_layout: str) -> None:
@@ -109,6 +147,9 @@ def prepare_for(model: nn.Module, device: torch.device, batch_layout: str) -> No
     """
     if batch_layout != "padded" or (device.type != "cpu" and _attends_by_library(model)):
         prepare(model)
+    if batch_layout != "padded" and getattr(model.config, "use_cache", False):
+        # A decoder copies its keys and values for the tokens that would come next; here none does.
+        model.config.use_cache = False  # type: ignore[union-attr]
 
 
 def _attends_by_library(model: nn.Module) -> bool:
@@ -124,7 +165,8 @@ def prepare(model: nn.Module) -> None:
 
     AttentionInterface.register(NAME, attend)
     AttentionMaskInterface.register(NAME, make_mask)
-    model.set_attn_implementation(NAME)  # type: ignore[operator]
+    if not _relative_bias_blocks(model):
+        model.set_attn_implementation(NAME)  # type: ignore[operator]
 
 
 def make_mask(*args: Any, **kwargs: Any) -> Any:
@@ -157,36 +199,12 @@ def attend(  # noqa: PLR0917 — the library's own order
 
     if not _current:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
-    unpadding = _current[-1]
+    # As the library has it: what a caller says comes before what the module is.
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    pattern = Pattern(causal=causal, window=kwargs.get("sliding_window") if causal else None)
+    if (groups := getattr(module, "num_key_value_groups", 1)) > 1:
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     parts = query, key, value
-    if query.device.type == "cpu":
-        mixed = attend_one_by_one(parts, unpadding, dropout_p=dropout, scale=scaling)
-    else:
-        # On an accelerator many small kernels would cost more than padding does here alone.
-        mixed = attend_padded(parts, unpadding, dropout_p=dropout, scale=scaling)
+    mixed = attend_within_texts(parts, _current[-1], pattern, dropout_p=dropout, scale=scaling)
     return mixed.transpose(1, 2), None
-
-
-# Query, key and value, each (1, heads, tokens, width).
-Parts = tuple[Tensor, Tensor, Tensor]
-
-
-def attend_one_by_one(parts: Parts, unpadding: Unpadding, **options: Any) -> Tensor:
-    """Attend in one call per sequence; returns (1, heads, tokens, width)."""
-    queries, keys, values = (torch.split(states, list(unpadding.lengths), 2) for states in parts)
-    pieces = zip(queries, keys, values, strict=True)
-    return torch.cat([F.scaled_dot_product_attention(q, k, v, **options) for q, k, v in pieces], 2)
-
-
-def attend_padded(parts: Parts, unpadding: Unpadding, **options: Any) -> Tensor:
-    """Attend in one call for all sequences, on padded views; returns (1, heads, tokens, width)."""
-    query, key, value = (_pad(states, unpadding) for states in parts)
-    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=unpadding.mask, **options)
-    return mixed.transpose(1, 2).flatten(0, 1).index_select(0, unpadding.tokens).transpose(0, 1)[None]
-
-
-def _pad(states: Tensor, unpadding: Unpadding) -> Tensor:
-    """Pad (1, heads, tokens, width) to (batch, heads, longest, width)."""
-    _, heads, _, width = states.shape
-    wide = states[0].transpose(0, 1).index_select(0, unpadding.positions)
-    return wide.view(len(unpadding.lengths), -1, heads, width).transpose(1, 2)

@@ -21,7 +21,7 @@ from finetune_bench.model import pretrained
 from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
 from finetune_bench.model.files import check_weights, weight_files
 from finetune_bench.model.library import library
-from finetune_bench.model.structure import body, output_layer, parameter_depths, undecayed
+from finetune_bench.model.structure import body, is_decoder, output_layer, parameter_depths, undecayed
 from finetune_bench.printable import brief
 
 KEPT_HEAD = "kept-head"  # a mark of a checkpoint's identity
@@ -69,15 +69,16 @@ def identity(name: str, *, keep_head: bool = False) -> str:
 
     A mark stands where an earlier version of this package computed something else of the same files, so that its rows
     are none of this one's: `fresh-head` where it kept the head of another task, `dropout` where it left dropout on that
-    a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's. A
-    fourth, `kept-head`, says that training goes on from the checkpoint's head. The random start of a head depends on
-    the fingerprint alone.
+    a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's,
+    `last-token` where it left it to the library which token a decoder's head reads. Another, `kept-head`, says that
+    training goes on from the checkpoint's head. The random start of a head depends on the fingerprint alone.
     """
     marks = {
         KEPT_HEAD: keep_head,
         "fresh-head": taken(name).redraw and not keep_head,
         "dropout": _was_left_on(name),
         "padding": pretrained.padding_differs(name),
+        "last-token": is_decoder(pretrained.skeleton(pretrained.config(name, 2))),
     }
     return "-".join([pretrained.fingerprint(name), *(mark for mark, holds in marks.items() if holds)])
 

@@ -6,6 +6,7 @@ has to be of one length. A pass shows all of them, before any cell runs.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor, nn
 from finetune_bench import device as devices
 from finetune_bench.errors import ModelError
 from finetune_bench.model import pretrained, unpadding, weights
-from finetune_bench.model.structure import hidden_states_captured
+from finetune_bench.model.attention import make_unpadding
+from finetune_bench.model.structure import hidden_states_captured, is_decoder, last_tokens_read
 from finetune_bench.printable import brief
 from finetune_bench.task import Batch, Split
 from finetune_bench.training.examples import encode
@@ -60,8 +62,8 @@ def try_out(name: str, max_length: int) -> Probe:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             logits: Tensor = model.train()(**batch.inputs).logits  # some models refuse in training alone
-            logits = model.eval()(**batch.inputs).logits
-            alone = model(**examples.batch([0], CPU).inputs).logits
+            logits = _logits(model.eval(), batch.inputs)
+            alone = _logits(model, examples.batch([0], CPU).inputs)
     except Exception as error:  # a model may fail in any way
         if devices.is_out_of_memory(error) or isinstance(error, MemoryError):
             return Probe(unpads=unpadding.furthest(model.config) != "padded", embeds=True, ignores_padding=True)
@@ -91,11 +93,19 @@ def _words(tokenizer: Any) -> list[str]:
     return known[:: max(1, len(known) // SPREAD)] or list("abcdefgh")
 
 
+def _logits(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Return what training and evaluation take for the model's prediction, (texts, outputs)."""
+    mask = inputs.get("attention_mask")
+    with last_tokens_read(model, mask) if mask is not None and is_decoder(model) else nullcontext():
+        logits: Tensor = model(**inputs).logits
+        return logits
+
+
 def _embeds(model: nn.Module, batch: Batch, logits: Tensor) -> bool:
     inputs = {name: values for name, values in batch.inputs.items() if name != "input_ids"}
     try:
         embeds = model.get_input_embeddings()(batch.inputs["input_ids"])  # type: ignore[operator]
-        return _is_close(model(**inputs, inputs_embeds=embeds).logits, logits)
+        return _is_close(_logits(model, inputs | {"inputs_embeds": embeds}), logits)
     except Exception:  # whatever it is, the pass can't be made
         return False
 
@@ -106,7 +116,7 @@ def _unpads(model: nn.Module, batch: Batch) -> bool:
     real = batch.inputs["attention_mask"].bool()
     padded = _last_states(model, batch, real)
     unpadding.prepare(model)
-    with unpadding.unpadded(model, unpadding.make_unpadding(batch.lengths, CPU)):
+    with unpadding.unpadded(model, make_unpadding(batch.lengths, CPU)):
         return _is_close(_last_states(model, batch, real), padded)
 
 

@@ -45,6 +45,10 @@ _BERT_LIKE = {
     "max_position_embeddings": 40,
 }
 
+_PADDING = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+_DECODER = _BERT_LIKE | _PADDING | {"num_key_value_heads": 1}
+
 _RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
 
 ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -65,6 +69,14 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
             "hidden_dim": 24,
             "max_position_embeddings": 40,
         },
+    ),
+    "mpnet": ("mpnet", _BERT_LIKE),
+    "llama": ("llama", _DECODER),
+    "qwen3": ("qwen3", _DECODER | {"head_dim": 8}),
+    "gpt2": (
+        "gpt2",
+        _PADDING
+        | {"vocab_size": VOCABULARY, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_inner": 24, "n_positions": 40},
     ),
     "modernbert": (
         "modernbert",

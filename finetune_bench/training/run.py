@@ -17,8 +17,9 @@ from finetune_bench import device as devices
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Objective, Streams, View
-from finetune_bench.model.structure import hidden_states_captured, undecayed
-from finetune_bench.model.unpadding import Unpadding, make_unpadding, unpadded
+from finetune_bench.model.attention import Unpadding, make_unpadding
+from finetune_bench.model.structure import hidden_states_captured, is_decoder, last_tokens_read, undecayed
+from finetune_bench.model.unpadding import unpadded
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.task import Batch, Output, Task
@@ -70,6 +71,7 @@ class TrainingRun:
         self._generators: dict[str, Generator] = {}
         self._random_blocks: collections.Counter[str] = collections.Counter()
         self._unpadding: tuple[Batch, Unpadding] | None = None
+        self._is_decoder = is_decoder(model)
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
@@ -178,6 +180,8 @@ class TrainingRun:
             contexts.enter_context(self._using(view.weights or {}))
             if self.recipe.batch_layout != "padded" and self.model.training and batch.lengths:
                 contexts.enter_context(unpadded(self.model, self._unpadding_of(batch, batch.lengths)))
+            if self._is_decoder and (mask := inputs.get("attention_mask")) is not None:
+                contexts.enter_context(last_tokens_read(self.model, mask))
             if view.perturb:
                 contexts.enter_context(self.method.perturbing(self))
             states = contexts.enter_context(hidden_states_captured(self.model)) if view.hidden else []

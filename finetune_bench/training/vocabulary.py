@@ -16,6 +16,7 @@ import torch
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from finetune_bench.model.unpadding import DECODERS
 from finetune_bench.training.run import TrainingRun
 
 
@@ -53,15 +54,19 @@ def trimmed(run: TrainingRun) -> Iterator[Vocabulary | None]:
     """Leave only the rows of the token embeddings that the run's examples use inside; after it they are whole again.
 
     Yields:
-        None, with nothing changed, where the embeddings don't train.
+        None, with nothing changed, where the embeddings don't train, or a decoder's examples have no attention mask.
     """
     lookup: Any = run.model.get_input_embeddings()  # type: ignore[operator]
     table, examples = lookup.weight, run.examples
-    if not table.requires_grad:
+    decoder = run.model.config.model_type in DECODERS  # type: ignore[union-attr]
+    # Without a mask a decoder's head looks for the padding's id, which would be another.
+    if not table.requires_grad or (decoder and "attention_mask" not in examples.columns):
         yield None
         return
-    # Up to the padding's, all ids stay what they are: models compare them with it.
-    ids = [np.arange((lookup.padding_idx or 0) + 1), *examples.columns["input_ids"]]
+    padding, number = examples.padding["input_ids"], lookup.padding_idx
+    # Up to the padding's, all ids stay what they are: encoders compare them with it. A decoder's may be the last.
+    kept = [number or 0] if decoder else np.arange((number or 0) + 1)
+    ids = [kept, [padding], *examples.columns["input_ids"]]
     used = np.unique(np.concatenate(ids))
     new_id = np.zeros(len(table), dtype=np.int64)
     new_id[used] = np.arange(len(used))
@@ -71,10 +76,14 @@ def trimmed(run: TrainingRun) -> Iterator[Vocabulary | None]:
     columns = examples.columns | {"input_ids": [new_id[sequence] for sequence in examples.columns["input_ids"]]}
     vocabulary = Vocabulary(small)
     lookup.weight = run.params[name] = small
-    run.examples = dataclasses.replace(examples, columns=columns)
+    run.examples = dataclasses.replace(
+        examples, columns=columns, padding=examples.padding | {"input_ids": int(new_id[padding])}
+    )
+    lookup.padding_idx = None if number is None else int(new_id[number])
     try:
         yield vocabulary
     finally:
+        lookup.padding_idx = number
         with torch.no_grad():
             table.mul_(vocabulary.decay)
             table[rows] = small

@@ -13,7 +13,8 @@ from transformers import AutoConfig, AutoTokenizer
 from finetune_bench.errors import ModelError, Unsupported
 from finetune_bench.method.stack import Stack
 from finetune_bench.methods.mixout import Mixout
-from finetune_bench.model import body, build, pretrained
+from finetune_bench.model import body, build, pretrained, unpadding
+from finetune_bench.model.attention import Parts, Pattern, Unpadding, attend_within_texts
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.testing.toys import CPU, toy_examples
@@ -44,8 +45,20 @@ def test_a_pass_without_padding_attends_as_the_models_own(
 ) -> None:
     model = variant(tiny_checkpoint, tmp_path / "model", is_decoder=decoder)
     plan = planned(model, tiny_data, tmp_path / "run", recipe=SHORT)
-    assert plan.cells[0].recipe.batch_layout == ("padded" if decoder else "unpadded_trimmed")
-    assert any("attends otherwise without padding" in note for note in plan.notes) == decoder
+    assert plan.cells[0].recipe.batch_layout == "unpadded_trimmed"
+
+
+def test_what_attends_otherwise_without_padding_is_padded(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def both_ways(parts: Parts, where: Unpadding, pattern: Pattern, **options: Any) -> torch.Tensor:
+        return attend_within_texts(parts, where, **options)
+
+    monkeypatch.setattr(unpadding, "attend_within_texts", both_ways)
+    model = variant(tiny_checkpoint, tmp_path / "model", is_decoder=True)
+    plan = planned(model, tiny_data, tmp_path / "run", recipe=SHORT)
+    assert plan.cells[0].recipe.batch_layout == "padded"
+    assert any("attends otherwise without padding" in note for note in plan.notes)
 
 
 def test_a_decoder_finds_its_padding_token_in_the_tokenizer(
@@ -89,14 +102,23 @@ def test_texts_longer_than_the_positions_are_refused(
 
 
 @pytest.mark.parametrize("method", ["r3f", "smart", "freelb"])
-@pytest.mark.parametrize("family", ["t5", "bart", "gpt2"])
+@pytest.mark.parametrize("family", ["t5", "bart"])
 def test_noise_on_the_embeddings_is_refused_where_they_are_not_the_tokens(
     method: str, family: str, tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
-    """T5 and BART fail without tokens; a decoder finds no padding in embeddings, and would read from elsewhere."""
+    """T5 and BART fail without tokens."""
     model = made(family, tiny_checkpoint, tmp_path / "model")
     with pytest.raises(Unsupported, match="computes something else of its token embeddings"):
         planned(model, tiny_data, tmp_path / "run", (method,), recipe=SHORT)
+
+
+def test_noise_on_the_embeddings_of_a_decoder_leaves_its_last_token_in_place(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """Embeddings have no ids by which the library would find the padding; the mask has it."""
+    model = made("gpt2", tiny_checkpoint, tmp_path / "model")
+    plan = planned(model, tiny_data, tmp_path / "run", ("r3f",), recipe=SHORT, baseline=False)
+    assert run_cell(plan.cells[0], WorkerContext(plan.store, CPU))["status"] == "done"
 
 
 def test_mixout_mixes_the_matrices_of_gpt2(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
