@@ -48,7 +48,7 @@ from finetune_bench.errors import FinetuneBenchError, ModelError
 from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import Run
-from finetune_bench.model.structure import body, layers, weights_replaced
+from finetune_bench.model.structure import body, is_linear, layers, weights_replaced
 from finetune_bench.parameters import parameter
 
 REFUSED = {
@@ -60,16 +60,18 @@ REFUSED = {
 }
 
 
-def merge_update(weight: Tensor, down: Tensor, up: Tensor, scale: float) -> Tensor:
+def merge_update(weight: Tensor, down: Tensor, up: Tensor, scale: float, *, is_turned: bool = False) -> Tensor:
     """Merge an update into its weight: W + scale · B A.
 
     Args:
-        weight: W, (out, in).
+        weight: W, (out, in), or (in, out) where it is turned.
         down: A, (r, in).
         up: B, (out, r).
         scale: α/r.
+        is_turned: whether the layer has its weight the other way round.
     """
-    return weight + scale * (up @ down)
+    update = up @ down
+    return weight + scale * (update.T if is_turned else update)
 
 
 def target_names(model: nn.Module) -> list[str]:
@@ -78,7 +80,7 @@ def target_names(model: nn.Module) -> list[str]:
     from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type)  # type: ignore[union-attr, arg-type]
-    inside = {module for layer in layers(model) for module in layer.modules() if isinstance(module, nn.Linear)}
+    inside = {module for layer in layers(model) for module in layer.modules() if is_linear(module)}
     names = [name for name, module in model.named_modules() if module in inside]
     return [name for name in names if known is None or name.rpartition(".")[2] in known] or names
 
@@ -126,7 +128,9 @@ class LoRA(Method):
             # A float does as well, whatever the library declares.
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.adapter_dropout,
-            target_modules=target_names(run.model),
+            target_modules=(targets := target_names(run.model)),
+            # GPT-2's weights are (in, out).
+            fan_in_fan_out=not any(isinstance(run.model.get_submodule(name), nn.Linear) for name in targets),
         )
         self.frozen_ = [weight for weight in run.params.values() if weight.requires_grad and weight in inside]
         heads = [weight for weight in run.params.values() if weight.requires_grad and weight not in inside]
@@ -159,6 +163,7 @@ class LoRA(Method):
                     module.lora_A["default"].weight,
                     module.lora_B["default"].weight,
                     module.scaling["default"],
+                    is_turned=module.fan_in_fan_out,
                 )
                 for name, module in self.layers_.items()
             }

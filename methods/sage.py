@@ -50,7 +50,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import Run, State
-from finetune_bench.model.structure import layers
+from finetune_bench.model.structure import is_linear, layers
 from finetune_bench.parameters import Range, parameter
 
 
@@ -73,7 +73,7 @@ def sensitive_weights(model: nn.Module) -> list[nn.Parameter]:
     for layer in layers(model):
         for module in layer.modules():
             # Told by its name: importing the class takes seconds.
-            if isinstance(module, nn.Linear) or type(module).__name__ == "XLNetRelativeAttention":
+            if is_linear(module) or type(module).__name__ == "XLNetRelativeAttention":
                 chosen |= dict.fromkeys(module.parameters(recurse=False))
     return list(chosen)
 

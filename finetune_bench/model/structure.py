@@ -237,6 +237,12 @@ def hidden_states_captured(model: nn.Module) -> Iterator[list[Tensor]]:
         yield states
 
 
+def is_linear(module: nn.Module) -> bool:
+    """Return whether the module is a linear layer: torch's, or GPT-2's, whose weight is (in, out)."""
+    # Told by its name: importing the class takes seconds.
+    return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+
+
 def output_layer(model: nn.Module) -> nn.Linear:
     """Return the linear layer that yields the logits: the head's last.
 
@@ -259,6 +265,8 @@ def _output_layers(model: nn.Module) -> list[nn.Linear]:
 
 def is_decoder(model: nn.Module) -> bool:
     """Return whether the model is one stack of layers in which a token sees those before it only."""
+    if not hasattr(model, "config"):  # a user's own module
+        return False
     try:
         first = layers(model)[0]
     except ModelError:

@@ -6,6 +6,7 @@ import torch
 from finetune_bench import registry
 from finetune_bench.method.step import View
 from finetune_bench.methods.lora import REFUSED, LoRA, merge_update, target_names
+from finetune_bench.model.structure import is_linear
 from finetune_bench.testing import toys
 from finetune_bench.training.loop import train
 
@@ -13,8 +14,13 @@ pytest.importorskip("peft")
 
 
 def test_the_merge_by_hand() -> None:
-    merged = merge_update(torch.ones(2, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [0.0]]), 0.5)
+    factors = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [0.0]])
+    merged = merge_update(torch.ones(2, 2), *factors, 0.5)
     assert torch.equal(merged, torch.tensor([[2.5, 4.0], [1.0, 1.0]]))
+    turned = merge_update(
+        torch.ones(2, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [0.0]]), 0.5, is_turned=True
+    )
+    assert torch.equal(turned, torch.tensor([[2.5, 1.0], [4.0, 1.0]]))
 
 
 def test_it_starts_as_the_plain_model() -> None:
@@ -36,8 +42,9 @@ def test_it_starts_as_the_plain_model() -> None:
     assert {id(weight) for weight in run.params.values()} == objects
 
 
-def test_merged_predicts_what_unmerged_predicts() -> None:
-    run, stack = toys.toy_run(LoRA(dropout="all_off"))
+@pytest.mark.parametrize(("architecture", "matrix"), [("bert", "query"), ("gpt2", "c_attn"), ("llama", "q_proj")])
+def test_merged_predicts_what_unmerged_predicts(architecture: str, matrix: str) -> None:
+    run, stack = toys.toy_run(LoRA(dropout="all_off"), architecture)
     start = {name: weight.detach().clone() for name, weight in run.params.items()}
     train(run)
     run.model.eval()
@@ -47,7 +54,7 @@ def test_merged_predicts_what_unmerged_predicts() -> None:
         merged = run.forward(batch, View()).logits
         changed = {name for name in start if not torch.equal(run.params[name], start[name])}
     torch.testing.assert_close(merged, unmerged, atol=1e-6, rtol=1e-5)
-    assert any("query" in name for name in changed)
+    assert any(matrix in name for name in changed)
     for name, weight in run.params.items():  # the frozen ones never moved
         if name in start and not weight.requires_grad:
             assert torch.equal(weight, start[name]), name
@@ -60,7 +67,7 @@ def test_targets_are_linear_layers_of_the_encoder(architecture: str) -> None:
     names = target_names(run.model)
     assert names
     for name in names:
-        assert isinstance(run.model.get_submodule(name), torch.nn.Linear)
+        assert is_linear(run.model.get_submodule(name))
 
 
 @pytest.mark.parametrize("other", sorted(REFUSED))
