@@ -40,6 +40,7 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import View
 from finetune_bench.metrics import Kind
 from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, switch_off, with_dropout
+from finetune_bench.model.structure import is_decoder
 from finetune_bench.recipe import Recipe
 from finetune_bench.task import Batch, Task, TaskData
 from finetune_bench.training.examples import Encoded
@@ -193,15 +194,23 @@ def _restore(rates: Rates) -> None:
             setattr(module, key, rate)
 
 
-def to_batch(inputs: Inputs, kind: Kind, device: torch.device) -> Batch:
-    """Put what a data loader yielded on the device, the labels apart from the model's arguments."""
+def to_batch(inputs: Inputs, kind: Kind, device: torch.device, padding: int | None = None) -> Batch:
+    """Put what a data loader yielded on the device, the labels apart from the model's arguments.
+
+    Args:
+        inputs: the model's arguments by name, and labels.
+        kind: of the task.
+        device: where to put them.
+        padding: the id by which the model itself tells padding, where there is no attention mask.
+    """
     if "labels" not in inputs:
         raise UsageError(f"expected a batch with 'labels'; got {', '.join(inputs) or 'an empty one'}.")
     tensors = {name: devices.put(tensor, device) for name, tensor in inputs.items()}
     labels = tensors.pop("labels")
     if "attention_mask" not in tensors and "input_ids" in tensors:
         # What the model takes for granted; methods tell padding by the mask.
-        tensors["attention_mask"] = torch.ones_like(tensors["input_ids"])
+        ids = tensors["input_ids"]
+        tensors["attention_mask"] = torch.ones_like(ids) if padding is None else (ids != padding).to(ids.dtype)
     return Batch(tensors, labels.float() if kind == "regression" else labels)
 
 
@@ -234,6 +243,8 @@ class Attached:
             self.weights = model.state_dict(keep_vars=True)
             no_examples = Encoded({}, {}, False, torch.zeros(0))
             device = next(model.parameters()).device
+            # A decoder's head looks for the last token that is no padding.
+            self._padding = model.config.get_text_config().pad_token_id if is_decoder(model) else None  # type: ignore[union-attr, operator]
             self.run = TrainingRun(
                 model, task, no_examples, recipe, stack, seed=seed, device=device, batches=self._one_pass
             )
@@ -254,7 +265,7 @@ class Attached:
                 "give it: attach(…, batches=loader)."
             )
         for inputs in self._batches(order) if callable(self._batches) else self._batches:
-            yield to_batch(inputs, self.run.task.kind, self.run.device)
+            yield to_batch(inputs, self.run.task.kind, self.run.device, self._padding)
 
     def parameters(self) -> list[Parameter]:
         """Return what trains: for the optimiser, and for clipping."""
@@ -288,7 +299,9 @@ class Attached:
         if self._optimizer is None:
             raise FinetuneBenchError("The methods have not seen the optimiser: optimizer = tuned.optimizer(AdamW(…)).")
         self.run.model.train()
-        step = TrainingStep(self.run, to_batch(batch, self.run.task.kind, self.run.device), share, scaler)
+        step = TrainingStep(
+            self.run, to_batch(batch, self.run.task.kind, self.run.device, self._padding), share, scaler
+        )
         self._shares += share
         return step.backward(step.objective().loss, View())
 

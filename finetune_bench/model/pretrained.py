@@ -18,7 +18,7 @@ from finetune_bench.model import hub, packaged
 from finetune_bench.model.files import check_folder
 from finetune_bench.model.gguf import converted, is_gguf
 from finetune_bench.model.library import library
-from finetune_bench.model.structure import positions, vocabulary
+from finetune_bench.model.structure import is_decoder, positions, vocabulary
 from finetune_bench.printable import brief
 
 # Endings of a checkpoint's files that can change what is computed.
@@ -187,6 +187,9 @@ def tokenizer(name: str) -> Any:
             f"--model: the tokenizer of '{name}' has neither a padding token, which batches need, nor an end "
             "token to take in its place; name one: tokenizer.pad_token = … and save it."
         )
+    # Some decoders pad at the start, to generate. Positions would then count from the padding.
+    if loaded.padding_side == "left" and is_decoder(skeleton(raw_config(name))):
+        loaded.padding_side = "right"
     return loaded
 
 

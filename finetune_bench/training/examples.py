@@ -94,6 +94,7 @@ def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded
     if len(full):
         whole[full] = [len(ids) for ids in _tokenise(split, full, tokenizer, truncation=False)["input_ids"]]
     unknown, written_out = _oddities(columns["input_ids"], tokenizer, special)
+    _fill_empty(columns, tokenizer)
     return Encoded(
         columns={name: [np.asarray(ids) for ids in column] for name, column in columns.items()},
         padding={name: fill.get(name, 0) for name in columns},
@@ -105,6 +106,15 @@ def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded
         written_out=written_out,
         cut_left=getattr(tokenizer, "truncation_side", "right") == "left",
     )
+
+
+def _fill_empty(columns: Any, tokenizer: Any) -> None:
+    """Give an example without any token one: its first, else its end token; only where the tokenizer adds none."""
+    for index in [index for index, ids in enumerate(columns["input_ids"]) if not len(ids)]:
+        known = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id)
+        values = {"input_ids": next(token for token in known if token is not None), "attention_mask": 1}
+        for name, column in columns.items():
+            column[index] = [values.get(name, 0)]
 
 
 def _oddities(ids: Sequence[Sequence[int]], tokenizer: Any, special: int) -> tuple[float, int]:

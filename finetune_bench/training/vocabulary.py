@@ -58,7 +58,7 @@ def trimmed(run: TrainingRun) -> Iterator[Vocabulary | None]:
     """
     lookup: Any = run.model.get_input_embeddings()  # type: ignore[operator]
     table, examples = lookup.weight, run.examples
-    decoder = run.model.config.model_type in DECODERS  # type: ignore[union-attr]
+    decoder = run.model.config.model_type in DECODERS  # type: ignore[union-attr, operator]
     # Without a mask a decoder's head looks for the padding's id, which would be another.
     if not table.requires_grad or (decoder and "attention_mask" not in examples.columns):
         yield None

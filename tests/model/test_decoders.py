@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from finetune_bench.methods.vanilla import Vanilla
 from finetune_bench.model import unpadding
 from finetune_bench.model.attention import make_unpadding
 from finetune_bench.model.dropout import Dropout
-from finetune_bench.model.pretrained import build, save
+from finetune_bench.model.pretrained import build, save, tokenizer
 from finetune_bench.model.structure import is_decoder, last_tokens_read
 from finetune_bench.model.weights import identity
 from finetune_bench.testing.toys import (
@@ -35,10 +36,11 @@ from finetune_bench.testing.toys import (
     toy_train,
     weights,
 )
+from finetune_bench.training.evaluation import predict
 from finetune_bench.training.loop import train
 from finetune_bench.training.run import TrainingRun
 from finetune_bench.training.vocabulary import trimmed
-from tests.model.checkpoints import with_tokenizer_of
+from tests.model.checkpoints import variant, with_tokenizer_of
 
 LENGTHS = (5, 11, 1, 8)
 PAD, END = 0, 2
@@ -187,6 +189,37 @@ def test_a_decoder_s_rows_are_none_of_before(tiny_checkpoint: Path, tmp_path: Pa
     with_tokenizer_of(tiny_checkpoint, folder)
     assert identity(str(folder)).endswith("-last-token")
     assert "last-token" not in identity(str(tiny_checkpoint))
+
+
+@pytest.mark.parametrize("decoder", [True, False])
+def test_a_decoder_is_padded_at_the_end_whatever_its_tokenizer_does(
+    decoder: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Padding at the start is for generation; positions that are absolute would count from it."""
+    folder = tmp_path / "model"
+    if decoder:
+        tiny("gpt2").save_pretrained(folder)  # type: ignore[operator]
+        with_tokenizer_of(tiny_checkpoint, folder)
+    else:
+        variant(tiny_checkpoint, folder)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"padding_side": "left"}), "utf-8")
+    assert tokenizer(str(folder)).padding_side == ("right" if decoder else "left")
+
+
+def test_an_empty_text_trains_and_is_predicted_in_every_layout() -> None:
+    """Its one token is the end token, which here is padding's, too."""
+    last = VOCABULARY - 1
+    found = []
+    for layout in ("padded", "unpadded_trimmed"):
+        run = run_of(tiny("gpt2", pad_token_id=last), last, layout)
+        columns = {name: [column[0], column[1][:1], *column[2:]] for name, column in run.examples.columns.items()}
+        columns["input_ids"][1] = np.array([last])
+        run.examples = dataclasses.replace(run.examples, columns=columns)
+        losses = train(run).steps["loss"]
+        found.append((losses, predict(run, run.examples)))
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4)
 
 
 def run_of(model: nn.Module, pad: int, layout: str) -> TrainingRun:

@@ -71,8 +71,9 @@ def test_what_is_fresh_is_the_head(architecture: str, kind: str, tiny_checkpoint
     with_tokenizer_of(tiny_checkpoint, tmp_path)
     judged = taken(str(tmp_path))
     assert judged.redraw == (kind == "classifier")
-    assert any("classifier" in name or "logits_proj" in name for name in judged.fresh)
-    parts = ("classifier", "logits_proj", "pooler", "sequence_summary", "head.")
+    heads = ("classifier", "logits_proj", "score")
+    assert any(head in name for name in judged.fresh for head in heads)
+    parts = (*heads, "pooler", "sequence_summary", "head.")
     assert all(any(part in name for part in parts) for name in judged.fresh)
     if architecture == "modernbert" and kind == "masked language model":
         assert not any(name.startswith("head.") for name in judged.fresh)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune_bench.errors import DataError
 from finetune_bench.recipe import Recipe
@@ -101,4 +102,17 @@ def test_examples_of_elsewhere_have_no_counts(tokenizer: object) -> None:
     examples = encode(split("good"), tokenizer, 8, "classification")
     assert (
         truncation("train", Encoded(examples.columns, examples.padding, examples.left, examples.labels), "tiny") == []
+    )
+
+
+def test_a_text_without_any_token_gets_one() -> None:
+    """A decoder's tokenizer adds no special tokens; its head reads a text's last real token, so there has to be one."""
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[END]": 1, "word": 2}, unk_token="[PAD]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", eos_token="[END]")
+    examples = encode(split("word word", ""), tokenizer, 8, "classification")
+    assert [ids.tolist() for ids in examples.columns["input_ids"]] == [[2, 2], [1]]
+    assert [ids.tolist() for ids in examples.columns["attention_mask"]] == [[1, 1], [1]]
+    assert "1 of 2 examples of the train split hold no token (tokenizer of tiny)." in truncation(
+        "train", examples, "tiny"
     )
