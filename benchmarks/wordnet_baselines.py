@@ -21,7 +21,13 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from finetune_bench.task import Split
-from finetune_bench.tasks.wordnet_tasks import WordNetTask, wordnet_isa, wordnet_similarity, wordnet_topic
+from finetune_bench.tasks.wordnet_tasks import (
+    WordNetTask,
+    wordnet_isa,
+    wordnet_similarity,
+    wordnet_topic,
+    wordnet_verb_topic,
+)
 
 
 def score(task: WordNetTask, predictions: np.ndarray, labels: Sequence[float]) -> float:
@@ -108,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", help="folder of a checkpoint")
     encoder = parser.parse_args().encoder
-    for task in (wordnet_topic, wordnet_isa, wordnet_similarity):
+    for task in (wordnet_topic, wordnet_verb_topic, wordnet_isa, wordnet_similarity):
         data = task.load(None)
         train, evaluation = data.train, data.evaluation["validation"]
         scores = frozen(task, train, evaluation, encoder) if encoder else words(task, train, evaluation)

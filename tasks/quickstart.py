@@ -1,8 +1,9 @@
-"""The embedded study has two small tasks and a small model, which come from Python packages, without any hub.
+"""The embedded study is what runs when no task is named; two further tasks have texts from packages, without any hub.
 
-`bbc_news` is the topic of a news article by its headline and first paragraph, `tweet_sentiment` the mood of a tweet;
-each has 96 training and 300 evaluation examples. Their packages are found and read as files, never imported: importing
-them would run their code.
+The study asks for the topic of nouns' and of verbs' glosses (`wordnet_tasks.py`). Not part of it are `bbc_news`, the
+topic of a news article by its headline and first paragraph, and `tweet_sentiment`, the mood of a tweet; each has 96
+training and 300 evaluation examples. Their packages are found and read as files, never imported: importing them would
+run their code.
 
 How the examples are chosen, in this order:
 1. A text with broken characters is dropped. For the articles: what is not UTF-8 or holds a replacement character. For
@@ -25,6 +26,8 @@ from typing import Any
 from finetune_bench.errors import DataError, MachineError
 from finetune_bench.packages import MINILM, package_folder
 from finetune_bench.task import Provenance, Split, Task, TaskData
+from finetune_bench.tasks.wordnet_tasks import PACKAGE as WORDNET
+from finetune_bench.tasks.wordnet_tasks import wordnet_topic, wordnet_verb_topic
 
 TRAIN, EVALUATION = 96, 300
 UNCLEAR = "unclear; for trying things out only"
@@ -62,13 +65,13 @@ class PackagedTask(Task):
         if folder is None:
             raise MachineError(
                 f"The task '{self.name}' needs the package {self.package}, which is not installed; "
-                "run: pip install 'finetune-bench[offline]'"
+                "run: pip install 'finetune-bench[offline-news]'"
             )
         source = folder / self.part
         if not source.exists():
             raise DataError(
                 f"The task '{self.name}' expects its texts at '{source}', but there are none; "
-                "run: pip install --force-reinstall 'finetune-bench[offline]'"
+                "run: pip install --force-reinstall 'finetune-bench[offline-news]'"
             )
         rows = _read_articles(source) if source.is_dir() else _read_tweets(source)
         return self._choose(rows)
@@ -89,7 +92,7 @@ class PackagedTask(Task):
         if len(chosen) < TRAIN + EVALUATION:
             raise DataError(
                 f"The task '{self.name}' needs {TRAIN + EVALUATION} texts; the package {self.package} holds "
-                f"{len(chosen)} usable ones; run: pip install --force-reinstall 'finetune-bench[offline]'"
+                f"{len(chosen)} usable ones; run: pip install --force-reinstall 'finetune-bench[offline-news]'"
             )
         train, evaluation = (
             Split([text for text, _ in part], None, [label for _, label in part])
@@ -155,15 +158,15 @@ def default_options() -> dict[str, Any]:
     Returns:
         The embedded study, or GLUE's four small tasks on BERT when a package of the [offline] extra is missing.
     """
-    folders = [package_folder(name) for name in (MINILM, bbc_news.package, tweet_sentiment.package)]
-    if folders[0] is None or None in folders:
+    if None in (package_folder(MINILM), package_folder(WORDNET)):
         return {"tasks": ["cola", "rte", "mrpc", "stsb"], "model": "bert-base-cased"}
     return {
-        "tasks": [bbc_news.name, tweet_sentiment.name],
-        "model": str(folders[0] / "model"),
+        "tasks": [wordnet_topic.name, wordnet_verb_topic.name],
+        "model": "minilm",
         "methods": ["vanilla", "vanilla(dropout=hidden_off)", "hype", "rdrop", "hype+rdrop"],
         "seeds": 3,
-        "lr": 1e-4,
-        "epochs": 3,
+        "lr": 5e-4,
+        "epochs": 2,
         "max_length": 32,
+        "limit_train": 128,
     }

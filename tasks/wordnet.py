@@ -1,7 +1,8 @@
-"""The nouns of WordNet (Miller, 1995) are read from its database file: concepts, their glosses and their hypernyms.
+"""Nouns and verbs of WordNet (Miller, 1995) are read from its database files: concepts, glosses and hypernyms.
 
-A concept is what WordNet calls a synset. The format of `data.noun` is described in WordNet's manual page wndb(5WN):
-one line per concept, with its number, its lexicographer file, its words, its pointers and, after a bar, its gloss.
+A concept is what WordNet calls a synset. The format of `data.noun` and `data.verb` is described in WordNet's manual
+page wndb(5WN): one line per concept, with its number, its lexicographer file, its words, its pointers and, after a bar,
+its gloss.
 
 All tasks made of it share these rules, so that nothing of a training row comes back in an evaluation row:
 
@@ -22,7 +23,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-# The lexicographer files of nouns, by their numbers in the database: lexnames(5WN).
+# The lexicographer files of nouns and, from 29 on, of verbs, by their numbers in the database: lexnames(5WN).
 FIELDS = {
     "03": "tops",
     "04": "act",
@@ -50,6 +51,21 @@ FIELDS = {
     "26": "state",
     "27": "substance",
     "28": "time",
+    "29": "body",
+    "30": "change",
+    "31": "cognition",
+    "32": "communication",
+    "33": "competition",
+    "34": "consumption",
+    "35": "contact",
+    "36": "creation",
+    "37": "emotion",
+    "38": "motion",
+    "39": "perception",
+    "40": "possession",
+    "41": "social",
+    "42": "stative",
+    "43": "weather",
 }
 TRAIN, VALIDATION = "train", "validation"
 # This share of the concepts is on the evaluation side.
@@ -57,7 +73,7 @@ _VALIDATION_SHARE = 1 / 3
 _WORDS = 5
 _WORD = re.compile(r"\w+")
 # Pointers to a concept of which this is a kind (@) or an instance (@i).
-_HYPERNYM = re.compile(r"@(i?) (\d{8}) n 0000")
+_HYPERNYM = re.compile(r"@(i?) (\d{8}) [nv] 0000")
 # Where the first example begins; the database has a few without the semicolon, and some after a colon.
 _EXAMPLE = re.compile(r'[;:,]?\s*"')
 
@@ -81,8 +97,8 @@ class Concept(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Nouns:
-    """These are all concepts of a database, and those that tasks may use.
+class Database:
+    """These are all concepts of a database file, and those that tasks may use.
 
     Attributes:
         concepts: all concepts, by number.
@@ -115,12 +131,12 @@ def folded(gloss: str) -> str:
     return " ".join(_WORD.findall(gloss.casefold()))
 
 
-@lru_cache(maxsize=1)  # three tasks of one study read it, in every worker
-def nouns(file: Path, sha256: str) -> Nouns:
+@lru_cache(maxsize=2)  # several tasks of one study read a file, in every worker
+def read(file: Path, sha256: str) -> Database:
     """Read a database file and tell what tasks may use.
 
     Args:
-        file: `data.noun`.
+        file: `data.noun` or `data.verb`.
         sha256: the hash of its content, which the caller has checked.
     """
     concepts = {concept.number: concept for concept in _concepts(file)}
@@ -140,7 +156,7 @@ def nouns(file: Path, sha256: str) -> Nouns:
             usable[sides[number]].append(concept)
     for members in usable.values():
         members.sort(key=lambda concept: rank("wordnet order", concept.number))
-    return Nouns(concepts, usable, short, repeated, divided)
+    return Database(concepts, usable, short, repeated, divided)
 
 
 def ancestors(concept: Concept, concepts: dict[str, Concept]) -> list[str] | None:

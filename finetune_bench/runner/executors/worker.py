@@ -8,6 +8,7 @@ it never outlives the run that started it.
 from __future__ import annotations
 
 import faulthandler
+import gc
 import json
 import os
 import queue
@@ -117,6 +118,9 @@ def serve(commands: int, answers: int) -> None:
             told_at = time.monotonic()
 
     worker = Worker(WorkerSettings.from_json(settings), tell)
+    # What the libraries made at import stays, and need not be looked through whenever a cell's garbage is collected.
+    gc.collect()
+    gc.freeze()
     _answer(answers, pipe, word, "ready")
     while True:
         word, _, cell = lines.get().partition(" ")
