@@ -83,6 +83,7 @@ class Concept(NamedTuple):
 
     Attributes:
         number: its eight digits in the database.
+        name: the first of its words, with spaces in the place of underscores.
         field: its lexicographer file, one of `FIELDS`' values.
         kinds: the numbers of the concepts that it is directly a kind of.
         instances: the numbers of the concepts that it is directly an instance of.
@@ -90,6 +91,7 @@ class Concept(NamedTuple):
     """
 
     number: str
+    name: str
     field: str
     kinds: tuple[str, ...]
     instances: tuple[str, ...]
@@ -190,6 +192,7 @@ def _concepts(file: Path) -> list[Concept]:
             concepts.append(
                 Concept(
                     line[:8],
+                    line.split(maxsplit=5)[4].replace("_", " "),
                     FIELDS[line[9:11]],
                     tuple(dict.fromkeys(number for instance, number in hypernyms if not instance)),
                     tuple(dict.fromkeys(number for instance, number in hypernyms if instance)),

@@ -6,9 +6,9 @@ glosses or more; each field has the same number of rows, so that guessing scores
 `wordnet_verb_topic`: the same of verbs, for the 12 lexicographer files with 130 training and 25 evaluation glosses or
 more.
 
-`wordnet_isa`: is the concept of the first gloss a kind of that of the second? Rows come in fours: two concepts that
-are directly kinds of the same third one, each with a kind of its own; each of these goes with both. All four
-glosses hence stand in one row of either class, and no gloss by itself tells the answer.
+`wordnet_isa`: is the first concept a kind of the second? Each text is a concept's name and its gloss. Rows come in
+fours: two concepts that are directly kinds of the same third one, each with a kind of its own; each of these goes with
+both. All four texts hence stand in one row of either class, and no text by itself tells the answer.
 
 `wordnet_similarity`: how similar are two concepts, from 0 to 5, by Wu and Palmer (1994): twice the depth of their
 nearest common ancestor over the sum of their depths, where the root has depth 1, times five? Drawn pairs would nearly
@@ -170,10 +170,14 @@ def _kinds(source: Database, side: str) -> Iterator[Row]:
             for turn, (kind_of_one, kind_of_other) in enumerate(islice(pairs, _FOURS)):
                 fours.append((turn, rank("wordnet_isa", one.number), one, other, kind_of_one, kind_of_other))
     for _, _, one, other, kind_of_one, kind_of_other in sorted(fours, key=lambda four: four[:2]):
-        yield kind_of_one.gloss, one.gloss, 1
-        yield kind_of_other.gloss, one.gloss, 0
-        yield kind_of_other.gloss, other.gloss, 1
-        yield kind_of_one.gloss, other.gloss, 0
+        yield _named(kind_of_one), _named(one), 1
+        yield _named(kind_of_other), _named(one), 0
+        yield _named(kind_of_other), _named(other), 1
+        yield _named(kind_of_one), _named(other), 0
+
+
+def _named(concept: Concept) -> str:
+    return f"{concept.name}: {concept.gloss}"
 
 
 def _similarities(source: Database, side: str) -> Iterator[Row]:
