@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -68,14 +68,23 @@ def check_task_names(study: Study) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_models(study: Study) -> dict[str, str]:
+def check_models(study: Study, tell: Callable[[str], None] = lambda text: None) -> dict[str, str]:
     """Return what identifies every model's weights and how they are taken, by the model's name.
+
+    Args:
+        study: the study.
+        tell: is told which of several checkpoints is tried, before it is.
 
     Raises:
         UsageError: a checkpoint isn't there, can't be used or is given twice, or the study's sequences are too long.
     """
     _refuse_doubles("--model", [pretrained.label(name) for name in study.models])
-    return {name: _check_model(name, study) for name in study.models}
+    identities = {}
+    for name in study.models:
+        if len(study.models) > 1:
+            tell(f"Trying {pretrained.label(name)} on three texts ...")
+        identities[name] = _check_model(name, study)
+    return identities
 
 
 def _check_model(name: str, study: Study) -> str:
