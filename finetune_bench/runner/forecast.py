@@ -72,7 +72,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Load:
-    """A load says what a cell's data amount to with its model.
+    """A load has the sizes of a cell's data with its model.
 
     Attributes:
         steps: optimiser steps.

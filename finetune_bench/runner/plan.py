@@ -86,7 +86,7 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
     cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
-    notes += checks.notes_on_models(study)
+    notes += [*checks.notes_on_models(study), *checks.notes_on_licences(study)]
 
     skipped = checks.check_methods(cells)  # of the whole grid: what can't run in one shard may in another
     whole = cells
