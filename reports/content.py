@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from finetune_bench.packages import LICENCES
 from finetune_bench.reports import health
 from finetune_bench.reports.answer import edge_of_rates
 from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Plot, Table, bold, bullets, code, table
@@ -110,12 +111,15 @@ def _head(data: Data) -> Table:
 
 
 def _licences(data: Data) -> list[Bullets]:
-    """Return under which licence each task's data may be used, where its rows tell."""
+    """Return under which licence data and checkpoints may be used, where rows or packages tell."""
     tasks_of: dict[str, dict[str, None]] = {}
     for row in data.rows:
         if licence := row.get("licence"):
             tasks_of.setdefault(licence, {})[code(row["task"])] = None
-    return bullets(f"Licence of the data of {listed(list(tasks))}: {licence}." for licence, tasks in tasks_of.items())
+    models = dict.fromkeys(str(row["model"]) for row in data.rows)
+    texts = [f"Licence of the data of {listed(list(tasks))}: {licence}." for licence, tasks in tasks_of.items()]
+    texts += [f"Licence of the weights of {code(name)}: {LICENCES[name]}." for name in models if name in LICENCES]
+    return bullets(texts)
 
 
 def _names(items: Iterable[object]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from tabulate import tabulate
 
@@ -20,52 +22,67 @@ from finetune_bench.spec import short_names
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
 
-WIDTH = 100  # columns that a table and its sentences keep within
+WIDTH = 100  # columns that tables and sentences keep within where nobody says how wide a terminal is
 LONGEST_NAME = 30  # characters of a method, in lines
 SHORTEST_NAME = 16  # characters that a method has at least, in tables
 LONGEST_RUNS = 24  # characters of what became of a method's runs
+# Columns that a narrow terminal has no room for, the first to go first; then the last that a table has.
+LEAST_IMPORTANT = ("memory", "runs", "time", "score")
 MOST_FAILED = 5  # runs that are named; the others are counted
 
 
-def summary(store: Store, options: Options = DEFAULT) -> str:
-    """Return what a run came to, as plain text: a verdict and a table for each model, learning rate and search."""
+def summary(store: Store, options: Options = DEFAULT, width: int = WIDTH) -> str:
+    """Return what a run came to, as plain text: a verdict and a table for each model, learning rate and search.
+
+    Args:
+        store: the run's rows.
+        options: what the report covers.
+        width: columns of the terminal.
+    """
     data = load(store, options)
     if not data.rows:
         return "\n\n".join(["Nothing has been run yet.", *data.notes])
     found = searches(data)
-    parts = [_filled(text) for text in [*edge_of_rates(data.sections), *edge_of_search(found)]]
-    for section in data.sections:
-        parts += _section_parts(data, section)
-    for search in found:
-        parts += [*_section_parts(data, search.section), *_choices(search)]
-    text = "\n\n".join(parts)
     names = short_names([str(row["task"]) for row in data.rows])
     longer = {task: name for task, name in names.items() if task != name}
-    for task in sorted(longer, key=len, reverse=True):
-        text = text.replace(task, longer[task])
-    notes = [f"{name}: {brief(task, WIDTH - len(name) - 2)}" for task, name in longer.items()]
-    return "\n\n".join([text, *notes, *_failures(data), *map(_filled, data.notes)])
+    sentences = [*edge_of_rates(data.sections), *edge_of_search(found)]
+    parts = [_filled(_shortened(text, longer), width) for text in sentences]
+    for section in data.sections:
+        parts += _section_parts(data, section, width, longer)
+    for search in found:
+        parts += [*_section_parts(data, search.section, width, longer), *_choices(search, width, longer)]
+    notes = [f"{name}: {brief(task, width - len(name) - 2)}" for task, name in longer.items()]
+    told = [_filled(text, width) for text in data.notes]
+    return "\n\n".join([*parts, *notes, *_failures(data, names, width), *told])
 
 
-def score_table(section: Section) -> str:
-    """Return the scores of a section as plain text."""
+def score_table(section: Section, width: int = WIDTH, longer: Mapping[str, str] = MappingProxyType({})) -> str:
+    """Return the scores of a section as plain text.
+
+    Args:
+        section: whose runs they are of.
+        width: columns of the terminal.
+        longer: short names of tasks, by the names that are too long.
+    """
     columns, cells = by_column(scores(section))
     rows = [[method, *(score_text(cells[column, method]) for column in columns)] for method in section.methods]
-    return _table(["method", *(column.title for column in columns)], rows)
+    return _fitting(["method", *(_shortened(column.title, longer) for column in columns)], rows, width)
 
 
-def _section_parts(data: Data, section: Section) -> list[str]:
+def _section_parts(data: Data, section: Section, width: int, longer: Mapping[str, str]) -> list[str]:
     title = [section.title] if section.title else []
-    sentences = [_filled(text) for text in [*warnings(section), *headline(section)]]
+    told = [*warnings(section), *headline(section)]
+    parts = [_filled(_shortened(text, longer), width) for text in [*title, *told]]
     if not reference_differences(section):
-        return [*title, *sentences, score_table(section), _filled(f"Mean score × 100. {INTERVAL}")]
-    return [*title, *sentences, _difference_table(section, answers(section, data.options.margin))]
+        return [*parts, score_table(section, width, longer), _filled(f"Mean score × 100. {INTERVAL}", width)]
+    return [*parts, _difference_table(section, answers(section, data.options.margin), width)]
 
 
-def _difference_table(section: Section, told: list[Answer]) -> str:
-    header = ["difference", "verdict", "time", "memory", "runs"]
+def _difference_table(section: Section, told: list[Answer], width: int) -> str:
+    header = ["method", "difference", "verdict", "time", "memory", "runs"]
     rows = [
         [
+            answer.difference.method,
             interval(answer.difference.estimate, sign=True) if answer.difference.estimate.n else "—",
             answer.word,
             _times(answer.cost.time),
@@ -74,17 +91,12 @@ def _difference_table(section: Section, told: list[Answer]) -> str:
         ]
         for answer in told
     ]
-    # The names get the room that the others leave; tabulate gives every column two more than its header.
-    columns = [[f"{head}  ", *texts] for head, *texts in zip(header, *rows, strict=True)]
-    others = sum(2 + max(map(len, column)) for column in columns)
-    room = max(SHORTEST_NAME, WIDTH - others)
-    named = [[brief(answer.difference.method, room), *row] for answer, row in zip(told, rows, strict=True)]
     reference = brief(str(section.reference), LONGEST_NAME)
     legend = (
         f"Differences in points over {reference}, mean of pairs of runs; brackets: 95 % interval for new seeds; time "
         f"and memory: times those of {reference}."
     )
-    return f"{_table(['method', *header], named)}\n{_filled(legend)}"
+    return f"{_fitting(header, rows, width)}\n{_filled(legend, width)}"
 
 
 def _runs(section: Section, method: str) -> str:
@@ -96,30 +108,29 @@ def _runs(section: Section, method: str) -> str:
     return ", ".join([f"{len(done)}", *(f"{count} {name}" for name, count in counts.items() if count)])
 
 
-def _choices(search: Search) -> list[str]:
+def _choices(search: Search, width: int, longer: Mapping[str, str]) -> list[str]:
     """Return which setting a search chose for each method and task."""
     rows = [
         [
             brief(choice.method, LONGEST_NAME),
-            choice.column.title,
+            _shortened(choice.column.title, longer),
             f"{brief(choice.honest[0], LONGEST_NAME)} at {choice.honest[1]:g}",
             interval(choice.honest_score),
         ]
         for choice in search.choices
     ]
-    return [_table(["method", "score", "chosen on held-out data", "its score"], rows)] if rows else []
+    return [_fitting(["method", "score", "chosen on held-out data", "its score"], rows, width)] if rows else []
 
 
-def _failures(data: Data) -> list[str]:
+def _failures(data: Data, names: Mapping[str, str], width: int) -> list[str]:
     """Return the failed runs with the files that say more."""
     failed = [row for row in data.rows if row["status"] == Status.FAILED]
     lines = []
-    names = short_names([str(row["task"]) for row in data.rows])
     for row in failed[:MOST_FAILED]:
         log = data.store.folder(row["id"]) / "log.txt"
         name = f"{brief(row['method'], LONGEST_NAME)} · {names[row['task']]} · seed {row['seed']}"
-        reason = brief(f"failed: {name}: {row['reason']}", 3 * WIDTH)
-        lines.append(textwrap.fill(reason, WIDTH, subsequent_indent=" " * 8))
+        reason = brief(f"failed: {name}: {row['reason']}", 3 * width)
+        lines.append(textwrap.fill(reason, width, subsequent_indent=" " * 8))
         lines += [f"        {log}"] if log.is_file() else []
     if len(failed) > MOST_FAILED:
         lines.append(f"{len(failed) - MOST_FAILED} more failed; the report has all of them.")
@@ -130,9 +141,57 @@ def _times(ratio: Ratio) -> str:
     return f"{ratio.value:.1f}×" if ratio.n else "—"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    return tabulate(rows, header, tablefmt="simple", disable_numparse=True)
+def _fitting(header: list[str], rows: list[list[str]], width: int) -> str:
+    """Write a table that fits the width, its first column cut and whole columns left out where it has to be.
+
+    The last line names what was left out. The second column stays, whatever its width.
+    """
+    kept = list(range(len(header)))
+    while len(kept) > 2 and _room(header, rows, kept, width) < min(SHORTEST_NAME, _longest(header, rows, 0)):
+        droppable = [index for name in LEAST_IMPORTANT for index in kept[2:] if header[index] == name]
+        kept.remove((droppable or kept[-1:])[0])
+    room = max(SHORTEST_NAME, _room(header, rows, kept, width))
+    names = _distinct([row[0] for row in rows], room)
+    texts = [[name, *(row[index] for index in kept[1:])] for name, row in zip(names, rows, strict=True)]
+    table = tabulate(texts, [header[index] for index in kept], tablefmt="simple", disable_numparse=True)
+    left_out = [name for index, name in enumerate(header) if index not in kept]
+    if not left_out:
+        return table
+    named = brief(", ".join(left_out), 2 * width)
+    return f"{table}\n{_filled(f'Left out, for want of room: {named}; the report has all columns.', width)}"
 
 
-def _filled(text: str) -> str:
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+def _distinct(names: list[str], room: int) -> list[str]:
+    """Cut names to so many characters; those that would be alike lose their common beginning."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(brief(name, room), []).append(name)
+    cut = []
+    for name in names:
+        shown = brief(name, room)
+        if len(set(alike[shown])) > 1:
+            common = next(i for i in range(len(name)) if len({other[: i + 1] for other in alike[shown]}) > 1)
+            shown = brief(f"…{name[common:]}", room)
+        cut.append(shown)
+    return cut
+
+
+def _room(header: list[str], rows: list[list[str]], kept: list[int], width: int) -> int:
+    """Return how many characters the other columns that are kept leave for the first."""
+    # tabulate separates columns by two, and gives each two more than its header.
+    return width - sum(2 + _longest(header, rows, index) for index in kept[1:])
+
+
+def _longest(header: list[str], rows: list[list[str]], index: int) -> int:
+    return max([len(header[index]) + 2, *(len(row[index]) for row in rows)])
+
+
+def _shortened(text: str, longer: Mapping[str, str]) -> str:
+    """Return a text with the short names of tasks."""
+    for task in sorted(longer, key=len, reverse=True):
+        text = text.replace(task, longer[task])
+    return text
+
+
+def _filled(text: str, width: int) -> str:
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)

@@ -38,6 +38,10 @@ _LONGEST_NAME = 200  # characters; the hub takes fewer
 _FILE = re.compile(r"(.+?)(?:-\d+-of-\d+)?\.(?:parquet|csv|json|jsonl)")
 
 
+# The hub's files of a data set say nothing of it.
+NOT_STATED = "not stated; see the data set's page"
+
+
 @dataclass(frozen=True)
 class NamedHubTask(Task):
     """A NamedHubTask is a data set that the user names; `hub_task` makes it.
@@ -236,4 +240,5 @@ def _known(path: str, options: tuple[tuple[str, str], ...]) -> Task:
     name = f"hub:{path}" + (f"({given})" if given else "")
     choices = Choices.of(name, dict(options))
     usual = "accuracy" if choices.kind == "classification" else "pearson_spearman"
-    return NamedHubTask(name, choices.kind, (), (choices.metric or usual,), path, dict(options))
+    metrics = (choices.metric or usual,)
+    return NamedHubTask(name, choices.kind, (), metrics, path, dict(options), licence=NOT_STATED)

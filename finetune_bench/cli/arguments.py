@@ -76,8 +76,8 @@ def _add_plan(commands: Commands) -> None:
     plan = commands.add_parser(
         "plan",
         help="what a run will take: time, memory, disk",
-        description="Check a study as `run` does, calibrate on this machine with a few steps of every method, and say "
-        "what the run will take. Trains no run to its end.",
+        description="Check a study as `run` does, calibrate on this machine with a few small steps, 20 s at most, "
+        "and say what the run will take. Trains no run to its end.",
         epilog=examples("plan", "plan --methods hype,rdrop --tasks rte,mrpc --seeds 10"),
     )
     _add_options(plan, without=("budget",))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from typing import TextIO
 
 from finetune_bench.errors import MachineError
 from finetune_bench.printable import printable
+
+WIDTH = 100  # columns of a text, where stdout is no terminal
+NARROWEST, WIDEST = 60, 120  # columns within which a text follows the terminal
 
 _data: TextIO | None = None  # where `show` prints while stdout is redirected
 
@@ -37,6 +41,13 @@ def show(text: str) -> None:
         raise
     except OSError as error:
         raise MachineError(f"What this prints can't be written to stdout: {error.strerror}.") from None
+
+
+def terminal_width() -> int:
+    """Return how many columns a text on stdout may have: those of the terminal within bounds, and 100 elsewhere."""
+    if not (_data or sys.stdout).isatty():
+        return WIDTH
+    return max(NARROWEST, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDEST))
 
 
 @contextmanager

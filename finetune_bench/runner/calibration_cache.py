@@ -1,8 +1,9 @@
 """Calibrations are kept in the user's cache folder, for the next plan on this machine.
 
-A file per calibration, `calibrations/KEY.json` of the cache; the key is a hash of all that it depends on: the
-cell but for its seed, the code, the libraries and the machine. A file that is damaged, or that another process is just
-replacing, costs a calibration and does no other harm.
+A file per calibration, `calibrations/KEY.json` of the cache; the key is a hash of all that it depends on: the method,
+the model, the longest text, the rest of the recipe that changes what a token costs, the code, the libraries and the
+machine, but not the task. A file that is damaged, or that another process is just replacing, costs a calibration and
+does no other harm.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,27 +27,44 @@ from finetune_bench import device as devices
 from finetune_bench.cache import cache_folder
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged, make_folder, read_json, sealed, write_text
-from finetune_bench.runner.calibration import Calibration, calibrate
+from finetune_bench.runner.calibration import Allowance, Calibration, calibrate
 from finetune_bench.study.grid import Cell
+
+# Of a cell, and of its recipe: they change how many steps there are, and of how many tokens, but not what each costs.
+_WITHOUT_EFFECT = ("id", "seed", "model", "task", "data", "limit_train", "held_out", "stretch")
+_WITHOUT_EFFECT_IN_RECIPE = ("lr", "epochs", "steps", "warmup")
 
 
 def calibrations_of(
-    cells: Sequence[Cell], root: Path | None, device: torch.device, plugins: Sequence[str] = ()
-) -> list[Calibration]:
+    cells: Sequence[Cell],
+    root: Path | None,
+    device: torch.device,
+    plugins: Sequence[str] = (),
+    *,
+    allowance: Allowance,
+    tell: Callable[[str], None] = lambda text: None,
+) -> list[Calibration | None]:
     """Return the calibration of every cell, as `calibrate` does; those that are kept are read, the others kept."""
     files = [cache_folder() / "calibrations" / f"{_key(cell, device)}.json" for cell in cells]
     made = {file: kept for file in files if (kept := _read(file)) is not None}
-    missing = {file: cell for file, cell in zip(files, cells, strict=True) if file not in made}
+    missing = {file: index for index, file in enumerate(files) if file not in made}
     if missing:
-        for file, calibration in zip(missing, calibrate(list(missing.values()), root, device, plugins), strict=True):
-            made[file] = calibration
-            _keep(file, calibration)
-    return [made[file] for file in files]
+        if allowance.least is not None:
+            allowance = replace(allowance, least=[allowance.least[index] for index in missing.values()])
+        calibrated = calibrate(
+            [cells[index] for index in missing.values()], root, device, plugins, allowance=allowance, tell=tell
+        )
+        for file, calibration in zip(missing, calibrated, strict=True):
+            if calibration is not None:
+                made[file] = calibration
+                _keep(file, calibration)
+    return [made.get(file) for file in files]
 
 
 def _key(cell: Cell, device: torch.device) -> str:
     """Return a hash of all that a calibration depends on; where the checkpoint lies doesn't matter."""
-    values = {name: value for name, value in cell.to_dict().items() if name not in ("id", "seed", "model")}
+    values = {name: value for name, value in cell.to_dict().items() if name not in _WITHOUT_EFFECT}
+    values["recipe"] = {k: value for k, value in values["recipe"].items() if k not in _WITHOUT_EFFECT_IN_RECIPE}
     machine = [platform.node(), platform.machine(), platform.python_version(), devices.describe(device)]
     text = json.dumps([values, machine, _code()], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -77,7 +96,9 @@ def _is_sound(values: dict[str, Any]) -> bool:
     numbers = rest if peak is None else [*rest, peak]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in numbers):
         return False
-    return all(math.isfinite(value) and value >= 0 for value in numbers) and values["step_seconds"] > 0
+    return all(math.isfinite(value) and value >= 0 for value in numbers) and (
+        values["step_seconds"] + values["token_seconds"] > 0
+    )
 
 
 def _keep(file: Path, calibration: Calibration) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import DataError, Unsupported, UsageError
-from finetune_bench.model import pretrained, unpadding, weights
+from finetune_bench.model import packaged, pretrained, unpadding, weights
 from finetune_bench.printable import brief
 from finetune_bench.recipe import AUTO, BATCH_LAYOUTS
 from finetune_bench.runner.inputs import cuts, dropout_stays_on, facts_of, load_data
@@ -68,14 +68,23 @@ def check_task_names(study: Study) -> tuple[str, ...]:
     return tuple(names)
 
 
-def check_models(study: Study) -> dict[str, str]:
+def check_models(study: Study, tell: Callable[[str], None] = lambda text: None) -> dict[str, str]:
     """Return what identifies every model's weights and how they are taken, by the model's name.
+
+    Args:
+        study: the study.
+        tell: is told which of several checkpoints is tried, before it is.
 
     Raises:
         UsageError: a checkpoint isn't there, can't be used or is given twice, or the study's sequences are too long.
     """
     _refuse_doubles("--model", [pretrained.label(name) for name in study.models])
-    return {name: _check_model(name, study) for name in study.models}
+    identities = {}
+    for name in study.models:
+        if len(study.models) > 1:
+            tell(f"Trying {pretrained.label(name)} on three texts ...")
+        identities[name] = _check_model(name, study)
+    return identities
 
 
 def _check_model(name: str, study: Study) -> str:
@@ -91,6 +100,17 @@ def _check_model(name: str, study: Study) -> str:
         weights.check_head(name, registry.task(task).labels)
     try_out(name, study.recipe.max_length)
     return weights.identity(name, keep_head=study.keep_head)
+
+
+def notes_on_licences(study: Study) -> list[str]:
+    """Return under which licences the study's data and checkpoints may be used, where somebody says: one each."""
+    licences: dict[str, list[str]] = {}
+    for name in study.tasks:
+        if licence := registry.task(name).licence:
+            licences.setdefault(f"{licence}.", []).append(name)
+    notes = [f"Licence of the data of {', '.join(names)}: {licence}" for licence, names in licences.items()]
+    models = [name for name in study.models if pretrained.is_packaged(name)]
+    return notes + [f"Licence of the weights of {name}: {packaged.MODELS[name].licence}." for name in models]
 
 
 def notes_on_models(study: Study) -> list[str]:

@@ -1,31 +1,40 @@
 """What a study will take, before it runs: seconds, memory and disk, from a short calibration on this machine.
 
-Vanilla is timed on a few of the study's own batches of every task, and every method on a few of the first task's. A
-step costs what its tokens cost, a method its ratio to vanilla, and a set-up what it costs on the first task. Memory is
-the peak of training on the largest batch that is coming. Seconds are CPU time on a CPU, and the device's otherwise.
+Vanilla is timed on a few small steps with every model; with the smallest model every method is, as long as there is
+time for it. A step costs what its tokens cost, a method its ratio to vanilla with the model that it was timed with, or
+else its passes. Memory is vanilla's peak of training, on the largest batch that is coming, and what methods declare
+that they keep. Seconds are CPU time on a CPU, and the device's otherwise.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
+from finetune_bench.method.cost import SIZES, Memory
 from finetune_bench.model import pretrained
-from finetune_bench.runner.calibration import Calibration
+from finetune_bench.runner.calibration import LEAST_STEPS, Allowance, Calibration, clock, tokens_of
 from finetune_bench.runner.calibration_cache import calibrations_of
-from finetune_bench.runner.inputs import load_data
+from finetune_bench.runner.inputs import encoded, load_data
 from finetune_bench.runner.leftovers import foreign_names, is_foreign
 from finetune_bench.runner.plan import Plan, comparison_of
+from finetune_bench.study import grid
 from finetune_bench.study.grid import Cell
+from finetune_bench.training.examples import training_steps
+from finetune_bench.training.memory import expected_bytes
 
 FILE_BYTES = 14_000  # of a cell: specification, row, and what its arrays take beside their numbers
+CALIBRATION_SECONDS = 20.0  # for all calibrations, and at most so much of what the study itself takes:
+CALIBRATION_SHARE = 0.1
+SMALL_STEP = 128  # tokens of the steps that a calibration makes at least
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Forecast:
             can't be measured.
         disk_bytes: bytes of rows and arrays, and of models where they are kept.
         workers: how many workers there will be.
+        timed_with: the checkpoint that each method was timed with, by their names; methods that are not in it are
+            foretold from their passes.
     """
 
     seconds: dict[str, float]
@@ -46,6 +57,7 @@ class Forecast:
     memory_bytes: int | None
     disk_bytes: int
     workers: int
+    timed_with: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def cpu_seconds(self) -> float:
@@ -58,65 +70,184 @@ class Forecast:
         return self.start_seconds + max([sum(self.seconds.values()) / self.workers, *self.seconds.values()])
 
 
-def forecast(plan: Plan) -> Forecast:
+@dataclass(frozen=True)
+class Load:
+    """A load has the sizes of a cell's data with its model.
+
+    Attributes:
+        steps: optimiser steps.
+        mean_tokens, largest_tokens: tokens of a step.
+        train_tokens, scored_tokens: tokens of the training data, and of all evaluation splits.
+        disk_bytes: bytes of a row and its arrays.
+    """
+
+    steps: int
+    mean_tokens: float
+    largest_tokens: int
+    train_tokens: int
+    scored_tokens: int
+    disk_bytes: int
+
+
+def forecast(plan: Plan, tell: Callable[[str], None] = lambda text: None) -> Forecast:
     """Calibrate on this machine and add up; trains a few steps, and writes nothing but the cache of calibrations.
 
     Args:
         plan: a plan with cells to run, on devices of this machine.
+        tell: is told what is calibrated, before it is.
     """
-    start_seconds = time.process_time()  # so far this process has imported what every worker imports
+    _parameters.cache_clear()  # in a long-lived process, files may have changed since the last plan
     root = plan.study.data_root.resolve() if plan.study.data_root else None
+    device = torch.device(plan.devices[0])
+    loads = _loads(plan, root)
+    start = clock(device)
+    firsts: dict[str, Cell] = {}
+    for cell in plan.todo:
+        firsts.setdefault(cell.model, cell)
+    # Half of the time at most, so that some is left for the methods.
+    made = calibrations_of(
+        [_calibrated(cell, _vanilla()) for cell in firsts.values()],
+        root,
+        device,
+        plan.study.plugins,
+        allowance=Allowance(CALIBRATION_SECONDS / 2),
+        tell=tell,
+    )
+    vanilla = {model: calibration for model, calibration in zip(firsts, made, strict=True) if calibration}
+    from_passes = _foretell(plan, loads, vanilla, {})
+    seconds = min(CALIBRATION_SECONDS, CALIBRATION_SHARE * from_passes.wall_seconds) - (clock(device) - start)
+    smallest = _smallest_models(plan)
+    wanted = {method: model for method, model in smallest.items() if method != _vanilla()}
+    least = [_least_seconds(method, vanilla[model]) for method, model in wanted.items()]
+    made = calibrations_of(
+        [_calibrated(firsts[model], method) for method, model in wanted.items()],
+        root,
+        device,
+        plan.study.plugins,
+        allowance=Allowance(seconds, least),
+        tell=tell,
+    )
+    timed = {
+        method: (wanted[method], calibration) for method, calibration in zip(wanted, made, strict=True) if calibration
+    }
+    return _foretell(plan, loads, vanilla, timed)
+
+
+def _foretell(
+    plan: Plan,
+    loads: Mapping[tuple[str, str, float], Load],
+    vanilla: Mapping[str, Calibration],
+    timed: Mapping[str, tuple[str, Calibration]],
+) -> Forecast:
+    """Add up what the cells take.
+
+    Args:
+        plan: the plan.
+        loads: what `_loads` returned.
+        vanilla: vanilla's calibration with every model.
+        timed: the calibrations of methods, each with the model that it was made with.
+    """
     foreign = foreign_names()
-    calibrations = _calibrations(plan, root)
     seconds: dict[str, float] = {}
     peaks, disk_bytes = [], 0
     for cell in plan.todo:
-        task, data = load_data(cell.task, cell.limit_train, root, cell.held_out)
-        first_task = next(other.task for other in plan.todo if other.model == cell.model)
-        vanilla_here = calibrations[cell.model, _vanilla(), cell.task]
-        vanilla_first = calibrations[cell.model, _vanilla(), first_task]
-        method_first = calibrations[cell.model, cell.method, first_task]
-        steps = round(cell.step_factor * cell.recipe.total_steps(len(data.train)))
-        step_ratio = method_first.step_seconds / vanilla_first.step_seconds
-        setup = method_first.setup_seconds * vanilla_here.step_seconds / vanilla_first.step_seconds
+        load, base = loads[_load_key(cell)], vanilla[cell.model]
+        step, setup = base.seconds_of(load.mean_tokens), base.setup_seconds
+        if cell.method == _vanilla():
+            pass
+        elif cell.method in timed:
+            model, calibration = timed[cell.method]
+            step *= calibration.seconds_of(load.mean_tokens) / vanilla[model].seconds_of(load.mean_tokens)
+            slower = base.seconds_of(load.mean_tokens) / vanilla[model].seconds_of(load.mean_tokens)
+            setup = slower * (calibration.setup_seconds + calibration.setup_token_seconds * load.train_tokens)
+        else:
+            step = base.step_seconds + _passes(cell.method) * base.token_seconds * load.mean_tokens
         # One step more is taken to count saved bytes.
-        training = step_ratio * vanilla_here.step_seconds * (steps + 1)
-        seconds[cell.id] = vanilla_here.other_seconds + setup + training
+        training = setup + step * (load.steps + 1)
+        seconds[cell.id] = base.load_seconds + base.scored_token_seconds * load.scored_tokens + training
         if is_foreign(cell, foreign):
-            seconds[cell.id] += start_seconds  # the next cell needs another process
-        if vanilla_here.peak_bytes and vanilla_first.peak_bytes and method_first.peak_bytes:
-            batch_ratio = max(1.0, vanilla_here.largest_batch / vanilla_first.largest_batch)
-            method_bytes = (method_first.peak_bytes - vanilla_first.peak_bytes) * batch_ratio
-            peaks.append(vanilla_here.peak_bytes + int(method_bytes))
-        examples = sum(map(len, data.evaluation.values()))
-        disk_bytes += FILE_BYTES + examples * (4 * task.outputs + 8) + 24 * steps
-        disk_bytes += _model_bytes(cell) if plan.study.save_model else 0
+            seconds[cell.id] += plan.start_seconds  # the next cell needs another process
+        if base.peak_bytes is not None:
+            peaks.append(_peak_bytes(cell, base, load.largest_tokens))
+        disk_bytes += load.disk_bytes
+        disk_bytes += 4 * _parameters(cell.model, registry.task(cell.task).outputs) if plan.study.save_model else 0
     workers = min(len(plan.devices), len(plan.todo))
-    return Forecast(seconds, start_seconds, max(peaks, default=None), disk_bytes, workers)
+    names = {_vanilla(): ", ".join(map(pretrained.label, vanilla))}
+    names |= {method: pretrained.label(model) for method, (model, _) in timed.items()}
+    return Forecast(seconds, plan.start_seconds, max(peaks, default=None), disk_bytes, workers, names)
 
 
-def _calibrations(plan: Plan, root: Path | None) -> dict[tuple[str, str, str], Calibration]:
-    """Calibrate what a plan's cells are foretold from: by model, method and task."""
-    data = {cell.task: cell.data for cell in reversed(plan.cells)}
-    first_tasks = {cell.model: cell.task for cell in reversed(plan.todo)}
-    wanted: dict[tuple[str, str, str], Cell] = {}
+def _load_key(cell: Cell) -> tuple[str, str, float]:
+    return cell.model, cell.task, cell.step_factor
+
+
+def _loads(plan: Plan, root: Path | None) -> dict[tuple[str, str, float], Load]:
+    """Return what the data of every task, tokenised for every model, amount to."""
+    loads: dict[tuple[str, str, float], Load] = {}
     for cell in plan.todo:
-        first = first_tasks[cell.model]
-        for method, task in ((_vanilla(), cell.task), (_vanilla(), first), (cell.method, first)):
-            key = (cell.model, method, task)
-            wanted.setdefault(key, dataclasses.replace(cell, method=method, task=task, data=data[task]))
-    device = torch.device(plan.devices[0])
-    made = calibrations_of(list(wanted.values()), root, device, plan.study.plugins)
-    return dict(zip(wanted, made, strict=True))
+        if _load_key(cell) in loads:
+            continue
+        task, data = load_data(cell.task, cell.limit_train, root, cell.held_out)
+        train, splits = encoded(
+            cell.model, cell.task, cell.limit_train, root, cell.recipe.max_length, held_out=cell.held_out
+        )
+        planned = training_steps(len(train), cell.recipe, cell.seed, task.name)
+        sizes = np.array([tokens_of(train, step, cell.recipe.batch_layout) for step in planned])
+        steps = round(cell.step_factor * cell.recipe.total_steps(len(data.train)))
+        examples = sum(map(len, data.evaluation.values()))
+        loads[_load_key(cell)] = Load(
+            steps,
+            float(sizes.mean()),
+            int(sizes.max()),
+            int(train.lengths().sum()),
+            sum(int(split.lengths().sum()) for split in splits.values()),
+            FILE_BYTES + examples * (4 * task.outputs + 8) + 24 * steps,
+        )
+    return loads
+
+
+def _calibrated(cell: Cell, method: str) -> Cell:
+    """Return the cell that a method is calibrated on: one of the plan, with its method exchanged."""
+    versions = tuple(part.version for part in registry.make_stack(method).methods)
+    return dataclasses.replace(cell, method=method, versions=versions, sources=grid.sources_of(method, cell.task))
+
+
+def _smallest_models(plan: Plan) -> dict[str, str]:
+    """Return for every method the smallest of the models that it is to run with."""
+    models: dict[str, dict[str, None]] = {}
+    for cell in plan.todo:
+        models.setdefault(cell.method, {})[cell.model] = None
+    return {method: min(names, key=lambda name: _parameters(name, 2)) for method, names in models.items()}
+
+
+def _least_seconds(method: str, vanilla: Calibration) -> float:
+    """Return about how long a calibration of a method takes at least, by its passes."""
+    step = vanilla.step_seconds + _passes(method) * vanilla.token_seconds * SMALL_STEP
+    return vanilla.load_seconds + (LEAST_STEPS + 1) * step
+
+
+def _passes(method: str) -> float:
+    return grid.relative_passes(registry.make_stack(method))
+
+
+def _peak_bytes(cell: Cell, vanilla: Calibration, tokens: int) -> int:
+    """Return the bytes at the peak: vanilla's on so many tokens, and what the method declares that it keeps beside."""
+    weights = 4 * _parameters(cell.model, registry.task(cell.task).outputs)
+    sizes = {name: weights if name.startswith("P") else 0 for name in SIZES}
+    sizes |= {"P_head": 0, "P_frozen": 0, "F": int(vanilla.token_bytes * tokens)}
+    more = sum(expected_bytes(cell.make_stack().memory(Memory()), sizes)) - sum(expected_bytes(Memory(), sizes))
+    later = vanilla.token_bytes * max(0, tokens - vanilla.measured_tokens)
+    return int((vanilla.peak_bytes or 0) + later + max(0.0, more))
 
 
 def _vanilla() -> str:
     return registry.describe(registry.make_stack(registry.BASELINE), full=True)
 
 
-def _model_bytes(cell: Cell) -> int:
-    skeleton = pretrained.skeleton(pretrained.config(cell.model, registry.task(cell.task).outputs))
-    return 4 * sum(weight.numel() for weight in skeleton.parameters()) + 1_000_000
+@cache
+def _parameters(model: str, outputs: int) -> int:
+    """Return how many weights a classifier has."""
+    return sum(weight.numel() for weight in pretrained.skeleton(pretrained.config(model, outputs)).parameters())
 
 
 def within_budget(plan: Plan, seconds: float, cost: Mapping[str, float]) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +41,8 @@ class Plan:
         skipped: cells that can't run, with the reason.
         devices: one torch device per worker, as "cpu" or "cuda:0".
         notes: sentences for the user.
+        start_seconds: CPU seconds that this process had taken before it began to plan, when it had imported what every
+            worker imports.
         other_shards: ids of the study's cells that are left to other shards; they are in none of the lists above.
     """
 
@@ -53,15 +56,21 @@ class Plan:
     skipped: list[tuple[Cell, str]]
     devices: list[str]
     notes: list[str]
+    start_seconds: float
     other_shards: list[str] = field(default_factory=list)
 
 
-def make_plan(study: Study) -> Plan:
+def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> Plan:
     """Check a study and compare it with its store; loads data, and runs every checkpoint on three texts.
+
+    Args:
+        study: the study as it was asked for.
+        tell: is told what is checked, where that takes seconds.
 
     Raises:
         UsageError, MachineError: the first thing that is wrong.
     """
+    start_seconds = time.process_time()
     forget()  # in a long-lived process, files may have changed since the last plan
     for plugin in study.plugins:
         registry.load_plugin(plugin)
@@ -69,7 +78,7 @@ def make_plan(study: Study) -> Plan:
     notes = _notes_on_methods(study)
     devices = checks.check_devices(study)
     study = dataclasses.replace(study, tasks=checks.check_task_names(study))
-    weights = checks.check_models(study)
+    weights = checks.check_models(study, tell)
     data = checks.check_data(study)
     checks.check_schedule(study, data)
     batch_layout, notes_on_layout = checks.choose_batch_layout(study, devices[0])
@@ -77,7 +86,7 @@ def make_plan(study: Study) -> Plan:
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
     cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
-    notes += checks.notes_on_models(study)
+    notes += [*checks.notes_on_models(study), *checks.notes_on_licences(study)]
 
     skipped = checks.check_methods(cells)  # of the whole grid: what can't run in one shard may in another
     whole = cells
@@ -95,7 +104,7 @@ def make_plan(study: Study) -> Plan:
     notes += checks.check_lengths(todo, study)
     workers = _worker_devices(study, devices)
     others = [cell.id for cell in whole if cell.id not in here]
-    return Plan(study, store, cells, todo, list(scores), scores, failed, skipped, workers, notes, others)
+    return Plan(study, store, cells, todo, list(scores), scores, failed, skipped, workers, notes, start_seconds, others)
 
 
 def untold(plan: Plan) -> list[str]:

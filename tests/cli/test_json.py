@@ -134,14 +134,15 @@ def test_plan(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def fake(plan: Any) -> forecast.Forecast:
+    def fake(plan: Any, tell: Any) -> forecast.Forecast:
         return forecast.Forecast({cell.id: 2.0 for cell in plan.todo}, math.inf, None, 1000, 2)
 
     monkeypatch.setattr(forecast, "forecast", fake)
     words = ["--model", tiny_checkpoint, "--tasks", tiny_data, "--methods", "vanilla", "--seeds", 2, "--no-baseline"]
     read = document(capsys, "plan", *words, "--out", tmp_path / "run", "--device", "cpu")
     assert (read["runs"], read["to_run"], read["workers"]) == (2, 2, 2)
-    assert read["methods"] == [{"method": "vanilla", "runs": 2, "seconds_each": 2.0, "seconds": 4.0}]
+    method = {"method": "vanilla", "runs": 2, "seconds_each": 2.0, "seconds": 4.0, "timed_with": None}
+    assert read["methods"] == [method]
     assert read["wall_seconds"] is None  # infinity
     assert not (tmp_path / "run").exists()
 

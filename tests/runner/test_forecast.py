@@ -105,3 +105,19 @@ def test_the_command_says_it_and_runs_nothing(study: Study, capsys: pytest.Captu
     assert float(shown.partition("memory")[2].split()[0]) * 2**20 == pytest.approx(peak, rel=0.25)
     assert cli.main(["run", *words, "--out", str(study.out), "--budget", "1h", "--executor", "ray"]) == 2
     assert cli.main(["plan", *words, "--executor", "ray"]) == 2
+
+
+@pytest.mark.parametrize("command", ["plan", "run"])
+def test_it_speaks_before_it_checks(
+    command: str, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def checking(*_: object) -> None:
+        said.append(capsys.readouterr().err)
+        raise UsageError("enough")
+
+    monkeypatch.setattr("finetune_bench.runner.plan.make_plan", checking)
+    words = ["--methods", "ema", "--tasks", study.tasks[0], "--model", study.models[0], "--out", str(study.out)]
+    assert cli.main([command, *words]) == 2
+    assert said == ["Checking the study: methods, data, checkpoints ...\n"]
