@@ -131,7 +131,6 @@ class FreeLB(Method):
         mask = step.batch.inputs["attention_mask"]
         dim = step.embeds(view).shape[-1]
         noise = start_noise(mask, dim, self.init_magnitude, self.generator_)
-        share = replace(view, weight=view.weight / self.steps)
         mark = step.mark()
         before: Tensor | float = 0.0
         for number in range(self.steps):
@@ -139,14 +138,12 @@ class FreeLB(Method):
             # Looked up anew: the early backward pass has freed the graph of the last.
             embeds = step.embeds(view)
             with step.replay(mark) if number else nullcontext():
-                objective = inner(replace(share, embeds=embeds + noise))
+                objective = inner(replace(view, embeds=embeds + noise), weight=1 / self.steps)
             if number == self.steps - 1:
                 break
-            before = before + step.backward(objective.loss / self.steps, view)
+            before = before + step.backward(objective.loss)
             assert noise.grad is not None
             climbed = climb_noise(noise.detach(), noise.grad.float(), self.learning_rate, self.max_norm)
             noise = climbed * mask[..., None]
         norm = sentence_norm(noise.detach()).mean()
-        return Objective(
-            before + objective.loss / self.steps, objective.output, {**objective.logs, "freelb_norm": norm}
-        )
+        return replace(objective, loss=before + objective.loss, logs={**objective.logs, "freelb_norm": norm})

@@ -37,7 +37,6 @@ the outermost: `rdrop+r3f` runs R3F in both passes, `r3f+rdrop` R-Drop within R3
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 from torch import Tensor
@@ -49,8 +48,8 @@ from finetune_bench.parameters import Range, parameter
 
 
 def combine_passes(first: Tensor, second: Tensor, divergence: Tensor, alpha: float) -> Tensor:
-    """Compute R-Drop's loss from the two passes' losses and their divergence, all 0-dim."""
-    return 0.5 * (first + second) + alpha * 0.5 * divergence
+    """Compute R-Drop's loss from half of each pass's loss and their divergence, all 0-dim."""
+    return first + second + alpha * 0.5 * divergence
 
 
 # Noise below this, at the inputs of the layers, changes predictions so little that the divergence does nothing.
@@ -97,8 +96,7 @@ class RDrop(Method):
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         """Average the loss of two passes, and add their divergence."""
-        half = replace(view, weight=0.5 * view.weight)
-        first, second = inner(half), inner(half)
+        first, second = inner(view, weight=0.5), inner(view, weight=0.5)
         divergence = step.divergence(first.output, second.output)
         loss = combine_passes(first.loss, second.loss, divergence, self.alpha)
         return Objective(loss, first.output, {**first.logs, "rdrop_divergence": divergence})

@@ -37,7 +37,6 @@ from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError, Unsupported, UsageError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import Stack
-from finetune_bench.method.step import View
 from finetune_bench.metrics import Kind
 from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, switch_off, with_dropout
 from finetune_bench.recipe import Recipe
@@ -290,7 +289,7 @@ class Attached:
         self.run.model.train()
         step = TrainingStep(self.run, to_batch(batch, self.run.task.kind, self.run.device), share, scaler)
         self._shares += share
-        return step.backward(step.objective().loss, View())
+        return step.backward(step.objective().loss)
 
     def before_step(self) -> None:
         """Let the methods change gradients: call it after clipping, before the optimiser's step."""

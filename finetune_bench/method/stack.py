@@ -6,9 +6,11 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from finetune_bench.device import resolution
+from finetune_bench.functional import weigh
 from finetune_bench.method.asking import ask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
@@ -140,4 +142,9 @@ class Stack(Method):
 
 
 def _nest(method: Method, step: Step, inner: Inner) -> Inner:
-    return lambda view: method.objective(step, inner, view)
+    def nested(view: View, weight: float | Tensor = 1.0) -> Objective:
+        with step.within(view, weight):
+            objective = method.objective(step, inner, view)
+        return dataclasses.replace(objective, loss=weigh(objective.loss, weight))
+
+    return nested

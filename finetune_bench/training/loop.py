@@ -25,7 +25,6 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune_bench.errors import Diverged, FinetuneBenchError
-from finetune_bench.method.step import View
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.training import measure
@@ -164,7 +163,7 @@ def _train_micro_batch(
     """Add the gradients of one micro-batch; return its logs, detached."""
     step = TrainingStep(run, run.examples.batch(part, run.device), share, scaler)
     objective = step.objective()
-    step.backward(objective.loss, View())
+    step.backward(objective.loss)
     if taken := sorted({"loss", "task_loss", "sketch", "sketch_steps"} & set(objective.logs)):
         raise FinetuneBenchError(f"A method logs '{taken[0]}', which is the name of the run's own record; rename it.")
     task_loss = torch.stack(step.task_losses).mean()

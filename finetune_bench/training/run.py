@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from finetune_bench import device as devices
 from finetune_bench.errors import FinetuneBenchError
+from finetune_bench.functional import weigh
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Objective, Streams, View
 from finetune_bench.model.structure import hidden_states_captured, undecayed
@@ -249,6 +250,9 @@ class TrainingStep:
     ) -> None:
         self.run, self.batch = run, batch
         self._share, self._scaler = share, scaler
+        # What the running method was given: outside of all methods, the whole loss of a plain pass.
+        self._view = View()
+        self._weight: float | Tensor = 1.0
         self.task_losses: list[Tensor] = []
 
     def forward(self, view: View | None = None) -> Output:
@@ -277,22 +281,32 @@ class TrainingStep:
         finally:
             self.run.set_streams(present)
 
-    def backward(self, part: Tensor, view: View) -> Tensor:
+    @contextmanager
+    def within(self, view: View, weight: float | Tensor) -> Iterator[None]:
+        """Let `backward` know, inside, the running method's view, and the weight of its loss beside all outer ones."""
+        outer = self._view, self._weight
+        self._view, self._weight = view, outer[1] * (weight.detach() if isinstance(weight, Tensor) else weight)
+        try:
+            yield
+        finally:
+            self._view, self._weight = outer
+
+    def backward(self, part: Tensor) -> Tensor:
         """Add the gradients of a part of the loss, scaled by all that will scale it; return the part, detached."""
         self.run.counter.backwards += 1
-        loss = part * (view.weight * self._share)
+        loss = part * (self._weight * self._share)
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
         # Embeddings that came from outside have a graph below them that later passes need, too.
-        loss.backward(retain_graph=has_graph(view.embeds))  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=has_graph(self._view.embeds))  # type: ignore[no-untyped-call]
         return part.detach()
 
-    def task_objective(self, view: View) -> Objective:
-        """Return the innermost objective: the task's loss of one forward pass."""
+    def task_objective(self, view: View, weight: float | Tensor = 1.0) -> Objective:
+        """Return the innermost objective: the task's loss of one forward pass, times the weight."""
         output = self.forward(view)
         loss = self.run.task.loss(output, self.batch.labels)
         self.task_losses.append(loss.detach())
-        return Objective(loss, output)
+        return Objective(weigh(loss, weight), output)
 
     def objective(self) -> Objective:
         """Return the method's objective of this micro-batch."""
