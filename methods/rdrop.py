@@ -37,13 +37,12 @@ the outermost: `rdrop+r3f` runs R3F in both passes, `r3f+rdrop` R-Drop within R3
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Step, View
+from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, parameter
 
 
@@ -61,10 +60,18 @@ class RDrop(Method):
 
     name = "rdrop"
     batch_layout = "unpadded_trimmed"
-    search_space = {"alpha": Range(0.1, 10, log=True)}
-    neutral: ClassVar = {"alpha": 0.0, "dropout": "all_off"}
 
-    alpha: float = parameter(1.0, interval="[0, inf)", help="weight of the divergence (see the card for conversions)")
+    alpha: float = parameter(
+        1.0,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(0.1, 10, log=True),
+        help="weight of the divergence (see the card for conversions)",
+    )
+
+    dropout: Dropout = parameter(
+        Dropout.KEEP, neutral=Dropout.ALL_OFF, help="what is asked of the model's dropout (neutral: passes are equal)"
+    )
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse a cell in which both passes would be identical."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
@@ -25,14 +25,36 @@ class Stack(Method):
     name = "stack"
 
     def __init__(self, methods: Sequence[Method]) -> None:
-        self.methods = tuple(methods)
+        # The methods of a stack within stand in its place.
+        self.methods = tuple(part for method in methods for part in getattr(method, "methods", [method]))
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
-        self.stochastic = any(method.stochastic for method in self.methods)  # type: ignore[misc]
         self.batch_layout = min((m.batch_layout for m in self.methods), key=BATCH_LAYOUTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
+    @property
+    def stochastic(self) -> bool:
+        """Say whether one of the methods is."""
+        return any(ask(method, "stochastic") for method in self.methods)
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Name what the methods need for themselves."""
+        return tuple(dict.fromkeys(claim for method in self.methods for claim in ask(method, "exclusive")))
+
+    def _conflict(self) -> str | None:
+        """Return which two methods need the same for themselves; None where no two do."""
+        held_by: dict[str, str] = {}
+        for method in self.methods:
+            for claim in ask(method, "exclusive"):
+                if claim in held_by:
+                    return f"{held_by[claim]} and {method.name} both decide about the {claim}, and only one method can"
+            held_by |= dict.fromkeys(method.exclusive, method.name)
+        return None
+
     def unsupported(self, facts: Facts) -> str | None:
         """Return the first method's reason against the cell, with its name; None where all of them can run."""
+        if conflict := self._conflict():
+            return conflict
         for method, method_facts in self._facts(facts):
             if reason := ask(method, "unsupported", method_facts):
                 return f"{method.name}: {reason}"
@@ -49,6 +71,20 @@ class Stack(Method):
                     f"resolves {finest:.1g} near 1; use --precision fp32 or stronger noise"
                 )
         return None
+
+    def noise_scale(self) -> float | None:
+        """Return the smallest noise of the methods; None where none of them says one."""
+        return min((scale for method in self.methods if (scale := ask(method, "noise_scale"))), default=None)
+
+    def effects(self) -> Mapping[str, Method]:
+        """Return the effects of a single method; several are one effect together."""
+        if len(self.methods) == 1:
+            return dict(ask(self.methods[0], "effects"))
+        return {self.name: self}
+
+    def warning(self, facts: Facts) -> str | None:
+        """Return what `warnings` says, in one text; None for nothing."""
+        return "; ".join(self.warnings(facts)) or None
 
     def _facts(self, facts: Facts) -> Iterator[tuple[Method, Facts]]:
         """Yield every method with the facts of its cell, its partners among them."""
@@ -123,15 +159,17 @@ class Stack(Method):
                 contexts.enter_context(method.evaluating(run))
             yield
 
-    def state_dict(self) -> list[State]:
-        """Return what every method keeps for a checkpoint, in the order of the stack."""
-        return [method.state() for method in self.methods]
+    def state(self) -> State:
+        """Return what the methods keep for a checkpoint, under the position of each in the stack: `0 steps`."""
+        return {f"{index} {key}": v for index, method in enumerate(self.methods) for key, v in method.state().items()}
 
-    def load_state_dict(self, states: Sequence[State]) -> None:
-        """Give every method back what `state_dict` gave; those that kept nothing are not asked."""
-        for method, state in zip(self.methods, states, strict=True):
-            if state:
-                method.load_state(state)
+    def load_state(self, state: State) -> None:
+        """Give every method back what `state` gave; those that kept nothing are not asked."""
+        for index, method in enumerate(self.methods):
+            prefix = f"{index} "
+            kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if kept:
+                method.load_state(kept)
 
     def teardown(self, run: Run) -> None:
         """Run every method's teardown in reversed order."""

@@ -69,12 +69,21 @@ class Step(Protocol):
         """Return the examples."""
         ...
 
+    @property
+    def run(self) -> Run:
+        """Return the training run that the step is of."""
+        ...
+
     def forward(self, view: View = ...) -> Output:
         """Make one training forward pass inside the stack's `perturbing` (unless the view says no); it is counted."""
         ...
 
     def embeds(self, view: View = ...) -> Tensor:
         """Return the view's raw token embeddings (batch, seq, dim), before position embeddings, norm and dropout."""
+        ...
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Return the task's loss (0-dim, batch mean) of a prediction, for these labels; it is in no trace."""
         ...
 
     def divergence(self, p: Output, q: Output) -> Tensor:

@@ -263,6 +263,10 @@ class TrainingStep:
         """Return the view's raw token embeddings (batch, seq, dim)."""
         return self.run.embeds(self.batch, view or View())
 
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Return the task's loss of a prediction for these labels, 0-dim."""
+        return self.run.task.loss(output, labels)
+
     def divergence(self, p: Output, q: Output) -> Tensor:
         """Return the task's distance between two predictions."""
         return self.run.task.divergence(p, q)
