@@ -26,6 +26,25 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(_full_precision(logits), labels)
 
 
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return −log p(label) of every example, or −Σ q·log p for probabilities q.
+
+    Args:
+        logits: what the head puts out, (batch, classes).
+        labels: class ids, (batch,), int64, or probabilities, (batch, classes).
+
+    Returns:
+        (batch,).
+    """
+    targets = _full_precision(labels) if labels.is_floating_point() else labels
+    return F.cross_entropy(_full_precision(logits), targets, reduction="none")
+
+
+def squared_errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return (predicted − target)² of every example, (batch,), of numbers as `mean_squared_error` takes them."""
+    return F.mse_loss(_full_precision(predicted).reshape(-1), _full_precision(target).reshape(-1), reduction="none")
+
+
 def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
     """Return the batch mean of (predicted − target)².
 

@@ -30,6 +30,7 @@ IN_A_STACK = {
     "optimizer": "left to right",
     "perturbing": "nested",
     "objective": "nested, the leftmost outermost",
+    "losses": "right to left, the leftmost outermost",
     "gradients": "left to right",
     "after_step": "left to right",
     "evaluating": "nested",

@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import Any, ClassVar, dataclass_transform
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune_bench.method.cost import Memory, Passes
@@ -28,7 +28,7 @@ from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Space, neutral_setting, parameter, search_space, validate
 from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
-from finetune_bench.task import Task
+from finetune_bench.task import Output, Task
 
 
 class Phase(IntEnum):
@@ -125,7 +125,7 @@ class Method:
 
     @property
     def exclusive(self) -> tuple[str, ...]:
-        """Name what it needs for itself, as "evaluated weights"; two of a stack that do so are refused."""
+        """Name what only one method of a stack may have, as "evaluated weights"; a second one is refused."""
         return ()
 
     def unsupported(self, facts: Facts) -> str | None:
@@ -170,6 +170,19 @@ class Method:
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         """Return the loss of one micro-batch; `inner(view)` is that of the methods to the right, at last the task's."""
         return inner(view)
+
+    def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
+        """Change the losses of one pass, one per example, given those of the methods to the right, at last the task's.
+
+        Args:
+            run: the training run.
+            output: the pass's prediction.
+            losses: (batch,), float32 at least; their mean is the pass's loss.
+
+        Returns:
+            As many losses; to leave them as they are, `losses` itself, and the loss keeps its last bit.
+        """
+        return losses
 
     def gradients(self, run: Run) -> None:
         """Change the gradients of `run.params` in place: called after clipping, before the optimiser's step."""

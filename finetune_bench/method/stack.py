@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from finetune_bench.device import resolution
+from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.functional import weigh
 from finetune_bench.method.asking import ask
 from finetune_bench.method.base import Facts, Method
@@ -17,6 +18,7 @@ from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.recipe import BATCH_LAYOUTS
+from finetune_bench.task import Output
 
 
 class Stack(Method):
@@ -55,6 +57,8 @@ class Stack(Method):
         """Return the first method's reason against the cell, with its name; None where all of them can run."""
         if conflict := self._conflict():
             return conflict
+        if self.changes_losses and not facts.task.is_mean_of_losses:
+            return f"the loss of '{facts.task.name}' is its own, and it doesn't say the losses of single examples"
         for method, method_facts in self._facts(facts):
             if reason := ask(method, "unsupported", method_facts):
                 return f"{method.name}: {reason}"
@@ -140,6 +144,27 @@ class Stack(Method):
         for method in reversed(self.methods):
             inner = _nest(method, step, inner)
         return inner(view)
+
+    @property
+    def changes_losses(self) -> bool:
+        """Say whether a method has a say in the losses of single examples."""
+        return any(type(method).losses is not Method.losses for method in self.methods)
+
+    def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
+        """Let the methods change the losses of single examples, right to left: the leftmost is the outermost.
+
+        Raises:
+            FinetuneBenchError: a method returned something else than one loss per example.
+        """
+        for method in reversed(self.methods):
+            changed = method.losses(run, output, losses)
+            if not isinstance(changed, Tensor) or changed.shape != losses.shape:
+                got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+                raise FinetuneBenchError(
+                    f"'{method.name}': its `losses` must return one loss per example, {tuple(losses.shape)}; got {got}."
+                )
+            losses = changed
+        return losses
 
     def gradients(self, run: Run) -> None:
         """Let the methods change the gradients, left to right."""

@@ -24,12 +24,15 @@ class View:
         weights: tensors by canonical name; they replace the parameters in this pass, and gradients flow to them.
         perturb: False turns every method's `perturbing` off for this pass.
         hidden: also return the states between the layers, as `Output.hidden`.
+        targets: what the task's loss of this pass is taken against in the place of the batch's labels: (batch,) ids or
+            numbers, or (batch, classes) probabilities.
     """
 
     embeds: Tensor | None = None
     weights: Mapping[str, Tensor] | None = None
     perturb: bool = True
     hidden: bool = False
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)

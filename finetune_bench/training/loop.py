@@ -3,7 +3,7 @@
     load (init stream) → run.params, run.pretrained → setup* (by phase) → optimizer* → seed the global stream
     per step:
         zero_grad
-        per micro-batch:  objective( … perturbing( forward ) … ) · backward of (micro-batch's share) × loss
+        per micro-batch:  objective( … perturbing( forward ) · losses* … ) · backward of (micro-batch's share) × loss
         unscale (fp16) · clip · gradients* · optimizer.step · scheduler.step · after_step*
         every so many steps: a checkpoint, with the methods' state*
     → evaluating*( predict ) → teardown*          (* = a hook of the Method contract)

@@ -307,9 +307,17 @@ class TrainingStep:
 
     def task_objective(self, view: View, weight: float | Tensor = 1.0) -> Objective:
         """Return the innermost objective: the task's loss of one forward pass, times the weight."""
-        output = self.forward(view)
-        loss = self.run.task.loss(output, self.batch.labels)
+        output, task = self.forward(view), self.run.task
+        if view.targets is None:
+            loss = task.loss(output, self.batch.labels)
+        else:
+            loss = task.losses(output, view.targets).mean()
         self.task_losses.append(loss.detach())
+        if self.run.method.changes_losses:
+            losses = task.losses(output, self.batch.labels if view.targets is None else view.targets)
+            changed = self.run.method.losses(self.run, output, losses)
+            # A mean of losses and the task's loss may differ in the last bit: where nothing was changed, it is kept.
+            loss = loss if changed is losses else changed.mean()
         return Objective(weigh(loss, weight), output)
 
     def objective(self) -> Objective:
