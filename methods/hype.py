@@ -74,10 +74,12 @@ def perturb_hidden(hidden: Tensor, eps: float, noise: str, generator: Generator)
         A new tensor of that shape and dtype; the gradient to `hidden` is the identity.
     """
     drawn = torch.empty_like(hidden, dtype=torch.float32)
+    # Drawn in the order in which the states lie in memory: XLNet's lie there as (seq, batch, dim).
+    in_memory = drawn.permute(sorted(range(drawn.ndim), key=drawn.stride, reverse=True))
     if noise == "normal":
-        drawn.normal_(0.0, eps, generator=generator)
+        in_memory.normal_(0.0, eps, generator=generator)
     else:
-        drawn.uniform_(0.0 if noise == "uniform_onesided" else -eps, eps, generator=generator)
+        in_memory.uniform_(0.0 if noise == "uniform_onesided" else -eps, eps, generator=generator)
     return hidden + drawn.to(hidden.dtype)
 
 

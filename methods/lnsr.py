@@ -45,7 +45,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
-from finetune_bench.model.structure import is_sequence_first, layer_inputs_changed, layers
+from finetune_bench.model.structure import layer_inputs_changed, layers
 from finetune_bench.parameters import Range, parameter
 
 
@@ -134,10 +134,9 @@ class LNSR(Method):
         clean = first.output.hidden
         mask = step.batch.inputs["attention_mask"]
         noise = draw_noise(clean[self.layer], mask, self.noise, self.generator_)
-        in_layout = noise.transpose(0, 1) if is_sequence_first(step.run.model) else noise
 
         def noised(index: int, hidden: Tensor) -> Tensor:
-            return hidden + in_layout.to(hidden.dtype) if index == self.layer else hidden
+            return hidden + noise.to(hidden.dtype) if index == self.layer else hidden
 
         with step.replay(mark), layer_inputs_changed(step.run.model, noised):
             second = step.forward(replace(view, hidden=True)).hidden

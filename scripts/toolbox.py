@@ -32,7 +32,7 @@ MODULES = (parameters, structure, optimizers, functional)
 OF_THE_CORE = {
     "within",
     *("accepts", "as_text", "check_fields", "choices_of", "expectation", "from_text", "inside", "kind_of"),
-    *("neutral_setting", "search_space", "validate", "Space", "checkpoint_activations", "weigh"),
+    *("neutral_setting", "search_space", "validate", "Space", "checkpoint_activations", "is_sequence_first", "weigh"),
 }
 
 
