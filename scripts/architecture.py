@@ -28,6 +28,7 @@ IN_A_STACK = {
     "unsupported": "left to right, until one gives a reason",
     "setup": "by phase, then left to right",
     "optimizer": "left to right",
+    "schedule": "that of the only one that has one",
     "perturbing": "nested",
     "objective": "nested, the leftmost outermost",
     "losses": "right to left, the leftmost outermost",

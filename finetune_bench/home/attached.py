@@ -36,7 +36,7 @@ from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError, Unsupported, UsageError
 from finetune_bench.method.base import Facts, Method
-from finetune_bench.method.stack import Stack
+from finetune_bench.method.stack import SCHEDULE, Stack
 from finetune_bench.metrics import Kind
 from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, switch_off, with_dropout
 from finetune_bench.recipe import Recipe
@@ -91,6 +91,11 @@ def attach(
         Unsupported: a method can't run with this model and these arguments.
     """
     stack = make_stack(method)
+    if SCHEDULE in stack.exclusive:
+        raise UsageError(
+            f"'{registry.describe(stack)}' brings a schedule of the learning rates, and in your loop the schedule is "
+            "yours: give your scheduler that of the method, and attach the others."
+        )
     if precision == "tf32":
         raise UsageError(
             "precision='tf32' is a setting of the whole process, which is yours: set "

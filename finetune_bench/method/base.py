@@ -12,7 +12,7 @@ The base class *is* vanilla fine-tuning: a method overrides only the hooks it ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
@@ -161,6 +161,13 @@ class Method:
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         """Replace or wrap the optimiser, or change its groups: called once, after every setup."""
         return optimizer
+
+    def schedule(self, run: Run) -> Callable[[int], float] | None:
+        """Return the factor of all learning rates at step 0 … total_steps − 1; None leaves the recipe's schedule.
+
+        Called once, after `optimizer`. A factor may be above 1. Only one method of a stack may have a schedule.
+        """
+        return None
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 from torch import Tensor
@@ -20,6 +20,9 @@ from finetune_bench.model.dropout import Dropout
 from finetune_bench.recipe import BATCH_LAYOUTS
 from finetune_bench.task import Output
 
+# The claim of every method that has a schedule.
+SCHEDULE = "schedule of the learning rates"
+
 
 class Stack(Method):
     """A Stack is several methods as one: setup by phase, then left to right; the leftmost objective outermost."""
@@ -28,7 +31,9 @@ class Stack(Method):
 
     def __init__(self, methods: Sequence[Method]) -> None:
         # The methods of a stack within stand in its place.
-        self.methods = tuple(part for method in methods for part in getattr(method, "methods", [method]))
+        self.methods: tuple[Method, ...] = tuple(
+            part for method in methods for part in getattr(method, "methods", [method])
+        )
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
         self.batch_layout = min((m.batch_layout for m in self.methods), key=BATCH_LAYOUTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
@@ -41,16 +46,17 @@ class Stack(Method):
     @property
     def exclusive(self) -> tuple[str, ...]:
         """Name what the methods need for themselves."""
-        return tuple(dict.fromkeys(claim for method in self.methods for claim in ask(method, "exclusive")))
+        return tuple(dict.fromkeys(claim for method in self.methods for claim in _claims(method)))
 
     def _conflict(self) -> str | None:
         """Return which two methods need the same for themselves; None where no two do."""
         held_by: dict[str, str] = {}
         for method in self.methods:
-            for claim in ask(method, "exclusive"):
+            claims = _claims(method)
+            for claim in claims:
                 if claim in held_by:
                     return f"{held_by[claim]} and {method.name} both decide about the {claim}, and only one method can"
-            held_by |= dict.fromkeys(method.exclusive, method.name)
+            held_by |= dict.fromkeys(claims, method.name)
         return None
 
     def unsupported(self, facts: Facts) -> str | None:
@@ -131,6 +137,23 @@ class Stack(Method):
             optimizer = method.optimizer(optimizer, run)
         return optimizer
 
+    def schedule(self, run: Run) -> Callable[[int], float] | None:
+        """Return the schedule of the method that has one; None for the recipe's.
+
+        Raises:
+            FinetuneBenchError: a method answered with something that can't be called.
+        """
+        for method in self.methods:
+            factor = method.schedule(run)
+            if factor is None:
+                continue
+            if callable(factor):
+                return factor
+            raise FinetuneBenchError(
+                f"'{method.name}': its `schedule` must return a function of the step, or None; got {factor!r}."
+            )
+        return None
+
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
         """Enter every method's `perturbing`, the leftmost first."""
@@ -202,6 +225,12 @@ class Stack(Method):
         with ExitStack() as callbacks:
             for method in self.methods:
                 callbacks.callback(method.teardown, run)
+
+
+def _claims(method: Method) -> tuple[str, ...]:
+    """Return what a method needs for itself: what it says, and the schedule where it has one."""
+    claims: tuple[str, ...] = ask(method, "exclusive")
+    return (*claims, SCHEDULE) if type(method).schedule is not Method.schedule else claims
 
 
 def _nest(method: Method, step: Step, inner: Inner) -> Inner:

@@ -1,6 +1,6 @@
 """This is the training loop, and its docstring the map of the hooks.
 
-    load (init stream) → run.params, run.pretrained → setup* (by phase) → optimizer* → seed the global stream
+    load (init stream) → run.params, run.pretrained → setup* (by phase) → optimizer*, schedule* → seed the global stream
     per step:
         zero_grad
         per micro-batch:  objective( … perturbing( forward ) · losses* … ) · backward of (micro-batch's share) × loss
@@ -15,6 +15,7 @@ loop to the last bit; a test holds the two against each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -51,8 +52,30 @@ def make_optimizer(run: TrainingRun) -> AdamW:
     return AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_eps, fused=True)
 
 
-def make_scheduler(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> LambdaLR:
-    """Make the schedule: linear warm-up from 0 to the peak, then linear decay to 0 at the end."""
+def make_scheduler(
+    optimizer: Optimizer, recipe: Recipe, total_steps: int, schedule: Callable[[int], float] | None = None
+) -> LambdaLR:
+    """Make the schedule: linear warm-up from 0 to the peak, then linear decay to 0 at the end.
+
+    Args:
+        optimizer: whose learning rates follow it.
+        recipe: says how long the warm-up is.
+        total_steps: how many steps there will be.
+        schedule: the factor at each step from 0, in the place of the recipe's.
+
+    Raises:
+        FinetuneBenchError: a factor of that schedule is below 0 or not finite; names the step.
+    """
+    if schedule is not None:
+        factors = [float(schedule(step)) for step in range(total_steps)]
+        for step, value in enumerate(factors):
+            if not 0 <= value < math.inf:
+                raise FinetuneBenchError(
+                    f"A method's schedule must give finite factors from 0; at step {step} of {total_steps} it gave "
+                    f"{value:g}."
+                )
+        # The scheduler asks for one step more than there are.
+        return LambdaLR(optimizer, lambda step: factors[min(step, total_steps - 1)])
     warmup = recipe.warmup_steps(total_steps)
 
     def factor(step: int) -> float:
@@ -108,7 +131,7 @@ def _train_steps(
 ) -> tuple[Record, int]:
     """Make the optimiser steps of a run that is set up; return its record, and the step that it went on from."""
     optimizer = run.method.optimizer(make_optimizer(run), run)
-    scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
+    scheduler = make_scheduler(optimizer, run.recipe, run.total_steps, run.method.schedule(run))
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
 
     torch.manual_seed(derive(run.seed, "dropout"))
