@@ -6,6 +6,8 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional as F
 
+from finetune_bench.errors import FinetuneBenchError
+
 
 def _full_precision(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
@@ -22,6 +24,25 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         A 0-dim tensor.
     """
     return F.cross_entropy(_full_precision(logits), labels)
+
+
+def cross_entropies(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return −log p(label) of every example, or −Σ q·log p for probabilities q.
+
+    Args:
+        logits: what the head puts out, (batch, classes).
+        labels: class ids, (batch,), int64, or probabilities, (batch, classes).
+
+    Returns:
+        (batch,).
+    """
+    targets = _full_precision(labels) if labels.is_floating_point() else labels
+    return F.cross_entropy(_full_precision(logits), targets, reduction="none")
+
+
+def squared_errors(predicted: Tensor, target: Tensor) -> Tensor:
+    """Return (predicted − target)² of every example, (batch,), of numbers as `mean_squared_error` takes them."""
+    return F.mse_loss(_full_precision(predicted).reshape(-1), _full_precision(target).reshape(-1), reduction="none")
 
 
 def mean_squared_error(predicted: Tensor, target: Tensor) -> Tensor:
@@ -49,6 +70,34 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     """
     log_p, log_q = _full_precision(p).log_softmax(-1), _full_precision(q).log_softmax(-1)
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
+
+
+def weigh(loss: Tensor, weight: float | Tensor) -> Tensor:
+    """Multiply a loss by a weight.
+
+    Args:
+        loss: a 0-dim tensor.
+        weight: a number or a 0-dim tensor.
+
+    Returns:
+        A 0-dim tensor; at a weight of 1 the loss itself.
+
+    Raises:
+        FinetuneBenchError: the weight is a tensor of several numbers, which would make several losses of one.
+    """
+    if isinstance(weight, Tensor):
+        if weight.ndim:
+            raise FinetuneBenchError(
+                "The weight of a loss must be a number or a 0-dim tensor; a method gave a tensor of the shape "
+                f"{tuple(weight.shape)}. Give weights of single examples in `losses`."
+            )
+        return loss * weight
+    if weight == 1:
+        return loss
+    # A third is rounded and three is not: K shares of 1/K are then the mean of K, to the last bit.
+    if 0 < weight < 1 and (1 / weight).is_integer():
+        return loss / (1 / weight)
+    return loss * weight
 
 
 def bernoulli_mask(shape: torch.Size, p: float, generator: Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """A hyper-parameter is a dataclass field: declared once, validated on construction, readable from text.
 
-    eps: float = parameter(1e-5, interval="[0, inf)", help="standard deviation of the noise")
+    eps: float = parameter(1e-5, interval="[0, inf)", neutral=0.0, help="standard deviation of the noise")
 
 A wrong value is refused with one sentence form:
 "The 'eps' parameter of HyPe must be a float in [0, inf); got -1."
@@ -9,6 +9,7 @@ A wrong value is refused with one sentence form:
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from enum import Enum
 from typing import Any
@@ -25,17 +26,51 @@ class Range:
     high: float
     log: bool = False
 
+    def __post_init__(self) -> None:
+        if not self.low < self.high or not math.isfinite(self.high - self.low) or (self.log and self.low <= 0):
+            raise ParameterError(
+                f"A Range goes from a number up to a larger one, with log=True from above 0; got {brief(self)}."
+            )
 
-def parameter(default: Any, *, interval: str = "", choices: tuple[str, ...] = (), help: str = "") -> Any:
-    """Return a dataclass field that is a hyper-parameter with a range.
+
+# What `Range` or choices a search may try of a parameter.
+Space = Range | tuple[Any, ...]
+
+
+def parameter(
+    default: Any,
+    *,
+    interval: str = "",
+    choices: tuple[str, ...] = (),
+    neutral: Any = dataclasses.MISSING,
+    search: Space | None = None,
+    help: str = "",
+) -> Any:
+    """Return a dataclass field that is a hyper-parameter: all that is declared of it.
 
     Args:
         default: the value when none is given.
         interval: the range of a number, in mathematical notation: "[0, 1)", "(0, inf)".
         choices: the values that a string may have.
+        neutral: the value at which, with those of the other parameters that have one, a method equals vanilla (with the
+            same dropout) to the last bit. A method without such a setting gives it nowhere, and its card says why.
+        search: the range, or the choices, that a search may try; the default need not be inside.
         help: a text that says what it is, its unit and where its default comes from; `finetune-bench show` prints it.
     """
-    return dataclasses.field(default=default, metadata={"interval": interval, "choices": choices, "help": help})
+    declared = {"interval": interval, "choices": choices, "neutral": neutral, "search": search, "help": help}
+    return dataclasses.field(default=default, metadata=declared)
+
+
+def neutral_setting(owner: type) -> dict[str, Any] | None:
+    """Return the neutral values of an owner's parameters by name; None where none of them has one."""
+    declared = {field.name: field.metadata.get("neutral", dataclasses.MISSING) for field in dataclasses.fields(owner)}
+    return {name: value for name, value in declared.items() if value is not dataclasses.MISSING} or None
+
+
+def search_space(owner: type) -> dict[str, Space]:
+    """Return what a search may try, by parameter."""
+    declared = {field.name: field.metadata.get("search") for field in dataclasses.fields(owner)}
+    return {name: space for name, space in declared.items() if space is not None}
 
 
 def inside(value: float, interval: str) -> bool:
@@ -56,7 +91,9 @@ def kind_of(owner: type, field: dataclasses.Field[Any]) -> tuple[type, bool]:
 
 
 def check_fields(owner: type) -> None:
-    """Check that every parameter has a default and a type that can be read from text.
+    """Check that every parameter has a default and a type that can be read from text, and accepts what is declared.
+
+    Its neutral value and the ends or the choices of its search have to be values that it may have.
 
     Raises:
         ParameterError: names the parameter and says what is wrong with its declaration.
@@ -69,6 +106,26 @@ def check_fields(owner: type) -> None:
                 f"The '{field.name}' parameter of {owner.__name__} must be declared as bool, int, float, str or an "
                 "enumeration, or one of them | None, with a default: x: float = parameter(0.1, ...)."
             )
+        for argument, values in (("neutral", _neutral_values(field)), ("search", _search_values(field, kind))):
+            for value in values:
+                if not accepts(owner, field, value):
+                    raise ParameterError(
+                        f"The '{field.name}' parameter of {owner.__name__} must be {expectation(owner, field)}; its "
+                        f"{argument}= says {brief(value)}."
+                    )
+
+
+def _neutral_values(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
+    value = field.metadata.get("neutral", dataclasses.MISSING)
+    return () if value is dataclasses.MISSING else (value,)
+
+
+def _search_values(field: dataclasses.Field[Any], kind: type) -> tuple[Any, ...]:
+    """Return the ends of a parameter's search, as the search would round them, or its choices."""
+    space = field.metadata.get("search")
+    if isinstance(space, Range):
+        return tuple(round(end) if kind is int else end for end in (space.low, space.high))
+    return tuple(space or ())
 
 
 def expectation(owner: type, field: dataclasses.Field[Any]) -> str:
@@ -91,6 +148,24 @@ def choices_of(owner: type, field: dataclasses.Field[Any]) -> tuple[str, ...]:
     return tuple(field.metadata.get("choices", ()))
 
 
+def accepts(owner: type, field: dataclasses.Field[Any], value: Any) -> bool:
+    """Return whether a field may have a value, as `validate` says."""
+    kind, optional = kind_of(owner, field)
+    if value is None:
+        return optional
+    if issubclass(kind, Enum):
+        return value in tuple(kind) or value in choices_of(owner, field)
+    # An integer is accepted where a float is declared.
+    right_type = isinstance(value, (int, float) if kind is float else kind)
+    interval, choices = field.metadata.get("interval"), field.metadata.get("choices")
+    return (
+        right_type
+        and not (isinstance(value, bool) and kind is not bool)
+        and not (choices and value not in choices)
+        and not (interval and not inside(value, interval))
+    )
+
+
 def validate(instance: Any) -> None:
     """Check every declared parameter of a dataclass instance against its type and range.
 
@@ -102,22 +177,12 @@ def validate(instance: Any) -> None:
     owner = type(instance)
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
-        kind, optional = kind_of(owner, field)
-        if value is None and optional:
-            continue
-        if issubclass(kind, Enum):
-            try:
-                object.__setattr__(instance, field.name, kind(value))
-            except ValueError:
-                _refuse(owner, field, value)
-            continue
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-            object.__setattr__(instance, field.name, value)
-        right_type = isinstance(value, kind) and not (isinstance(value, bool) and kind is not bool)
-        interval, choices = field.metadata.get("interval"), field.metadata.get("choices")
-        if not right_type or (choices and value not in choices) or (interval and not inside(value, interval)):
-            _refuse(owner, field, value)
+        kind, _ = kind_of(owner, field)
+        if not accepts(owner, field, value):
+            # A float is shown as one, as it would have been kept.
+            _refuse(owner, field, float(value) if kind is float and type(value) is int else value)
+        if value is not None and (kind is float or issubclass(kind, Enum)):
+            object.__setattr__(instance, field.name, kind(value))
 
 
 def _refuse(owner: type, field: dataclasses.Field[Any], value: object) -> None:

@@ -128,7 +128,22 @@ def method_class(name: str) -> type[Method]:
         UnknownName: no such method; tells the nearest name.
     """
     loaded: type[Method] = _load("methods", name)
+    if name not in _added["methods"] and name in foreign("methods"):
+        _check_installed(name)
     return loaded
+
+
+@cache
+def _check_installed(name: str) -> None:
+    _check_method(_load("methods", name))
+
+
+def _check_method(owner: type[Method]) -> None:
+    """Refuse a method from elsewhere that is written for an earlier contract, or whose parameters can't be read."""
+    from finetune_bench.method.former import refuse_former_code
+
+    refuse_former_code(owner)
+    check_fields(owner)
 
 
 def make_stack(text: str) -> Stack:
@@ -275,7 +290,7 @@ def _check_plugin(item: Any, group: str, path: Path) -> None:
     if group != "tasks" and not re.fullmatch("[a-z0-9_]+", item.name):
         raise UsageError(f"--plugin: the name '{item.name}' in '{path}' may hold a to z, 0 to 9 and _ only.")
     if group == "methods":
-        check_fields(item)
+        _check_method(item)
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -290,6 +305,9 @@ def _import_file(path: Path) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
+    except FinetuneBenchError as error:  # a class that this package refuses says what to write
+        del sys.modules[name]
+        raise UsageError(f"--plugin: '{path}': {error}") from error
     except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise UsageError(f"--plugin: importing '{path}' failed with {type(error).__name__}: {brief(error)}") from error

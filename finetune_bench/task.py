@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from finetune_bench.errors import DataError
+from finetune_bench.errors import DataError, FinetuneBenchError
 from finetune_bench.metrics import METRICS, Kind, compute, named_class
 
 if TYPE_CHECKING:
@@ -175,6 +175,32 @@ class Task(ABC):
         if self.kind == "regression":
             return functional.mean_squared_error(output.logits, labels)
         return functional.cross_entropy(output.logits, labels)
+
+    @property
+    def is_mean_of_losses(self) -> bool:
+        """Say whether `losses` are those of which `loss` is the mean: no task has a loss of its own without them."""
+        return type(self).loss is Task.loss or type(self).losses is not Task.losses
+
+    def losses(self, output: Output, labels: Tensor) -> Tensor:
+        """Return the loss of every example, (batch,), in float32 at least; `loss` is their mean.
+
+        Args:
+            output: the prediction.
+            labels: (batch,) ids or numbers, or (batch, classes) probabilities.
+
+        Raises:
+            FinetuneBenchError: the task has another loss, and doesn't say its losses.
+        """
+        from finetune_bench import functional
+
+        if not self.is_mean_of_losses:
+            raise FinetuneBenchError(
+                f"The task '{self.name}' has a loss of its own; a method that changes labels or losses of single "
+                f"examples needs its losses too: define `losses` in {type(self).__name__}."
+            )
+        if self.kind == "regression":
+            return functional.squared_errors(output.logits, labels)
+        return functional.cross_entropies(output.logits, labels)
 
     def divergence(self, p: Output, q: Output) -> Tensor:
         """Return the batch mean of KL(p‖q) + KL(q‖p), or of the squared difference for regression.

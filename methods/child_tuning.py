@@ -132,10 +132,14 @@ class ChildTuningF(Method):
 
     name = "child_tuning_f"
     batch_layout = "unpadded_trimmed"
-    search_space = {"reserve_p": Range(0.1, 0.9)}
-    neutral = {"reserve_p": 1.0}
 
-    reserve_p: float = parameter(0.3, interval="[0.001, 1]", help="share of each gradient kept per step (script)")
+    reserve_p: float = parameter(
+        0.3,
+        interval="[0.001, 1]",
+        neutral=1.0,
+        search=Range(0.1, 0.9),
+        help="share of each gradient kept per step (script)",
+    )
 
     def gradients(self, run: Run) -> None:
         """Mask every gradient with a fresh mask."""
@@ -150,12 +154,21 @@ class ChildTuningD(Method):
 
     name = "child_tuning_d"
     batch_layout = "unpadded_trimmed"
-    search_space = {"reserve_p": Range(0.1, 0.9)}
-    neutral = {"reserve_p": 1.0}
 
-    reserve_p: float = parameter(0.3, interval="(0, 1]", help="share of the encoder's weights that train (script)")
+    reserve_p: float = parameter(
+        0.3,
+        interval="(0, 1]",
+        neutral=1.0,
+        search=Range(0.1, 0.9),
+        help="share of the encoder's weights that train (script)",
+    )
     fisher: str = parameter("batch", choices=("batch", "example"), help="what the squared gradients are of")
     strict: bool = parameter(False, help="spare masked weights from weight decay too")
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Under `strict` it puts weights back after the step."""
+        return ("weights after the step",) if self.strict else ()
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found."""

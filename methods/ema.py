@@ -60,19 +60,23 @@ class EMA(Method):
 
     name = "ema"
     batch_layout = "unpadded"
-    search_space = {"beta": (0.9, 0.97, 0.99, 0.997, 0.999)}
-    neutral = {"beta": 0.0}
 
-    beta: float = parameter(0.99, interval="[0, 1)", help="β: share of the old average that is kept per step")
+    beta: float = parameter(
+        0.99,
+        interval="[0, 1)",
+        neutral=0.0,
+        search=(0.9, 0.97, 0.99, 0.997, 0.999),
+        help="β: share of the old average that is kept per step",
+    )
     warmup: bool = parameter(True, help="smaller β in the first steps, so that the start is forgotten")
 
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """It decides which weights are evaluated, and reads them after each step, when they have to be final."""
+        return ("evaluated weights", "weights after the step")
+
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse partners that decide about the weights for evaluation as well, or change them after the step."""
-        for partner in facts.partners:
-            if partner.name == "swa":
-                return "it and swa both decide which weights are evaluated"
-            if getattr(partner, "strict", False):
-                return f"{partner.name}(strict=true) puts weights back after the step, which the average may not see"
+        """Refuse methods to the left that make weights for evaluation from those they find."""
         for partner in facts.outer:
             if type(partner).evaluating is not Method.evaluating:
                 return f"{partner.name} makes its weights for evaluation from those it finds; write ema+{partner.name}"

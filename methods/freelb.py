@@ -95,22 +95,29 @@ class FreeLB(Method):
     name = "freelb"
     version = 2  # 1 had another default of `steps`, under the same label
     batch_layout = "unpadded_trimmed"
-    search_space = {"learning_rate": Range(0.01, 0.3, log=True), "max_norm": Range(0.1, 1, log=True)}
-    early_backward = True
     noises = "token embeddings"
-    neutral = {"steps": 1, "init_magnitude": 0.0}
 
-    steps: int = parameter(4, interval="[1, inf)", help="K: passes (STS-B: 3 steps of the climb)")
-    learning_rate: float = parameter(0.1, interval="[0, inf)", help="α: length of a step of the climb (STS-B)")
-    init_magnitude: float = parameter(0.16, interval="[0, inf)", help="m: size of the first noise (STS-B)")
-    max_norm: float = parameter(0.28, interval="[0, inf)", help="ρ: largest norm per sentence, 0 for no bound (STS-B)")
+    steps: int = parameter(4, interval="[1, inf)", neutral=1, help="K: passes (STS-B: 3 steps of the climb)")
+    learning_rate: float = parameter(
+        0.1, interval="[0, inf)", search=Range(0.01, 0.3, log=True), help="α: length of a step of the climb (STS-B)"
+    )
+    init_magnitude: float = parameter(0.16, interval="[0, inf)", neutral=0.0, help="m: size of the first noise (STS-B)")
+    max_norm: float = parameter(
+        0.28,
+        interval="[0, inf)",
+        search=Range(0.1, 1, log=True),
+        help="ρ: largest norm per sentence, 0 for no bound (STS-B)",
+    )
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """It ends passes early: of the loss that it returns, parts are gone."""
+        return ("backward passes of a step",)
 
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse fp16, and SAM beside it."""
+        """Refuse fp16."""
         if facts.dtype == torch.float16:
             return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
-        if any(partner.name == "sam" for partner in facts.partners):
-            return "sam would have to climb a loss of which parts are gone"
         return None
 
     def warning(self, facts: Facts) -> str | None:
@@ -131,7 +138,6 @@ class FreeLB(Method):
         mask = step.batch.inputs["attention_mask"]
         dim = step.embeds(view).shape[-1]
         noise = start_noise(mask, dim, self.init_magnitude, self.generator_)
-        share = replace(view, weight=view.weight / self.steps)
         mark = step.mark()
         before: Tensor | float = 0.0
         for number in range(self.steps):
@@ -139,14 +145,12 @@ class FreeLB(Method):
             # Looked up anew: the early backward pass has freed the graph of the last.
             embeds = step.embeds(view)
             with step.replay(mark) if number else nullcontext():
-                objective = inner(replace(share, embeds=embeds + noise))
+                objective = inner(replace(view, embeds=embeds + noise), weight=1 / self.steps)
             if number == self.steps - 1:
                 break
-            before = before + step.backward(objective.loss / self.steps, view)
+            before = before + step.backward(objective.loss)
             assert noise.grad is not None
             climbed = climb_noise(noise.detach(), noise.grad.float(), self.learning_rate, self.max_norm)
             noise = climbed * mask[..., None]
         norm = sentence_norm(noise.detach()).mean()
-        return Objective(
-            before + objective.loss / self.steps, objective.output, {**objective.logs, "freelb_norm": norm}
-        )
+        return replace(objective, loss=before + objective.loss, logs={**objective.logs, "freelb_norm": norm})

@@ -46,7 +46,6 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor
@@ -75,10 +74,12 @@ def perturb_hidden(hidden: Tensor, eps: float, noise: str, generator: Generator)
         A new tensor of that shape and dtype; the gradient to `hidden` is the identity.
     """
     drawn = torch.empty_like(hidden, dtype=torch.float32)
+    # Drawn in the order in which the states lie in memory: XLNet's lie there as (seq, batch, dim).
+    in_memory = drawn.permute(sorted(range(drawn.ndim), key=drawn.stride, reverse=True))
     if noise == "normal":
-        drawn.normal_(0.0, eps, generator=generator)
+        in_memory.normal_(0.0, eps, generator=generator)
     else:
-        drawn.uniform_(0.0 if noise == "uniform_onesided" else -eps, eps, generator=generator)
+        in_memory.uniform_(0.0 if noise == "uniform_onesided" else -eps, eps, generator=generator)
     return hidden + drawn.to(hidden.dtype)
 
 
@@ -94,22 +95,31 @@ class HyPe(Method):
 
     name = "hype"
     batch_layout = "unpadded_trimmed"
-    search_space = {"eps": Range(1e-6, 0.1, log=True), "noise": ("normal", "uniform_symmetric")}
     phase = Phase.WRAP
-    stochastic = True
     noises = "layer inputs"
-    neutral: ClassVar = {"eps": 0.0}
 
-    eps: float = parameter(1e-5, interval="[0, inf)", help="scale of the noise (official code: 1e-5)")
-    noise: str = parameter("normal", choices=tuple(SPREAD), help="distribution (HyPe-U: paper symmetric)")
+    eps: float = parameter(
+        1e-5,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(1e-6, 0.1, log=True),
+        help="scale of the noise (official code: 1e-5)",
+    )
+    noise: str = parameter(
+        "normal",
+        choices=tuple(SPREAD),
+        search=("normal", "uniform_symmetric"),
+        help="distribution (HyPe-U: paper symmetric)",
+    )
     where: str = parameter("between", choices=("between", "within", "both"), help="between layers, within, or both")
     top: int | None = parameter(None, interval="[1, inf)", help="only the last k layers (none: all)")
     bottom: int | None = parameter(None, interval="[1, inf)", help="only the first k layers (none: all)")
     dropout: Dropout = parameter(Dropout.HIDDEN_OFF, help="the official script turns hidden dropout off")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.stochastic = self.eps > 0  # type: ignore[misc]
+    @property
+    def stochastic(self) -> bool:
+        """Say whether there is noise."""
+        return self.eps > 0
 
     def noise_scale(self) -> float | None:
         """Return the standard deviation of the noise."""

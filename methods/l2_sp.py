@@ -42,7 +42,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.structure import body
@@ -61,18 +61,27 @@ class L2SP(Method):
 
     name = "l2_sp"
     batch_layout = "unpadded"
-    search_space = {"alpha": Range(1e-4, 0.1, log=True), "beta": Range(1e-4, 0.1, log=True)}
     reads_pretrained = True
-    neutral = {"alpha": 0.0, "beta": 0.0}
 
-    alpha: float = parameter(0.01, interval="[0, inf)", help="α: weight of the body's distance (default: ours)")
-    beta: float = parameter(0.01, interval="[0, inf)", help="β: weight of the head's norm (default: ours)")
+    alpha: float = parameter(
+        0.01,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(1e-4, 0.1, log=True),
+        help="α: weight of the body's distance (default: ours)",
+    )
+    beta: float = parameter(
+        0.01,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(1e-4, 0.1, log=True),
+        help="β: weight of the head's norm (default: ours)",
+    )
 
-    def unsupported(self, facts: Facts) -> str | None:
-        """Refuse `prior_decay` beside it."""
-        if any(partner.name == "prior_decay" for partner in facts.partners):
-            return "it and prior_decay both pull to the pre-trained weights"
-        return None
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """It pulls the weights back."""
+        return ("pull to the pre-trained weights",)
 
     def memory(self, inner: Memory) -> Memory:
         """Add one copy of the weights, and the body's differences from it."""

@@ -62,10 +62,14 @@ class LayerwiseLRDecay(Method):
 
     name = "layerwise_lr_decay"
     batch_layout = "unpadded_trimmed"
-    search_space = {"decay": Range(0.7, 0.99)}
-    neutral = {"decay": 1.0}
 
-    decay: float = parameter(0.95, interval="(0, 1]", help="ξ: factor from a layer to the one below (sample command)")
+    decay: float = parameter(
+        0.95,
+        interval="(0, 1]",
+        neutral=1.0,
+        search=Range(0.7, 0.99),
+        help="ξ: factor from a layer to the one below (sample command)",
+    )
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found."""

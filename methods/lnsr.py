@@ -45,7 +45,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
-from finetune_bench.model.structure import is_sequence_first, layer_inputs_changed, layers
+from finetune_bench.model.structure import layer_inputs_changed, layers
 from finetune_bench.parameters import Range, parameter
 
 
@@ -86,12 +86,17 @@ class LNSR(Method):
 
     name = "lnsr"
     version = 2  # in 1 long texts counted more
-    search_space = {"strength": Range(0.01, 1, log=True), "noise": Range(0.01, 0.2, log=True)}
     noises = "layer inputs"
-    neutral = {"strength": 0.0}
 
-    strength: float = parameter(0.1, interval="[0, inf)", help="λ: weight of the distance (ours)")
-    noise: float = parameter(0.05, interval="[0, inf)", help="s: size of the noise, as a share of the state's (figure)")
+    strength: float = parameter(
+        0.1, interval="[0, inf)", neutral=0.0, search=Range(0.01, 1, log=True), help="λ: weight of the distance (ours)"
+    )
+    noise: float = parameter(
+        0.05,
+        interval="[0, inf)",
+        search=Range(0.01, 0.2, log=True),
+        help="s: size of the noise, as a share of the state's (figure)",
+    )
     layer: int = parameter(1, interval="[0, inf)", help="b: the layer whose input is noised, from 0 (ours)")
     detach_clean: bool = parameter(False, help="no gradient to the states of the first pass")
 
@@ -119,8 +124,7 @@ class LNSR(Method):
         return inner.plus(saved={"F": 1, "H_all": 1, "H": -self.layer - 1})
 
     def setup(self, run: Run) -> None:
-        """Keep the run and the stream of the noise."""
-        self.run_ = run
+        """Keep the stream of the noise."""
         self.generator_ = run.generator(self.name)
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
@@ -130,12 +134,11 @@ class LNSR(Method):
         clean = first.output.hidden
         mask = step.batch.inputs["attention_mask"]
         noise = draw_noise(clean[self.layer], mask, self.noise, self.generator_)
-        in_layout = noise.transpose(0, 1) if is_sequence_first(self.run_.model) else noise
 
         def noised(index: int, hidden: Tensor) -> Tensor:
-            return hidden + in_layout.to(hidden.dtype) if index == self.layer else hidden
+            return hidden + noise.to(hidden.dtype) if index == self.layer else hidden
 
-        with step.replay(mark), layer_inputs_changed(self.run_.model, noised):
+        with step.replay(mark), layer_inputs_changed(step.run.model, noised):
             second = step.forward(replace(view, hidden=True)).hidden
         above = clean[self.layer + 1 :]
         if self.detach_clean:

@@ -90,12 +90,12 @@ class LoRA(Method):
 
     name = "lora"
     batch_layout = "unpadded_trimmed"
-    search_space = {"r": (4, 8, 16, 32), "alpha": (8.0, 16.0, 32.0)}
     phase = Phase.SELECT
-    neutral = None
 
-    r: int = parameter(8, interval="[1, inf)", help="rank of the updates (peft)")
-    alpha: float = parameter(8.0, interval="(0, inf)", help="α: the update is scaled by α/r (peft)")
+    r: int = parameter(8, interval="[1, inf)", search=(4, 8, 16, 32), help="rank of the updates (peft)")
+    alpha: float = parameter(
+        8.0, interval="(0, inf)", search=(8.0, 16.0, 32.0), help="α: the update is scaled by α/r (peft)"
+    )
     adapter_dropout: float = parameter(0.0, interval="[0, 1)", help="dropout on the updates' input (peft)")
 
     def unsupported(self, facts: Facts) -> str | None:

@@ -71,13 +71,15 @@ class MatchTuning(Method):
     name = "match_tuning"
     version = 2  # 1 mixed in the run's precision
     batch_layout = "unpadded_trimmed"
-    search_space = {"temperature": Range(0.3, 3, log=True), "strength": Range(0.2, 1)}
     # Before anyone measures with it.
     phase = Phase.WRAP
-    neutral = {"strength": 0.0}
 
-    temperature: float = parameter(1.0, interval="(0, inf)", help="τ as a multiple of √dim (ours)")
-    strength: float = parameter(1.0, interval="[0, 1]", help="s: share of the mixture (ours; 1 is the paper)")
+    temperature: float = parameter(
+        1.0, interval="(0, inf)", search=Range(0.3, 3, log=True), help="τ as a multiple of √dim (ours)"
+    )
+    strength: float = parameter(
+        1.0, interval="[0, 1]", neutral=0.0, search=Range(0.2, 1), help="s: share of the mixture (ours; 1 is the paper)"
+    )
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse gradient accumulation, and heads that end in no linear layer."""

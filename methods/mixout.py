@@ -130,21 +130,24 @@ class Mixout(Method):
 
     name = "mixout"
     batch_layout = "unpadded_trimmed"
-    search_space = {"p": Range(0.1, 0.95)}
     phase = Phase.WRAP
-    stochastic = True
     reads_pretrained = True
-    neutral = {"p": 0.0}
 
-    p: float = parameter(0.9, interval="[0, 1]", help="probability of replacement (official example)")
+    p: float = parameter(
+        0.9,
+        interval="[0, 1]",
+        neutral=0.0,
+        search=Range(0.1, 0.95),
+        help="probability of replacement (official example)",
+    )
     include_head: bool = parameter(False, help="mix the head too")
     reference_gradient: bool = parameter(False, help="the official backward pass, without 1/(1 − p)")
     dropout: Dropout = parameter(Dropout.ALL_OFF, help="what is asked of the model's dropout")
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        # At 0 and at 1 all passes are the same.
-        self.stochastic = 0 < self.p < 1  # type: ignore[misc]
+    @property
+    def stochastic(self) -> bool:
+        """Say whether passes differ: at 0 and at 1 all are the same."""
+        return 0 < self.p < 1
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse gradient checkpointing."""

@@ -60,11 +60,15 @@ class NoisyTune(Method):
 
     name = "noisytune"
     batch_layout = "unpadded_trimmed"
-    search_space = {"intensity": Range(0.05, 0.3)}
     phase = Phase.SURGERY
-    neutral = {"intensity": 0.0}
 
-    intensity: float = parameter(0.15, interval="[0, inf)", help="λ: width of the noise in standard deviations")
+    intensity: float = parameter(
+        0.15,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(0.05, 0.3),
+        help="λ: width of the noise in standard deviations",
+    )
     scope: str = parameter("all", choices=("all", "matrices_only"), help="which tensors are perturbed")
 
     @torch.no_grad()

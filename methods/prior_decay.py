@@ -40,7 +40,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import body
@@ -65,17 +65,20 @@ class PriorDecay(Method):
 
     name = "prior_decay"
     batch_layout = "unpadded"
-    search_space = {"decay": Range(0.01, 1, log=True)}
     reads_pretrained = True
-    neutral = {"decay": 0.0}
 
-    decay: float = parameter(0.1, interval="[0, inf)", help="λ: strength, as the recipe's weight decay (its default)")
+    decay: float = parameter(
+        0.1,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(0.01, 1, log=True),
+        help="λ: strength, as the recipe's weight decay (its default)",
+    )
 
-    def unsupported(self, facts: Facts) -> str | None:
-        """Refuse `l2_sp` beside it."""
-        if any(partner.name == "l2_sp" for partner in facts.partners):
-            return "it and l2_sp both pull to the pre-trained weights"
-        return None
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """It pulls the weights back."""
+        return ("pull to the pre-trained weights",)
 
     def memory(self, inner: Memory) -> Memory:
         """Add one copy of the weights."""

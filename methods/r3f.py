@@ -48,7 +48,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Generator, Tensor, nn
@@ -57,6 +57,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
+from finetune_bench.model.dropout import Dropout
 from finetune_bench.model.structure import output_layer, weights_replaced
 from finetune_bench.parameters import Range, parameter
 
@@ -108,13 +109,25 @@ class R3F(Method):
 
     name = "r3f"
     batch_layout = "unpadded_trimmed"
-    search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
-    neutral: ClassVar[Mapping[str, Any] | None] = {"strength": 0.0, "dropout": "all_off"}
 
-    strength: float = parameter(1.0, interval="[0, inf)", help="λ: weight of the divergence (official code)")
-    eps: float = parameter(1e-5, interval="[0, inf)", help="bound or standard deviation of the noise (official code)")
+    strength: float = parameter(
+        1.0,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(0.1, 10, log=True),
+        help="λ: weight of the divergence (official code)",
+    )
+    eps: float = parameter(
+        1e-5,
+        interval="[0, inf)",
+        search=Range(1e-6, 0.1, log=True),
+        help="bound or standard deviation of the noise (official code)",
+    )
     noise: str = parameter("uniform", choices=("normal", "uniform", "none"), help="distribution of the noise")
+    dropout: Dropout = parameter(
+        Dropout.KEEP, neutral=Dropout.ALL_OFF, help="what is asked of the model's dropout (neutral: passes are equal)"
+    )
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse a cell in which both passes would be identical."""
@@ -180,7 +193,15 @@ class R4F(R3F):
 
     name = "r4f"
     version = 2  # 1 found the singular value in the run's precision
-    neutral = None
+
+    # Declared anew, for nothing makes a divided head vanilla's.
+    strength: float = parameter(
+        1.0,
+        interval="[0, inf)",
+        search=Range(0.1, 10, log=True),
+        help="λ: weight of the divergence (official code)",
+    )
+    dropout: Dropout = parameter(Dropout.KEEP, help="what is asked of the model's dropout")
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse heads that end in no linear layer, besides what R3F refuses."""

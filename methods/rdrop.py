@@ -37,20 +37,18 @@ the outermost: `rdrop+r3f` runs R3F in both passes, `r3f+rdrop` R-Drop within R3
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import ClassVar
-
 from torch import Tensor
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Step, View
+from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, parameter
 
 
 def combine_passes(first: Tensor, second: Tensor, divergence: Tensor, alpha: float) -> Tensor:
-    """Compute R-Drop's loss from the two passes' losses and their divergence, all 0-dim."""
-    return 0.5 * (first + second) + alpha * 0.5 * divergence
+    """Compute R-Drop's loss from half of each pass's loss and their divergence, all 0-dim."""
+    return first + second + alpha * 0.5 * divergence
 
 
 # Noise below this, at the inputs of the layers, changes predictions so little that the divergence does nothing.
@@ -62,10 +60,18 @@ class RDrop(Method):
 
     name = "rdrop"
     batch_layout = "unpadded_trimmed"
-    search_space = {"alpha": Range(0.1, 10, log=True)}
-    neutral: ClassVar = {"alpha": 0.0, "dropout": "all_off"}
 
-    alpha: float = parameter(1.0, interval="[0, inf)", help="weight of the divergence (see the card for conversions)")
+    alpha: float = parameter(
+        1.0,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(0.1, 10, log=True),
+        help="weight of the divergence (see the card for conversions)",
+    )
+
+    dropout: Dropout = parameter(
+        Dropout.KEEP, neutral=Dropout.ALL_OFF, help="what is asked of the model's dropout (neutral: passes are equal)"
+    )
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse a cell in which both passes would be identical."""
@@ -97,8 +103,7 @@ class RDrop(Method):
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         """Average the loss of two passes, and add their divergence."""
-        half = replace(view, weight=0.5 * view.weight)
-        first, second = inner(half), inner(half)
+        first, second = inner(view, weight=0.5), inner(view, weight=0.5)
         divergence = step.divergence(first.output, second.output)
         loss = combine_passes(first.loss, second.loss, divergence, self.alpha)
         return Objective(loss, first.output, {**first.logs, "rdrop_divergence": divergence})

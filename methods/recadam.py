@@ -83,24 +83,35 @@ class RecAdam(Method):
 
     name = "recadam"
     batch_layout = "unpadded"
-    search_space = {"t0": Range(0.1, 0.6), "gamma": Range(50, 5000, log=True), "k": Range(0.01, 1, log=True)}
     reads_pretrained = True
-    neutral = {"anneal": "none", "gamma": 0.0}
 
-    anneal: str = parameter("sigmoid", choices=("sigmoid", "linear", "none"), help="how λ goes from 0 to 1 (script)")
-    k: float = parameter(0.5, interval="(0, inf)", help="steepness of the sigmoid, per step (script)")
-    t0: float = parameter(
-        250.0, interval="[0, inf)", help="middle of it: steps, or a share of the run below 1 (script)"
+    anneal: str = parameter(
+        "sigmoid", choices=("sigmoid", "linear", "none"), neutral="none", help="how λ goes from 0 to 1 (script)"
     )
-    gamma: float = parameter(5000.0, interval="[0, inf)", help="γ: strength of the pull (paper)")
+    k: float = parameter(
+        0.5, interval="(0, inf)", search=Range(0.01, 1, log=True), help="steepness of the sigmoid, per step (script)"
+    )
+    t0: float = parameter(
+        250.0,
+        interval="[0, inf)",
+        search=Range(0.1, 0.6),
+        help="middle of it: steps, or a share of the run below 1 (script)",
+    )
+    gamma: float = parameter(
+        5000.0,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(50, 5000, log=True),
+        help="γ: strength of the pull (paper)",
+    )
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """It pulls the weights back, by a rule of its own for gradients at the weights."""
+        return ("pull to the pre-trained weights", "update rule", "point at which gradients are taken")
 
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse partners that pull to the same point or own the update rule, and fp16."""
-        for partner in facts.partners:
-            if partner.name in ("l2_sp", "prior_decay"):
-                return f"it and {partner.name} both pull to the pre-trained weights"
-            if partner.name in ("sage", "sam"):
-                return f"it and {partner.name} both own the update rule"
+        """Refuse fp16."""
         if facts.dtype == torch.float16:
             return "under fp16 a step may be left out after its pull was planned; use fp32 or bf16"
         return None

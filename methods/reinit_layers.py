@@ -71,12 +71,12 @@ class ReinitLayers(Method):
 
     name = "reinit_layers"
     batch_layout = "unpadded_trimmed"
-    search_space = {"layers": (1, 2, 3)}
     phase = Phase.SURGERY
-    neutral = {"layers": 0, "pooler": False}
 
-    layers: int = parameter(1, interval="[0, inf)", help="n: how many layers are re-drawn, from the top")
-    pooler: bool = parameter(True, help="re-draw the body's pooler too, where it has one")
+    layers: int = parameter(
+        1, interval="[0, inf)", neutral=0, search=(1, 2, 3), help="n: how many layers are re-drawn, from the top"
+    )
+    pooler: bool = parameter(True, neutral=False, help="re-draw the body's pooler too, where it has one")
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models of fewer or shared layers, and where nothing would be re-drawn."""

@@ -83,21 +83,24 @@ class SAGE(Method):
 
     name = "sage"
     batch_layout = "unpadded_trimmed"
-    search_space = {"beta0": Range(0.5, 0.9)}
-    neutral = None
 
-    beta0: float = parameter(0.75, interval="[0, 1)", help="β₀: memory of the sensitivity's average (official code)")
+    beta0: float = parameter(
+        0.75, interval="[0, 1)", search=Range(0.5, 0.9), help="β₀: memory of the sensitivity's average (official code)"
+    )
     cap: float | None = parameter(None, interval="(0, inf)", help="largest factor of a learning rate (none: unbounded)")
 
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """It makes the steps of some weights itself."""
+        return ("update rule",)
+
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse models whose layers are not found, partners that own the update rule or mask at random, and fp16."""
+        """Refuse models whose layers are not found, random masks of gradients, and fp16."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
             return str(error)
         for partner in facts.partners:
-            if partner.name == "recadam":
-                return "it and recadam both own the update rule"
             if partner.name == "child_tuning_f":
                 return "child_tuning_f's random masks would be read as insensitivity"
         if facts.dtype == torch.float16:

@@ -44,7 +44,7 @@ from torch import Tensor
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
-from finetune_bench.method.step import Inner, Objective, Run, Step, View
+from finetune_bench.method.step import Inner, Objective, Step, View
 from finetune_bench.parameters import Range, parameter
 
 
@@ -74,25 +74,29 @@ class SAM(Method):
 
     name = "sam"
     batch_layout = "unpadded_trimmed"
-    search_space = {"rho": Range(0.01, 0.15, log=True)}
-    neutral = {"rho": 0.0}
 
-    rho: float = parameter(0.05, interval="[0, inf)", help="ρ: radius of the climb (paper and code)")
+    rho: float = parameter(
+        0.05,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(0.01, 0.15, log=True),
+        help="ρ: radius of the climb (paper and code)",
+    )
     adaptive: bool = parameter(False, help="scale the ball by the weights (ASAM)")
 
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Its climb needs the gradient of the whole loss, and its gradient is taken elsewhere than at the weights."""
+        return ("backward passes of a step", "point at which gradients are taken")
+
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse accumulation, gradient checkpointing, fp16 and methods with early backward passes."""
+        """Refuse accumulation, gradient checkpointing and fp16."""
         if facts.recipe.accumulation > 1:
             return "with gradient accumulation it would need two sweeps over all micro-batches of a step"
         if facts.recipe.gradient_checkpointing:
             return "gradient checkpointing computes the layers again with the weights below, not those up there"
         if facts.dtype == torch.float16:
             return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
-        for partner in facts.partners:
-            if partner.early_backward:
-                return (
-                    f"{partner.name} ends passes early, so that there is no loss left whose gradient could be climbed"
-                )
         return None
 
     def passes(self, inner: Passes) -> Passes:
@@ -103,20 +107,16 @@ class SAM(Method):
         """Add the weights that the second evaluation uses."""
         return inner.plus(saved={"P_used": 1})
 
-    def setup(self, run: Run) -> None:
-        """Keep the run."""
-        self.run_ = run
-
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         """Evaluate the loss twice, the second time at the highest point near by."""
         mark = step.mark()
         first = inner(view)
         present = view.weights or {}
-        weights = {name: present.get(name, weight) for name, weight in self.run_.params.items() if weight.requires_grad}
-        gradients = self.run_.grad(first.loss, list(weights.values()), view)
+        weights = {name: present.get(name, weight) for name, weight in step.run.params.items() if weight.requires_grad}
+        gradients = step.run.grad(first.loss, list(weights.values()), view)
         for index, name in enumerate(weights):
-            if name in self.run_.trained:
-                gradients[index] = gradients[index] * self.run_.trained[name]
+            if name in step.run.trained:
+                gradients[index] = gradients[index] * step.run.trained[name]
         steps = climb_weights(list(weights.values()), gradients, self.rho, adaptive=self.adaptive)
         above = {name: weight + step for (name, weight), step in zip(weights.items(), steps, strict=True)}
         with step.replay(mark):

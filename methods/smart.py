@@ -91,16 +91,18 @@ class SMART(Method):
 
     name = "smart"
     batch_layout = "unpadded"
-    search_space = {"strength": Range(0.1, 10, log=True), "eps": Range(1e-6, 0.1, log=True)}
     noises = "token embeddings"
-    neutral = {"strength": 0.0, "mu": 0.0}
 
-    strength: float = parameter(1.0, interval="[0, inf)", help="λ: weight of the adversarial term")
-    eps: float = parameter(1e-5, interval="[0, inf)", help="ε: largest entry of the noise (scale=paper)")
+    strength: float = parameter(
+        1.0, interval="[0, inf)", neutral=0.0, search=Range(0.1, 10, log=True), help="λ: weight of the adversarial term"
+    )
+    eps: float = parameter(
+        1e-5, interval="[0, inf)", search=Range(1e-6, 0.1, log=True), help="ε: largest entry of the noise (scale=paper)"
+    )
     init_scale: float = parameter(1e-5, interval="[0, inf)", help="s: standard deviation of the first noise (code)")
     learning_rate: float = parameter(1e-3, interval="[0, inf)", help="η: step of the climb")
     steps: int = parameter(1, interval="[1, inf)", help="K: steps of the climb (code)")
-    mu: float = parameter(1.0, interval="[0, inf)", help="μ: weight of the distance to the teacher")
+    mu: float = parameter(1.0, interval="[0, inf)", neutral=0.0, help="μ: weight of the distance to the teacher")
     beta: float = parameter(0.99, interval="[0, 1]", help="β: memory of the teacher")
     scale: str = parameter("paper", choices=("paper", "mtdnn"), help="the noise's size: the paper's, or the code's")
     share_masks: bool = parameter(True, help="the same dropout masks in all passes of a step")
@@ -139,8 +141,7 @@ class SMART(Method):
         return inner.plus(saved={"F": 1, "D": 1 + teacher * 2 / 3}, kept={"P": teacher})
 
     def setup(self, run: Run) -> None:
-        """Keep the run and the stream of the noise; the teacher starts at the present weights."""
-        self.run_ = run
+        """Keep the stream of the noise; the teacher starts at the present weights."""
         self.generator_ = run.generator(self.name)
         self.teacher_ = {
             name: weight.detach().float().clone()
@@ -177,7 +178,7 @@ class SMART(Method):
             change = step.divergence(reference, moved)
             if self.scale == "mtdnn":
                 change = change * len(step.batch)  # the batch's sum
-            (gradient,) = self.run_.grad(change, [noise])
+            (gradient,) = step.run.grad(change, [noise])
             noise = climb_adversary(noise.detach(), gradient, self.learning_rate, self.eps, self.scale) * real
         return noise
 

@@ -63,19 +63,23 @@ class SWA(Method):
 
     name = "swa"
     batch_layout = "unpadded"
-    search_space = {"share": Range(0.1, 0.75)}
-    neutral = {"share": 0.0}
 
-    share: float = parameter(0.25, interval="[0, 1]", help="s: last share of the steps that is averaged")
+    share: float = parameter(
+        0.25,
+        interval="[0, 1]",
+        neutral=0.0,
+        search=Range(0.1, 0.75),
+        help="s: last share of the steps that is averaged",
+    )
     every: int = parameter(1, interval="[1, inf)", help="c: steps from one averaged point to the next")
 
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """It decides which weights are evaluated, and reads them after each step, when they have to be final."""
+        return ("evaluated weights", "weights after the step")
+
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse partners that decide about the weights for evaluation as well, or change them after the step."""
-        for partner in facts.partners:
-            if partner.name == "ema":
-                return "it and ema both decide which weights are evaluated"
-            if getattr(partner, "strict", False):
-                return f"{partner.name}(strict=true) puts weights back after the step, which the mean may not see"
+        """Refuse methods to the left that make weights for evaluation from those they find."""
         for partner in facts.outer:
             if type(partner).evaluating is not Method.evaluating:
                 return f"{partner.name} makes its weights for evaluation from those it finds; write swa+{partner.name}"

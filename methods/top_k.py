@@ -47,12 +47,16 @@ class TopKTuning(Method):
 
     name = "top_k"
     batch_layout = "unpadded_trimmed"
-    search_space = {"k": (1, 2, 3, 4)}
     phase = Phase.SELECT
-    neutral = {"k": None, "embeddings": True}
 
-    k: int | None = parameter(3, interval="[0, inf)", help="how many layers train, from the top (none: all)")
-    embeddings: bool = parameter(False, help="train the embeddings too")
+    k: int | None = parameter(
+        3,
+        interval="[0, inf)",
+        neutral=None,
+        search=(1, 2, 3, 4),
+        help="how many layers train, from the top (none: all)",
+    )
+    embeddings: bool = parameter(False, neutral=True, help="train the embeddings too")
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models of shared layers, and partners that need layers which are frozen."""

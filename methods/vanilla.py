@@ -23,8 +23,6 @@ gain of whatever came with it.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from finetune_bench.method.base import Method
 
 
@@ -33,4 +31,3 @@ class Vanilla(Method):
 
     name = "vanilla"
     batch_layout = "unpadded_trimmed"
-    neutral: ClassVar = {}

@@ -36,8 +36,7 @@ from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError, Unsupported, UsageError
 from finetune_bench.method.base import Facts, Method
-from finetune_bench.method.stack import Stack
-from finetune_bench.method.step import View
+from finetune_bench.method.stack import SCHEDULE, Stack
 from finetune_bench.metrics import Kind
 from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, switch_off, with_dropout
 from finetune_bench.model.structure import is_decoder
@@ -93,6 +92,11 @@ def attach(
         Unsupported: a method can't run with this model and these arguments.
     """
     stack = make_stack(method)
+    if SCHEDULE in stack.exclusive:
+        raise UsageError(
+            f"'{registry.describe(stack)}' brings a schedule of the learning rates, and in your loop the schedule is "
+            "yours: give your scheduler that of the method, and attach the others."
+        )
     if precision == "tf32":
         raise UsageError(
             "precision='tf32' is a setting of the whole process, which is yours: set "
@@ -303,7 +307,7 @@ class Attached:
             self.run, to_batch(batch, self.run.task.kind, self.run.device, self._padding), share, scaler
         )
         self._shares += share
-        return step.backward(step.objective().loss, View())
+        return step.backward(step.objective().loss)
 
     def before_step(self) -> None:
         """Let the methods change gradients: call it after clipping, before the optimiser's step."""

@@ -18,16 +18,18 @@ _QUESTIONS: dict[str, tuple[str, tuple[type, ...], str]] = {
     "noise_scale": ("how large its noise is", (float, int, NoneType), "a number or None"),
     "passes": ("for its passes", (Passes,), "Passes"),
     "memory": ("for its memory", (Memory,), "Memory"),
+    "stochastic": ("whether its passes differ", (bool,), "True or False"),
+    "exclusive": ("what it needs for itself", (tuple,), 'a tuple of texts, as ("evaluated weights",)'),
     "effects": ("for its effects", (Mapping,), "methods by name, one at least"),
 }
 
 
 def ask(method: Method, hook: str, *arguments: Any) -> Any:
-    """Call one of the hooks that say something of a method without training it.
+    """Call one of the hooks, or read one of the properties, that say something of a method without training it.
 
     Args:
         method: whose hook it is.
-        hook: unsupported, warning, noise_scale, passes, memory or effects.
+        hook: unsupported, warning, noise_scale, passes, memory, effects, stochastic or exclusive.
         *arguments: the hook's.
 
     Raises:
@@ -35,7 +37,8 @@ def ask(method: Method, hook: str, *arguments: Any) -> Any:
     """
     question, kinds, expected = _QUESTIONS[hook]
     try:
-        answer = getattr(method, hook)(*arguments)
+        answer = getattr(method, hook)
+        answer = answer(*arguments) if callable(answer) else answer
     except FinetuneBenchError:
         raise
     except (Exception, SystemExit) as error:
@@ -46,6 +49,8 @@ def ask(method: Method, hook: str, *arguments: Any) -> Any:
     wrong = not isinstance(answer, kinds)
     if isinstance(answer, Mapping):
         wrong = wrong or not answer or not all(isinstance(twin, Method) for twin in answer.values())
+    if isinstance(answer, tuple):
+        wrong = not all(isinstance(claim, str) for claim in answer)
     if isinstance(answer, Passes):
         wrong = not all(isinstance(count, int | float) for count in (answer.forwards, answer.backwards))
     if wrong:

@@ -6,29 +6,29 @@ The base class *is* vanilla fine-tuning: a method overrides only the hooks it ne
     class MyMethod(Method):
         \"\"\"The card: what it does, the formula, the deviations from the paper.\"\"\"
         name = "my_method"
-        neutral = {"strength": 0.0}
-        strength: float = parameter(0.1, interval="[0, inf)", help="...")
+        strength: float = parameter(0.1, interval="[0, inf)", neutral=0.0, search=Range(0.01, 1, log=True), help="...")
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar, dataclass_transform
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.former import refuse_former
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
-from finetune_bench.parameters import Range, parameter, validate
+from finetune_bench.parameters import Space, neutral_setting, parameter, search_space, validate
 from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
-from finetune_bench.task import Task
+from finetune_bench.task import Output, Task
 
 
 class Phase(IntEnum):
@@ -82,34 +82,30 @@ class Method:
         name: the plugin's id, lower case: the file's name and the entry point's.
         version: raised when the method's numbers change, so that stale rows never mix with new ones.
         phase: when `setup` runs.
-        stochastic: whether two training forwards of the same batch differ because of this method.
         batch_layout: the furthest layout in which it works: "padded"; "unpadded" if whatever it does to hidden states
             between the layers may have them without padding, (1, tokens, dim); "unpadded_trimmed" if besides, from
             `optimizer` on, the token embeddings may have only the rows of tokens that occur, and it holds none of them
             from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
-        early_backward: whether it calls `step.backward`, so that the loss it returns is partly detached.
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
-        search_space: by parameter, the range or the choices that a search may try; the default need not be inside.
-        neutral: parameters under which the method equals vanilla (with the same dropout) to the last bit; None where
-            there is no such setting, and the card says why.
+        search_space: what a search may try, by parameter; read off the parameters.
+        neutral: the neutral values by parameter, None where no parameter has one; read off the parameters.
     """
 
     name: ClassVar[str]
     version: ClassVar[int] = 1
     phase: ClassVar[Phase] = Phase.MEASURE
-    stochastic: ClassVar[bool] = False
     batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
-    early_backward: ClassVar[bool] = False
     noises: ClassVar[str] = ""
-    search_space: ClassVar[Mapping[str, Range | tuple[Any, ...]]] = {}
+    search_space: ClassVar[Mapping[str, Space]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
 
     dropout: Dropout = parameter(Dropout.KEEP, help="what is asked of the model's dropout")
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
+        refuse_former(cls)
         # A class without a docstring has the file's card.
         if cls.__doc__ is None:
             cls.__doc__ = sys.modules[cls.__module__].__doc__
@@ -117,9 +113,20 @@ class Method:
         if (former := vars(cls).get("arrangement")) is not None:
             cls.batch_layout = FORMER_LAYOUTS.get(former, former)
         dataclass(kw_only=True, eq=False)(cls)
+        cls.neutral, cls.search_space = neutral_setting(cls), search_space(cls)
 
     def __post_init__(self) -> None:
         validate(self)
+
+    @property
+    def stochastic(self) -> bool:
+        """Say whether two training forwards of the same batch differ because of this method."""
+        return False
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Name what only one method of a stack may have, as "evaluated weights"; a second one is refused."""
+        return ()
 
     def unsupported(self, facts: Facts) -> str | None:
         """Return why this method can't run in such a cell, as the end of "NAME is skipped: …"; else None."""
@@ -155,6 +162,13 @@ class Method:
         """Replace or wrap the optimiser, or change its groups: called once, after every setup."""
         return optimizer
 
+    def schedule(self, run: Run) -> Callable[[int], float] | None:
+        """Return the factor of all learning rates at step 0 … total_steps − 1; None leaves the recipe's schedule.
+
+        Called once, after `optimizer`. A factor may be above 1. Only one method of a stack may have a schedule.
+        """
+        return None
+
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
         """Perturb activations or weights around every training forward pass, and leave no trace after it."""
@@ -163,6 +177,19 @@ class Method:
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         """Return the loss of one micro-batch; `inner(view)` is that of the methods to the right, at last the task's."""
         return inner(view)
+
+    def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
+        """Change the losses of one pass, one per example, given those of the methods to the right, at last the task's.
+
+        Args:
+            run: the training run.
+            output: the pass's prediction.
+            losses: (batch,), float32 at least; their mean is the pass's loss.
+
+        Returns:
+            As many losses; to leave them as they are, `losses` itself, and the loss keeps its last bit.
+        """
+        return losses
 
     def gradients(self, run: Run) -> None:
         """Change the gradients of `run.params` in place: called after clipping, before the optimiser's step."""

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
+from torch import Tensor
 from torch.optim import Optimizer
 
 from finetune_bench.device import resolution
+from finetune_bench.errors import FinetuneBenchError
+from finetune_bench.functional import weigh
 from finetune_bench.method.asking import ask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.recipe import BATCH_LAYOUTS
+from finetune_bench.task import Output
+
+# The claim of every method that has a schedule.
+SCHEDULE = "schedule of the learning rates"
 
 
 class Stack(Method):
@@ -23,14 +30,41 @@ class Stack(Method):
     name = "stack"
 
     def __init__(self, methods: Sequence[Method]) -> None:
-        self.methods = tuple(methods)
+        # The methods of a stack within stand in its place.
+        self.methods: tuple[Method, ...] = tuple(
+            part for method in methods for part in getattr(method, "methods", [method])
+        )
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
-        self.stochastic = any(method.stochastic for method in self.methods)  # type: ignore[misc]
         self.batch_layout = min((m.batch_layout for m in self.methods), key=BATCH_LAYOUTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
 
+    @property
+    def stochastic(self) -> bool:
+        """Say whether one of the methods is."""
+        return any(ask(method, "stochastic") for method in self.methods)
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Name what the methods need for themselves."""
+        return tuple(dict.fromkeys(claim for method in self.methods for claim in _claims(method)))
+
+    def _conflict(self) -> str | None:
+        """Return which two methods need the same for themselves; None where no two do."""
+        held_by: dict[str, str] = {}
+        for method in self.methods:
+            claims = _claims(method)
+            for claim in claims:
+                if claim in held_by:
+                    return f"{held_by[claim]} and {method.name} both decide about the {claim}, and only one method can"
+            held_by |= dict.fromkeys(claims, method.name)
+        return None
+
     def unsupported(self, facts: Facts) -> str | None:
         """Return the first method's reason against the cell, with its name; None where all of them can run."""
+        if conflict := self._conflict():
+            return conflict
+        if self.changes_losses and not facts.task.is_mean_of_losses:
+            return f"the loss of '{facts.task.name}' is its own, and it doesn't say the losses of single examples"
         for method, method_facts in self._facts(facts):
             if reason := ask(method, "unsupported", method_facts):
                 return f"{method.name}: {reason}"
@@ -47,6 +81,20 @@ class Stack(Method):
                     f"resolves {finest:.1g} near 1; use --precision fp32 or stronger noise"
                 )
         return None
+
+    def noise_scale(self) -> float | None:
+        """Return the smallest noise of the methods; None where none of them says one."""
+        return min((scale for method in self.methods if (scale := ask(method, "noise_scale"))), default=None)
+
+    def effects(self) -> Mapping[str, Method]:
+        """Return the effects of a single method; several are one effect together."""
+        if len(self.methods) == 1:
+            return dict(ask(self.methods[0], "effects"))
+        return {self.name: self}
+
+    def warning(self, facts: Facts) -> str | None:
+        """Return what `warnings` says, in one text; None for nothing."""
+        return "; ".join(self.warnings(facts)) or None
 
     def _facts(self, facts: Facts) -> Iterator[tuple[Method, Facts]]:
         """Yield every method with the facts of its cell, its partners among them."""
@@ -89,6 +137,23 @@ class Stack(Method):
             optimizer = method.optimizer(optimizer, run)
         return optimizer
 
+    def schedule(self, run: Run) -> Callable[[int], float] | None:
+        """Return the schedule of the method that has one; None for the recipe's.
+
+        Raises:
+            FinetuneBenchError: a method answered with something that can't be called.
+        """
+        for method in self.methods:
+            factor = method.schedule(run)
+            if factor is None:
+                continue
+            if callable(factor):
+                return factor
+            raise FinetuneBenchError(
+                f"'{method.name}': its `schedule` must return a function of the step, or None; got {factor!r}."
+            )
+        return None
+
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:
         """Enter every method's `perturbing`, the leftmost first."""
@@ -102,6 +167,27 @@ class Stack(Method):
         for method in reversed(self.methods):
             inner = _nest(method, step, inner)
         return inner(view)
+
+    @property
+    def changes_losses(self) -> bool:
+        """Say whether a method has a say in the losses of single examples."""
+        return any(type(method).losses is not Method.losses for method in self.methods)
+
+    def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
+        """Let the methods change the losses of single examples, right to left: the leftmost is the outermost.
+
+        Raises:
+            FinetuneBenchError: a method returned something else than one loss per example.
+        """
+        for method in reversed(self.methods):
+            changed = method.losses(run, output, losses)
+            if not isinstance(changed, Tensor) or changed.shape != losses.shape:
+                got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__
+                raise FinetuneBenchError(
+                    f"'{method.name}': its `losses` must return one loss per example, {tuple(losses.shape)}; got {got}."
+                )
+            losses = changed
+        return losses
 
     def gradients(self, run: Run) -> None:
         """Let the methods change the gradients, left to right."""
@@ -121,15 +207,17 @@ class Stack(Method):
                 contexts.enter_context(method.evaluating(run))
             yield
 
-    def state_dict(self) -> list[State]:
-        """Return what every method keeps for a checkpoint, in the order of the stack."""
-        return [method.state() for method in self.methods]
+    def state(self) -> State:
+        """Return what the methods keep for a checkpoint, under the position of each in the stack: `0 steps`."""
+        return {f"{index} {key}": v for index, method in enumerate(self.methods) for key, v in method.state().items()}
 
-    def load_state_dict(self, states: Sequence[State]) -> None:
-        """Give every method back what `state_dict` gave; those that kept nothing are not asked."""
-        for method, state in zip(self.methods, states, strict=True):
-            if state:
-                method.load_state(state)
+    def load_state(self, state: State) -> None:
+        """Give every method back what `state` gave; those that kept nothing are not asked."""
+        for index, method in enumerate(self.methods):
+            prefix = f"{index} "
+            kept = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+            if kept:
+                method.load_state(kept)
 
     def teardown(self, run: Run) -> None:
         """Run every method's teardown in reversed order."""
@@ -139,5 +227,16 @@ class Stack(Method):
                 callbacks.callback(method.teardown, run)
 
 
+def _claims(method: Method) -> tuple[str, ...]:
+    """Return what a method needs for itself: what it says, and the schedule where it has one."""
+    claims: tuple[str, ...] = ask(method, "exclusive")
+    return (*claims, SCHEDULE) if type(method).schedule is not Method.schedule else claims
+
+
 def _nest(method: Method, step: Step, inner: Inner) -> Inner:
-    return lambda view: method.objective(step, inner, view)
+    def nested(view: View, weight: float | Tensor = 1.0) -> Objective:
+        with step.within(view, weight):
+            objective = method.objective(step, inner, view)
+        return dataclasses.replace(objective, loss=weigh(objective.loss, weight))
+
+    return nested

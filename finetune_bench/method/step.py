@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -24,15 +24,15 @@ class View:
         weights: tensors by canonical name; they replace the parameters in this pass, and gradients flow to them.
         perturb: False turns every method's `perturbing` off for this pass.
         hidden: also return the states between the layers, as `Output.hidden`.
-        weight: the factor by which outer methods will multiply the loss of this pass. A method that multiplies
-            `inner`'s loss by c passes `replace(view, weight=c * view.weight)`; early backward passes need it.
+        targets: what the task's loss of this pass is taken against in the place of the batch's labels: (batch,) ids or
+            numbers, or (batch, classes) probabilities.
     """
 
     embeds: Tensor | None = None
     weights: Mapping[str, Tensor] | None = None
     perturb: bool = True
     hidden: bool = False
-    weight: float = 1.0
+    targets: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,18 @@ class Objective:
     logs: Mapping[str, Tensor | float] = field(default_factory=dict)
 
 
-# The objective of the methods to the right, at last the task's loss.
-Inner = Callable[[View], Objective]
+class Inner(Protocol):
+    """An Inner evaluates the objective of the methods to the right, at last the task's loss."""
+
+    def __call__(self, view: View, weight: float | Tensor = 1.0) -> Objective:
+        """Return the objective of passes made as the view says.
+
+        Args:
+            view: how the passes are made.
+            weight: the factor of its loss, a number or a 0-dim tensor: the loss comes multiplied by it. A factor that
+                is applied later would miss the gradients of methods that run backward passes early.
+        """
+        ...
 
 
 class Step(Protocol):
@@ -62,12 +72,21 @@ class Step(Protocol):
         """Return the examples."""
         ...
 
+    @property
+    def run(self) -> Run:
+        """Return the training run that the step is of."""
+        ...
+
     def forward(self, view: View = ...) -> Output:
         """Make one training forward pass inside the stack's `perturbing` (unless the view says no); it is counted."""
         ...
 
     def embeds(self, view: View = ...) -> Tensor:
         """Return the view's raw token embeddings (batch, seq, dim), before position embeddings, norm and dropout."""
+        ...
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Return the task's loss (0-dim, batch mean) of a prediction, for these labels; it is in no trace."""
         ...
 
     def divergence(self, p: Output, q: Output) -> Tensor:
@@ -86,16 +105,21 @@ class Step(Protocol):
         """
         ...
 
-    def backward(self, part: Tensor, view: View) -> Tensor:
+    def backward(self, part: Tensor) -> Tensor:
         """Add the gradients of a part (0-dim) of this method's loss now, and free its graph.
+
+        Whatever outer methods and the training loop will multiply the returned loss by is applied here.
 
         Args:
             part: a summand of the loss that this method will return.
-            view: the view that this method was given: its `weight` is applied here, as is all other scaling of losses.
 
         Returns:
-            The part, detached, to be added to the loss that is returned. Declare `early_backward`.
+            The part, detached, to be added to the loss that is returned.
         """
+        ...
+
+    def within(self, view: View, weight: float | Tensor) -> AbstractContextManager[None]:
+        """Let `backward` know, inside, what the running method was given; a stack calls it, methods need not."""
         ...
 
 

@@ -140,15 +140,22 @@ def is_sequence_first(model: nn.Module) -> bool:
     return type(layers(model)[0]).__name__ == "XLNetLayer"
 
 
+def _batch_first(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Callable[[int, Tensor], Tensor]:
+    """Return `change` for hidden states in the model's own layout."""
+    if not is_sequence_first(model):
+        return change
+    return lambda index, hidden: change(index, hidden.transpose(0, 1)).transpose(0, 1)
+
+
 @contextmanager
 def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Replace the hidden states that enter each layer of one forward pass by `change(index, hidden)`.
 
     Args:
         model: the classifier.
-        change: gets the layer's index from 0 and its input in the layer's own layout, and returns what the layer gets.
+        change: gets the layer's index from 0 and its input, (batch, seq, dim), and returns what the layer gets.
     """
-    runs = layers(model)
+    runs, change = layers(model), _batch_first(model, change)
     index_of = {module: index for index, module in enumerate(runs)}
     shared = len(index_of) < len(runs)
     calls = 0
@@ -169,10 +176,14 @@ def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tenso
 def attention_outputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Replace what each layer's attention block hands to its feed-forward block by `change(index, hidden)`.
 
+    Args:
+        model: the classifier.
+        change: gets the layer's index from 0 and what it hands on, (batch, seq, dim), and returns what is handed on.
+
     Raises:
         ModelError: see `attention_blocks`.
     """
-    blocks = attention_blocks(model)
+    blocks, change = attention_blocks(model), _batch_first(model, change)
     index_of = {module: index for index, module in enumerate(blocks)}
     shared = len(index_of) < len(blocks)
     calls = 0

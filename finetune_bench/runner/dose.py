@@ -181,7 +181,7 @@ def _one_step(
         run.model.train()
         torch.manual_seed(derive(cell.seed, "draw", str(draw), "dropout"))
         step = _Recorder(run, train.batch(indices, device))
-        step.backward(step.objective().loss, View())
+        step.backward(step.objective().loss)
         gradients = {name: p.grad.double().cpu() for name, p in run.params.items() if p.grad is not None}
     finally:
         stack.teardown(run)

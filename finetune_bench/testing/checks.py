@@ -24,10 +24,11 @@ from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.former import PAGE, former_code
 from finetune_bench.metrics import Kind
 from finetune_bench.model import unpadding
 from finetune_bench.model.dropout import Dropout
-from finetune_bench.parameters import Range, as_text, kind_of
+from finetune_bench.parameters import as_text, check_fields
 from finetune_bench.recipe import BATCH_LAYOUTS
 from finetune_bench.study.search import settings
 from finetune_bench.testing.accumulation import forms, micro_batch_difference
@@ -68,17 +69,17 @@ def has_a_card(owner: type[Method]) -> None:
     assert re.fullmatch("[a-z0-9_]+", owner.name), f"the name '{owner.name}' should be of lower-case letters, digits, _"
 
 
+def is_in_present_form(owner: type[Method]) -> None:
+    """Its code uses nothing of the contract's earlier versions, not even what still works."""
+    advice = former_code(owner)
+    assert not advice, f"{'; '.join(advice)} ({PAGE})"
+
+
 def can_be_searched(owner: type[Method]) -> None:
-    """Every name in its `search_space` is a parameter, which accepts every value that a search may draw."""
+    """Every value that a search may draw is accepted."""
     if not owner.search_space:
-        raise Skip("it has no search_space; a search tries learning rates only")
-    kinds = {field.name: kind_of(owner, field)[0] for field in dataclasses.fields(owner)}
-    for name, space in owner.search_space.items():
-        assert name in kinds, f"search_space: '{name}' is no parameter of {owner.__name__}"
-        values: tuple[Any, ...] = (space.low, space.high) if isinstance(space, Range) else space
-        for value in values:
-            whole: dict[str, Any] = {name: round(value) if kinds[name] is int else value}
-            owner(**whole)
+        raise Skip("none of its parameters has a search=; a search tries learning rates only")
+    check_fields(owner)
     tried = settings(owner.name, 5, 2e-5)
     assert len(set(tried)) == 5, f"five settings of a search are only {len(set(tried))} different ones"
 
@@ -319,7 +320,7 @@ def pairs(owner: type[Method], device: torch.device = CPU) -> None:
 
 
 # These look at the class alone; all others take the device to train on, too.
-_OF_THE_CLASS = (has_a_card, can_be_searched)
+_OF_THE_CLASS = (has_a_card, is_in_present_form, can_be_searched)
 
 CHECKS: tuple[Callable[..., None], ...] = (
     *_OF_THE_CLASS,

@@ -12,7 +12,6 @@ from finetune_bench.device import random_state_kept
 from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Passes
 from finetune_bench.method.stack import Stack
-from finetune_bench.method.step import View
 from finetune_bench.metrics import Kind
 from finetune_bench.recipe import Recipe
 from finetune_bench.testing.toys import CPU, same, shape, toy_run, toy_train, unsupported
@@ -25,7 +24,7 @@ PAIR_RECIPE = Recipe(lr=1e-3, batch_size=8, steps=3, warmup=0.0)
 class _DeclaredStep(TrainingStep):
     """A step whose early backward passes free no graph, so that the returned loss can be derived as a whole."""
 
-    def backward(self, part: Tensor, view: View) -> Tensor:
+    def backward(self, part: Tensor) -> Tensor:
         # A method that reads the gradient of an input needs it.
         part.backward(retain_graph=True)  # type: ignore[no-untyped-call]
         return part
@@ -60,7 +59,7 @@ def check_gradient(
                 step = maker(run, run.examples.batch(range(6), device))
                 loss = step.objective().loss
             if maker is TrainingStep:
-                step.backward(loss, View())
+                step.backward(loss)
                 gradients.append([torch.zeros_like(w) if w.grad is None else w.grad for w in weights])
             else:
                 gradients.append(list(torch.autograd.grad(loss, weights, allow_unused=True, materialize_grads=True)))
@@ -70,7 +69,8 @@ def check_gradient(
     largest = max(float(gradient.abs().max()) for gradient in gradients[1])
     worst = max(float((a - b).abs().max()) for a, b in zip(*gradients, strict=True))
     assert worst <= 1e-5 * max(largest, 1e-3), (
-        f"{label} on {architecture}, {kind}: the gradient differs by {worst:.1e} from that of the loss it returns"
+        f"{label} on {architecture}, {kind}: the gradient differs by {worst:.1e} from that of the loss it returns; "
+        "a method that multiplies the loss of `inner` asks for inner(view, weight=factor)"
     )
 
 

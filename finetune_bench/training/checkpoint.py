@@ -37,7 +37,7 @@ from finetune_bench.training.record import Record
 from finetune_bench.training.run import TrainingRun
 from finetune_bench.training.vocabulary import Vocabulary
 
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True)
@@ -153,17 +153,14 @@ def _flatten(loop: Loop) -> tuple[dict[str, Tensor], dict[str, Any]]:
     optimizer = loop.optimizer.state_dict()
     for index, moments in optimizer["state"].items():
         tensors |= _split(f"optimizer {index} ", moments)[0]
-    methods_facts = []
-    for number, state in enumerate(loop.run.method.state_dict()):
-        method_tensors, method_facts = _split(f"method {number} ", state)
-        tensors |= method_tensors
-        methods_facts.append(method_facts)
+    method_tensors, method_facts = _split("method ", loop.run.method.state())
+    tensors |= method_tensors
     record_tensors, record_facts = _split("record ", loop.record.state_dict())
     return tensors | record_tensors, {
         "groups": optimizer["param_groups"],
         "scheduler": loop.scheduler.state_dict(),
         "scaler": loop.scaler.state_dict(),
-        "methods": methods_facts,
+        "method": method_facts,
         "decay": loop.vocabulary.state_dict()["decay"] if loop.vocabulary else 1.0,
         **run_facts,
         **record_facts,
@@ -179,11 +176,8 @@ def _unflatten(loop: Loop, tensors: dict[str, Tensor], facts: dict[str, Any]) ->
     loop.optimizer.load_state_dict({"state": moments, "param_groups": facts["groups"]})
     loop.scheduler.load_state_dict(facts["scheduler"])
     loop.scaler.load_state_dict(facts["scaler"])
-    states = []
-    for number, method_facts in enumerate(facts["methods"]):
-        moved = {name: tensor.to(loop.run.device) for name, tensor in _under(f"method {number} ", tensors).items()}
-        states.append(moved | method_facts)
-    loop.run.method.load_state_dict(states)
+    moved = {name: tensor.to(loop.run.device) for name, tensor in _under("method ", tensors).items()}
+    loop.run.method.load_state(moved | facts["method"])
     if loop.vocabulary:
         loop.vocabulary.load_state_dict(facts)
     loop.record.load_state_dict(_under("record ", tensors) | facts)

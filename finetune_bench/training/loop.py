@@ -1,9 +1,9 @@
 """This is the training loop, and its docstring the map of the hooks.
 
-    load (init stream) → run.params, run.pretrained → setup* (by phase) → optimizer* → seed the global stream
+    load (init stream) → run.params, run.pretrained → setup* (by phase) → optimizer*, schedule* → seed the global stream
     per step:
         zero_grad
-        per micro-batch:  objective( … perturbing( forward ) … ) · backward of (micro-batch's share) × loss
+        per micro-batch:  objective( … perturbing( forward ) · losses* … ) · backward of (micro-batch's share) × loss
         unscale (fp16) · clip · gradients* · optimizer.step · scheduler.step · after_step*
         every so many steps: a checkpoint, with the methods' state*
     → evaluating*( predict ) → teardown*          (* = a hook of the Method contract)
@@ -15,6 +15,7 @@ loop to the last bit; a test holds the two against each other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
 
@@ -25,7 +26,6 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune_bench.errors import Diverged, FinetuneBenchError
-from finetune_bench.method.step import View
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.training import measure
@@ -52,8 +52,30 @@ def make_optimizer(run: TrainingRun) -> AdamW:
     return AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_eps, fused=True)
 
 
-def make_scheduler(optimizer: Optimizer, recipe: Recipe, total_steps: int) -> LambdaLR:
-    """Make the schedule: linear warm-up from 0 to the peak, then linear decay to 0 at the end."""
+def make_scheduler(
+    optimizer: Optimizer, recipe: Recipe, total_steps: int, schedule: Callable[[int], float] | None = None
+) -> LambdaLR:
+    """Make the schedule: linear warm-up from 0 to the peak, then linear decay to 0 at the end.
+
+    Args:
+        optimizer: whose learning rates follow it.
+        recipe: says how long the warm-up is.
+        total_steps: how many steps there will be.
+        schedule: the factor at each step from 0, in the place of the recipe's.
+
+    Raises:
+        FinetuneBenchError: a factor of that schedule is below 0 or not finite; names the step.
+    """
+    if schedule is not None:
+        factors = [float(schedule(step)) for step in range(total_steps)]
+        for step, value in enumerate(factors):
+            if not 0 <= value < math.inf:
+                raise FinetuneBenchError(
+                    f"A method's schedule must give finite factors from 0; at step {step} of {total_steps} it gave "
+                    f"{value:g}."
+                )
+        # The scheduler asks for one step more than there are.
+        return LambdaLR(optimizer, lambda step: factors[min(step, total_steps - 1)])
     warmup = recipe.warmup_steps(total_steps)
 
     def factor(step: int) -> float:
@@ -109,7 +131,7 @@ def _train_steps(
 ) -> tuple[Record, int]:
     """Make the optimiser steps of a run that is set up; return its record, and the step that it went on from."""
     optimizer = run.method.optimizer(make_optimizer(run), run)
-    scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
+    scheduler = make_scheduler(optimizer, run.recipe, run.total_steps, run.method.schedule(run))
     scaler = torch.amp.GradScaler(run.device.type, enabled=run.dtype == torch.float16)
 
     torch.manual_seed(derive(run.seed, "dropout"))
@@ -164,7 +186,7 @@ def _train_micro_batch(
     """Add the gradients of one micro-batch; return its logs, detached."""
     step = TrainingStep(run, run.examples.batch(part, run.device), share, scaler)
     objective = step.objective()
-    step.backward(objective.loss, View())
+    step.backward(objective.loss)
     if taken := sorted({"loss", "task_loss", "sketch", "sketch_steps"} & set(objective.logs)):
         raise FinetuneBenchError(f"A method logs '{taken[0]}', which is the name of the run's own record; rename it.")
     task_loss = torch.stack(step.task_losses).mean()

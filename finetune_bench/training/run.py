@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from finetune_bench import device as devices
 from finetune_bench.errors import FinetuneBenchError
+from finetune_bench.functional import weigh
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Objective, Streams, View
 from finetune_bench.model.attention import Unpadding, make_unpadding
@@ -253,6 +254,9 @@ class TrainingStep:
     ) -> None:
         self.run, self.batch = run, batch
         self._share, self._scaler = share, scaler
+        # What the running method was given: outside of all methods, the whole loss of a plain pass.
+        self._view = View()
+        self._weight: float | Tensor = 1.0
         self.task_losses: list[Tensor] = []
 
     def forward(self, view: View | None = None) -> Output:
@@ -262,6 +266,10 @@ class TrainingStep:
     def embeds(self, view: View | None = None) -> Tensor:
         """Return the view's raw token embeddings (batch, seq, dim)."""
         return self.run.embeds(self.batch, view or View())
+
+    def loss(self, output: Output, labels: Tensor) -> Tensor:
+        """Return the task's loss of a prediction for these labels, 0-dim."""
+        return self.run.task.loss(output, labels)
 
     def divergence(self, p: Output, q: Output) -> Tensor:
         """Return the task's distance between two predictions."""
@@ -281,22 +289,40 @@ class TrainingStep:
         finally:
             self.run.set_streams(present)
 
-    def backward(self, part: Tensor, view: View) -> Tensor:
+    @contextmanager
+    def within(self, view: View, weight: float | Tensor) -> Iterator[None]:
+        """Let `backward` know, inside, the running method's view, and the weight of its loss beside all outer ones."""
+        outer = self._view, self._weight
+        self._view, self._weight = view, outer[1] * (weight.detach() if isinstance(weight, Tensor) else weight)
+        try:
+            yield
+        finally:
+            self._view, self._weight = outer
+
+    def backward(self, part: Tensor) -> Tensor:
         """Add the gradients of a part of the loss, scaled by all that will scale it; return the part, detached."""
         self.run.counter.backwards += 1
-        loss = part * (view.weight * self._share)
+        loss = part * (self._weight * self._share)
         if self._scaler is not None:
             loss = self._scaler.scale(loss)
         # Embeddings that came from outside have a graph below them that later passes need, too.
-        loss.backward(retain_graph=has_graph(view.embeds))  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=has_graph(self._view.embeds))  # type: ignore[no-untyped-call]
         return part.detach()
 
-    def task_objective(self, view: View) -> Objective:
-        """Return the innermost objective: the task's loss of one forward pass."""
-        output = self.forward(view)
-        loss = self.run.task.loss(output, self.batch.labels)
+    def task_objective(self, view: View, weight: float | Tensor = 1.0) -> Objective:
+        """Return the innermost objective: the task's loss of one forward pass, times the weight."""
+        output, task = self.forward(view), self.run.task
+        if view.targets is None:
+            loss = task.loss(output, self.batch.labels)
+        else:
+            loss = task.losses(output, view.targets).mean()
         self.task_losses.append(loss.detach())
-        return Objective(loss, output)
+        if self.run.method.changes_losses:
+            losses = task.losses(output, self.batch.labels if view.targets is None else view.targets)
+            changed = self.run.method.losses(self.run, output, losses)
+            # A mean of losses and the task's loss may differ in the last bit: where nothing was changed, it is kept.
+            loss = loss if changed is losses else changed.mean()
+        return Objective(weigh(loss, weight), output)
 
     def objective(self) -> Objective:
         """Return the method's objective of this micro-batch."""

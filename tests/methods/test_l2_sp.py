@@ -64,4 +64,4 @@ def test_accumulation_counts_the_penalty_once() -> None:
 
 def test_two_pulls_are_refused() -> None:
     for stack in ([L2SP(), PriorDecay()], [PriorDecay(), L2SP()]):
-        assert "both pull" in str(toys.unsupported(stack))
+        assert "both decide about the pull" in str(toys.unsupported(stack))

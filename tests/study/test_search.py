@@ -13,7 +13,7 @@ import scipy.stats
 from finetune_bench import cli, registry
 from finetune_bench.errors import DataError, ParameterError, UnknownName
 from finetune_bench.method.base import Method
-from finetune_bench.parameters import Range, parameter
+from finetune_bench.parameters import Range, check_fields, parameter
 from finetune_bench.reports.markdown import render
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.terminal import summary
@@ -22,7 +22,7 @@ from finetune_bench.spec import parse_stack
 from finetune_bench.store.store import Store
 from finetune_bench.study import search
 from finetune_bench.task import HELD_OUT, Split, TaskData, hold_out
-from finetune_bench.testing.checks import can_be_searched
+from finetune_bench.testing.checks import Skip, can_be_searched
 from tests.synthetic_store import fail, make_row, put
 
 # --- what is tried ----------------------------------------------------------------------------------------------------
@@ -69,27 +69,33 @@ def test_what_is_typed_stands_in_the_first_setting_and_where_no_space_has_it() -
     assert all("rdrop" in label for label, _ in found)
 
 
-class Wrong(Method):
-    """A method whose space is not its parameters'."""
-
-    name = "wrong_space"
-    strength: float = parameter(0.5, interval="[0, 1]", help="of nothing")
-
-
 @pytest.mark.parametrize(
-    ("space", "error", "said"),
+    ("declared", "said"),
     [
-        ({"strenght": Range(0, 1)}, AssertionError, "'strenght' is no parameter of Wrong"),
-        ({"strength": Range(0, 2)}, ParameterError, "must be a float in \\[0, 1\\]; got 2"),
-        ({"strength": (0.1, 7.0)}, ParameterError, "got 7"),
+        ({"search": Range(0, 2)}, r"must be a float in \[0, 1\]; its search= says 2"),
+        ({"search": (0.1, 7.0)}, r"its search= says 7"),
+        ({"search": ("high",)}, r"its search= says high"),
+        ({"neutral": -1.0}, r"its neutral= says -1"),
+        ({"neutral": None}, r"its neutral= says None"),
     ],
 )
-def test_a_space_that_parameters_refuse_fails_the_contract(
-    monkeypatch: pytest.MonkeyPatch, space: dict[str, Any], error: type[Exception], said: str
-) -> None:
-    monkeypatch.setattr(Wrong, "search_space", space)
-    with pytest.raises(error, match=said):
+def test_what_a_parameter_refuses_can_be_neither_neutral_nor_searched(declared: dict[str, Any], said: str) -> None:
+    class Wrong(Method):
+        name = "wrong_space"
+        strength: float = parameter(0.5, interval="[0, 1]", **declared, help="of nothing")
+
+    with pytest.raises(ParameterError, match=said):
+        check_fields(Wrong)
+    with pytest.raises((ParameterError, Skip)):
         can_be_searched(Wrong)
+
+
+@pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (0.0, float("inf")), (float("nan"), 1.0)])
+def test_a_range_goes_up(ends: tuple[float, float]) -> None:
+    with pytest.raises(ParameterError, match="from a number up to a larger one"):
+        Range(*ends)
+    with pytest.raises(ParameterError, match="log=True from above 0"):
+        Range(0.0, 1.0, log=True)
 
 
 # --- what is chosen by ------------------------------------------------------------------------------------------------

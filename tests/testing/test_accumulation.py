@@ -24,13 +24,12 @@ class Noisy(Method):
     of: str = parameter("batch", choices=("batch", "tokens"), help="what the penalty is a mean over")
 
     def setup(self, run: Run) -> None:
-        self.run_ = run
         self.seen_: list[torch.Tensor] = []
 
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         first = inner(view)
         embeds = step.embeds(view)
-        drawn = torch.randn(embeds.shape, generator=self.run_.generator(self.name))
+        drawn = torch.randn(embeds.shape, generator=step.run.generator(self.name))
         self.seen_.append(drawn)
         change = (step.forward(replace(view, embeds=embeds + drawn)).logits - first.output.logits).square().sum()
         count = len(step.batch) if self.of == "batch" else step.batch.inputs["attention_mask"].sum()
@@ -59,11 +58,8 @@ class Shuffled(Method):
 
     name = "shuffled"
 
-    def setup(self, run: Run) -> None:
-        self.run_ = run
-
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
-        order = torch.randperm(len(step.batch), generator=self.run_.generator(self.name))
+        order = torch.randperm(len(step.batch), generator=step.run.generator(self.name))
         return inner(replace(view, embeds=step.embeds(view).lerp(step.embeds(view)[order], 0.3)))
 
 

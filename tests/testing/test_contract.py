@@ -12,6 +12,7 @@ from finetune_bench import registry, testing
 from finetune_bench.method.base import Method
 from finetune_bench.method.step import Run, State
 from finetune_bench.metrics import Kind
+from finetune_bench.parameters import parameter
 from finetune_bench.testing import accumulation, checks, stacks, toys
 
 METHODS = registry.names("methods")
@@ -57,7 +58,7 @@ class Reached(Exception):
     """Stands for a training that was asked for."""
 
 
-@pytest.mark.parametrize("check", testing.CHECKS[2:], ids=lambda check: check.__name__)
+@pytest.mark.parametrize("check", testing.CHECKS[3:], ids=lambda check: check.__name__)
 def test_a_check_trains_on_the_device_that_it_is_given(
     check: Callable[[type[Method], torch.device], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,7 +173,8 @@ def test_a_broken_method_fails_its_checks() -> None:
 
     class Broken(Method):
         name = "broken"
-        neutral = {}
+
+        strength: float = parameter(0.0, neutral=0.0, help="of nothing")
 
         def setup(self, run):  # type: ignore[no-untyped-def]
             import torch

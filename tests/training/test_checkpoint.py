@@ -158,7 +158,7 @@ def test_a_run_that_ends_first_writes_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_names_in_the_file_are_those_of_schema_2(tmp_path: Path) -> None:
+def test_the_names_in_the_file_are_those_of_schema_3(tmp_path: Path) -> None:
     """Whoever moves names or header raises the schema: a checkpoint of another one is not gone on from."""
     checkpoints = Checkpoints(tmp_path / "run.safetensors", every=5, owner="a run")
     run, _, _ = toy_train([RDrop(), EMA()], checkpoints=checkpoints)
@@ -178,11 +178,11 @@ def test_the_names_in_the_file_are_those_of_schema_2(tmp_path: Path) -> None:
         *("record seconds", "record cpu_seconds", "record sketches"),
     }
     assert list(facts) == [
-        *("schema", "owner", "step", "groups", "scheduler", "scaler", "methods", "decay", "own_blocks", "passes"),
+        *("schema", "owner", "step", "groups", "scheduler", "scaler", "method", "decay", "own_blocks", "passes"),
         *("examples", "micro_batches", "sketch_steps"),
     ]
-    assert facts["schema"] == 2
-    assert facts["methods"] == [{}, {"steps": 5}]
+    assert facts["schema"] == 3
+    assert facts["method"] == {"1 steps": 5}
 
 
 def test_blocks_of_a_methods_own_randomness_are_counted_on(tmp_path: Path) -> None:

@@ -1,0 +1,56 @@
+"""Whatever layout a model has inside, a method is handed hidden states as (batch, seq, dim)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from finetune_bench.methods.hype import perturb_hidden
+from finetune_bench.model.structure import attention_outputs_changed, layer_inputs_changed
+from finetune_bench.testing import toys
+from tests.tiny_run import tiny_run
+
+HOOKS = [layer_inputs_changed, attention_outputs_changed]
+
+
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
+@pytest.mark.parametrize("architecture", toys.ARCHITECTURES)
+def test_a_change_of_one_example_changes_its_prediction_alone(architecture: str, hook: type) -> None:
+    if architecture == "modernbert" and hook is attention_outputs_changed:
+        pytest.skip("no module has the place")
+    run = tiny_run(architecture=architecture)
+    batch = next(run.batches("test"))
+    count, length = batch.inputs["input_ids"].shape
+    assert count != length
+    run.model.eval()
+    shapes: list[tuple[int, ...]] = []
+
+    def change(index: int, hidden: Tensor) -> Tensor:
+        shapes.append(tuple(hidden.shape))
+        changed = hidden.clone()
+        changed[2] = hidden[2].flip(-1)
+        return changed if index == 1 else hidden
+
+    with torch.no_grad():
+        plain = run.model(**batch.inputs).logits
+        with hook(run.model, change):
+            changed = run.model(**batch.inputs).logits
+        again = run.model(**batch.inputs).logits
+    assert {shape[:2] for shape in shapes} == {(count, length)}
+    assert len(shapes) == 2
+    differs = (plain - changed).abs().amax(1) > 1e-6
+    assert differs.tolist() == [row == 2 for row in range(count)]
+    assert torch.equal(plain, again)
+
+
+@pytest.mark.parametrize("noise", ["normal", "uniform_symmetric"])
+def test_noise_follows_the_memory_of_the_states(noise: str) -> None:
+    """XLNet's states have had these draws before they were handed over the other way round."""
+    inside = torch.zeros(7, 3, 16)
+    streams = (torch.Generator().manual_seed(4) for _ in range(2))
+    before, after = (
+        perturb_hidden(h, 0.5, noise, g) for h, g in zip((inside, inside.transpose(0, 1)), streams, strict=True)
+    )
+    assert torch.equal(before, after.transpose(0, 1))
+    assert after.transpose(0, 1).is_contiguous()
