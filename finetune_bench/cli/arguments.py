@@ -167,12 +167,19 @@ def _add_merge(commands: Commands) -> None:
 def _add_verify(commands: Commands) -> None:
     verify = commands.add_parser(
         "verify",
-        help="check a run's files against their checksums",
+        help="check a run's files against their checksums, or its results against a paper's",
         description="Read every file of a run, hold it against its checksum and against the others, and name what is "
-        "damaged. Changes nothing.",
-        epilog=examples("verify RUN"),
+        "damaged. With PAPER, hold the run's results against those that the paper published, number by number and "
+        "claim by claim: reproduced, different or undecided. Exit code 4: the run contradicts a claim.",
+        epilog=examples("verify RUN", "verify hype RUN", "verify hype RUN --format latex --margin 2"),
     )
+    verify.add_argument("paper", metavar="PAPER", nargs="?", help="whose numbers: hype")
     verify.add_argument("run", metavar="RUN", help="the run's folder")
+    verify.add_argument("--format", metavar="LIST", help=f"markdown, html, csv, latex (default: {FORMATS})")
+    verify.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/verify/PAPER)")
+    verify.add_argument(
+        "--margin", metavar="POINTS", type=float, help="within which means are equal (default: see docs/statistics.md)"
+    )
     verify.add_argument("--plugin", metavar="LIST", help="Python files with the methods of the run")
     verify.set_defaults(command=verify_command)
 

@@ -139,6 +139,8 @@ class Paper:
             the learning rates.
         figures: of each picture without printed numbers, what it shows.
         recipe: how it trained, as the fields of a recipe without the learning rate.
+        recounted: of tasks whose printed accuracies are whole counts of one of two sets, the sets' numbers of examples:
+            `dev` and `hidden_test`.
         recipes_of: where it trained otherwise: `models`, `tasks`, and the fields of the `recipe` that differ there.
     """
 
@@ -153,6 +155,7 @@ class Paper:
     learning_rates: tuple[float, ...]
     searched: Mapping[str, int]
     figures: Mapping[str, str]
+    recounted: Mapping[str, Mapping[str, int]]
     recipe: Mapping[str, Any]
     recipes_of: tuple[Mapping[str, Any], ...]
 
@@ -210,6 +213,7 @@ def load_paper(name: str) -> Paper:
         learning_rates=tuple(facts["searched"]["learning_rates"]),
         searched=facts["searched"]["settings"],
         figures={figure["name"]: figure["shows"] for figure in facts["figure"]},
+        recounted=facts["recounted"],
         recipe=facts["recipe"],
         recipes_of=tuple(facts["recipe_of"]),
     )
