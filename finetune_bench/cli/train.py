@@ -113,7 +113,10 @@ def dose_command(parsed: argparse.Namespace) -> int:
     parameter = flag.removeprefix("--").replace("-", "_")
     doses = read_doses(parsed.method, parameter, values)
     flags = _flags(parsed) | {"methods": list(doses.values())}
-    plan, tally = _train(make_study(flags, registry.default_options))
+    study_of_doses = make_study(flags, registry.default_options)
+    if study_of_doses.blocks:
+        raise UsageError("dose: expected a file with one grid; got one with [[grid]] blocks or [recipe.TASK].")
+    plan, tally = _train(study_of_doses)
     say("Measuring what each dose does to a batch ...")
     cell = plan.cells[0]
     root = plan.study.data_root

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +18,7 @@ import torch
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.model import pretrained
+from finetune_bench.recipe import Recipe
 from finetune_bench.runner.calibration import Calibration
 from finetune_bench.runner.calibration_cache import calibrations_of
 from finetune_bench.runner.inputs import load_data
@@ -65,14 +66,36 @@ def forecast(plan: Plan) -> Forecast:
         plan: a plan with cells to run, on devices of this machine.
     """
     start_seconds = time.process_time()  # so far this process has imported what every worker imports
-    root = plan.study.data_root.resolve() if plan.study.data_root else None
-    foreign = foreign_names()
-    calibrations = _calibrations(plan, root)
     seconds: dict[str, float] = {}
     peaks, disk_bytes = [], 0
-    for cell in plan.todo:
+    for cells in _settings(plan.todo):
+        of_cells, peaks_of_cells, bytes_of_cells = _of_setting(plan, cells, start_seconds)
+        seconds |= of_cells
+        peaks += peaks_of_cells
+        disk_bytes += bytes_of_cells
+    workers = min(len(plan.devices), len(plan.todo))
+    return Forecast(seconds, start_seconds, max(peaks, default=None), disk_bytes, workers)
+
+
+def _settings(todo: Sequence[Cell]) -> list[list[Cell]]:
+    """Return the cells by what their steps depend on beside model, method and task: several blocks have several."""
+    settings: dict[tuple[Recipe, int | None, float], list[Cell]] = {}
+    for cell in todo:
+        recipe = dataclasses.replace(cell.recipe, lr=Recipe.lr)
+        settings.setdefault((recipe, cell.limit_train, cell.held_out), []).append(cell)
+    return list(settings.values())
+
+
+def _of_setting(plan: Plan, todo: Sequence[Cell], start_seconds: float) -> tuple[dict[str, float], list[int], int]:
+    """Return the seconds of cells of one setting, by id; their peaks in bytes; and the bytes that they leave."""
+    root = plan.study.data_root.resolve() if plan.study.data_root else None
+    foreign = foreign_names()
+    calibrations = _calibrations(plan, todo, root)
+    seconds: dict[str, float] = {}
+    peaks, disk_bytes = [], 0
+    for cell in todo:
         task, data = load_data(cell.task, cell.limit_train, root, cell.held_out)
-        first_task = next(other.task for other in plan.todo if other.model == cell.model)
+        first_task = next(other.task for other in todo if other.model == cell.model)
         vanilla_here = calibrations[cell.model, _vanilla(), cell.task]
         vanilla_first = calibrations[cell.model, _vanilla(), first_task]
         method_first = calibrations[cell.model, cell.method, first_task]
@@ -91,16 +114,15 @@ def forecast(plan: Plan) -> Forecast:
         examples = sum(map(len, data.evaluation.values()))
         disk_bytes += FILE_BYTES + examples * (4 * task.outputs + 8) + 24 * steps
         disk_bytes += _model_bytes(cell) if plan.study.save_model else 0
-    workers = min(len(plan.devices), len(plan.todo))
-    return Forecast(seconds, start_seconds, max(peaks, default=None), disk_bytes, workers)
+    return seconds, peaks, disk_bytes
 
 
-def _calibrations(plan: Plan, root: Path | None) -> dict[tuple[str, str, str], Calibration]:
-    """Calibrate what a plan's cells are foretold from: by model, method and task."""
-    data = {cell.task: cell.data for cell in reversed(plan.cells)}
-    first_tasks = {cell.model: cell.task for cell in reversed(plan.todo)}
+def _calibrations(plan: Plan, todo: Sequence[Cell], root: Path | None) -> dict[tuple[str, str, str], Calibration]:
+    """Calibrate what cells of one setting are foretold from: by model, method and task."""
+    data = {cell.task: cell.data for cell in reversed(todo)}
+    first_tasks = {cell.model: cell.task for cell in reversed(todo)}
     wanted: dict[tuple[str, str, str], Cell] = {}
-    for cell in plan.todo:
+    for cell in todo:
         first = first_tasks[cell.model]
         for method, task in ((_vanilla(), cell.task), (_vanilla(), first), (cell.method, first)):
             key = (cell.model, method, task)
