@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 def run_command(parsed: argparse.Namespace) -> int:
     """Train what is missing of a study, and report; return 1 where cells failed or rows are damaged."""
     from finetune_bench import registry
-    from finetune_bench.cli import result_cache
     from finetune_bench.study.sources import make_study
 
-    study = make_study(_flags(parsed), registry.default_options)
+    return run_study(make_study(flags_of(parsed), registry.default_options))
+
+
+def run_study(study: Study) -> int:
+    """Train what is missing of a study, and report; return 1 where cells failed or rows are damaged."""
+    from finetune_bench.cli import result_cache
+
     if (cached := result_cache.look_up(study)) is not None:
         talk, answer = cached
         say(talk)
@@ -48,14 +53,19 @@ def run_command(parsed: argparse.Namespace) -> int:
 
 def plan_command(parsed: argparse.Namespace) -> int:
     """Check a study, calibrate, and print what a run of it will take; return 0."""
-    from tabulate import tabulate
-
     from finetune_bench import registry
-    from finetune_bench.runner.forecast import forecast
-    from finetune_bench.runner.plan import make_plan
     from finetune_bench.study.sources import make_study
 
-    study = make_study(_flags(parsed), registry.default_options)
+    return plan_study(make_study(flags_of(parsed), registry.default_options), as_json=parsed.json)
+
+
+def plan_study(study: Study, *, as_json: bool = False) -> int:
+    """Check a study, calibrate, and print what a run of it will take; return 0."""
+    from tabulate import tabulate
+
+    from finetune_bench.runner.forecast import forecast
+    from finetune_bench.runner.plan import make_plan
+
     if study.executor != DEFAULT_EXECUTOR:
         raise UsageError("plan: it calibrates on this machine; leave --executor out, and run it on a node.")
     plan = make_plan(study)
@@ -63,12 +73,12 @@ def plan_command(parsed: argparse.Namespace) -> int:
         say(note)
     say(_intention(plan))
     if not plan.todo:
-        if parsed.json:
+        if as_json:
             show_document("plan", plan_values(plan, None))
         return 0
     say("Calibrating: a few steps of every method ...")
     expected = forecast(plan)
-    if parsed.json:
+    if as_json:
         show_document("plan", plan_values(plan, expected))
         return 0
     seconds: dict[str, list[float]] = {}
@@ -112,7 +122,7 @@ def dose_command(parsed: argparse.Namespace) -> int:
     flag, values = rest
     parameter = flag.removeprefix("--").replace("-", "_")
     doses = read_doses(parsed.method, parameter, values)
-    flags = _flags(parsed) | {"methods": list(doses.values())}
+    flags = flags_of(parsed) | {"methods": list(doses.values())}
     study_of_doses = make_study(flags, registry.default_options)
     if study_of_doses.blocks:
         raise UsageError("dose: expected a file with one grid; got one with [[grid]] blocks or [recipe.TASK].")
@@ -140,7 +150,7 @@ def dose_command(parsed: argparse.Namespace) -> int:
     return 1 if tally.failed or tally.failed_before else 0
 
 
-def _flags(parsed: argparse.Namespace) -> dict[str, Any]:
+def flags_of(parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a study by name; None for those that were not typed, or that the command doesn't have."""
     return {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
 

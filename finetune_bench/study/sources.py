@@ -126,7 +126,24 @@ def make_study(flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any
     if CONFIG.name not in given:
         return _study_of(given, defaults)
     path = given.pop(CONFIG.name)
-    values = _load_toml(path)
+    return study_of_file(_load_toml(path), path, given, defaults)
+
+
+def study_of_file(
+    values: Mapping[str, Any], path: str, flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]]
+) -> Study:
+    """Make the study that a file describes, with flags over it and defaults below.
+
+    Args:
+        values: what stands in the file.
+        path: its name, for messages.
+        flags: by option name, as in `make_study`.
+        defaults: as in `make_study`.
+
+    Raises:
+        UsageError: the first thing that is wrong.
+    """
+    given = read_options(flags)
     if not has_blocks(values):
         return _study_of(read_options(values, source=path) | given, defaults)
     groups = {option.name: option.group for option in OPTIONS}

@@ -227,6 +227,8 @@ class Study:
 
     # Several grids of one file; the lists above hold what any of them has. See `blocks.py`.
     blocks: tuple[Study, ...] = ()
+    # What its reports say of it on their first lines; "" for nothing.
+    preset: str = ""
 
     def __post_init__(self) -> None:
         """Read every value as the command line would.
@@ -298,12 +300,14 @@ def as_dict(study: Study) -> dict[str, Any]:
         for key, value in (in_files(dataclasses.asdict(study)) | {"recipe": study.recipe.to_dict()}).items()
     }
     del values["blocks"]
+    if not study.preset:
+        del values["preset"]
     return values | ({"blocks": [as_dict(block) for block in study.blocks]} if study.blocks else {})
 
 
 def _naming(study: Study) -> dict[str, Any]:
     """Return what of a study goes into the name of its folder."""
-    left_out = {"blocks", *(declared.field for declared in options_of(Study) if not declared.in_run_name)}
+    left_out = {"blocks", "preset", *(declared.field for declared in options_of(Study) if not declared.in_run_name)}
     return {key: value for key, value in as_dict(study).items() if key not in left_out}
 
 

@@ -12,6 +12,7 @@ from finetune_bench.errors import UnknownName
 from finetune_bench.files import make_folder, replacing, write_text
 from finetune_bench.papers.published import Paper
 from finetune_bench.report import Options
+from finetune_bench.reports.content import preset_blocks
 from finetune_bench.reports.csv import as_texts
 from finetune_bench.reports.document import Block
 from finetune_bench.reports.html import render
@@ -55,6 +56,7 @@ def verification(paper: Paper, store: Store, margin: float | None = None) -> Ver
     judged, claims = judge_scores(paper, data, margin), judge_claims(paper, data, margin)
     left = without_counterpart(paper, data.rows)
     blocks = blocks_of(paper, judged, claims, memory=memory_ratios(paper, data), left=left, notes=data.notes)
+    blocks[1:1] = preset_blocks(data)
     return Verification(data, judged, claims, blocks)
 
 

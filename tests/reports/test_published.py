@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from finetune_bench import cli, registry
+from finetune_bench.papers.presets import load_preset
 from finetune_bench.papers.published import load_paper
 from finetune_bench.recipe import Recipe
 from finetune_bench.reports.published.judge import Judged, JudgedClaim
@@ -333,6 +334,22 @@ def test_a_run_without_a_score_is_a_report_without_verdicts(tmp_path: Path) -> N
     text = markdown(verify(store), tmp_path)
     assert "No run has the setting of a published mean" in text
     assert "No claim can be judged by this run." in text
+
+
+def test_a_preset_is_told_on_every_page(tmp_path: Path) -> None:
+    from finetune_bench.reports.html import Html
+    from finetune_bench.reports.markdown import Markdown
+
+    store = make_store(tmp_path / "run", as_published, tasks=("rte",), seeds=2)
+    told = load_preset("hype-table1").described("small")
+    store.write_study({"preset": told})
+    assert told.endswith("Its scores are not to be held against the published ones.")
+    written = [*Markdown().write(store, tmp_path)[:1], *Html().write(store, tmp_path)]
+    written += write(verify(store), tmp_path, ["markdown", "html"])
+    for path in written:
+        first = path.read_text("utf-8").partition("Its scores are not to be held")[0]
+        assert "minilm in place of bert-large-cased" in first, path
+        assert len(first) < len(path.read_text("utf-8"))
 
 
 @pytest.mark.parametrize(
