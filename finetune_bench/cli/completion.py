@@ -72,6 +72,7 @@ def _completer(name: str) -> Completer | None:
         "target": _names("methods", paths),
         "run": runs,
         "paper": _papers,
+        "preset": _presets,
         "runs": runs,
         **dict.fromkeys(_FOLDERS, folders),
     }
@@ -110,6 +111,12 @@ def _tasks(prefix: str, **_: Any) -> Sequence[str]:
 
 def _reports(prefix: str, **_: Any) -> Sequence[str]:
     return [name for name in _known("reports") if name.startswith(prefix)]
+
+
+def _presets(prefix: str, **_: Any) -> Sequence[str]:
+    from finetune_bench.papers.presets import preset_names
+
+    return [name for name in preset_names() if name.startswith(prefix)]
 
 
 def _papers(prefix: str, **_: Any) -> Sequence[str]:
