@@ -28,7 +28,7 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
         data: What the report is made of.
         plots: The plots that were drawn of the same data; each is put where it belongs.
     """
-    blocks: list[Block] = [Heading(1, "Comparison of fine-tuning methods")]
+    blocks: list[Block] = [Heading(1, "Comparison of fine-tuning methods"), *preset_blocks(data)]
     if not data.rows:
         return [
             *blocks,
@@ -70,6 +70,12 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
         Heading(2, "What the numbers are"),
         *bullets(_HOW),
     ]
+
+
+def preset_blocks(data: Data) -> list[Block]:
+    """Return what a report says first of a study that was made from a preset: which, and at what scale."""
+    text = data.study.get("preset")
+    return [Paragraph(text, "warning")] if isinstance(text, str) and text else []
 
 
 _HOW = (

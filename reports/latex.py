@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from finetune_bench.files import write_text
+from finetune_bench.files import make_folder, write_text
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.content import document
-from finetune_bench.reports.document import Heading, Picture, Table, spans
+from finetune_bench.reports.document import Block, Heading, Picture, Table, spans
 from finetune_bench.reports.draw import draw
 from finetune_bench.reports.rows.load import load
 from finetune_bench.store.store import Store
@@ -31,29 +32,34 @@ class Latex(Report):
     def write(self, store: Store, folder: Path, options: Options = DEFAULT) -> list[Path]:
         """Write the tables, the plots and the document that holds them."""
         data = load(store, options)
-        inside = folder / "latex"
-        blocks = document(data, draw(data, inside, "pdf"))
-        parts: list[str] = []
-        paths: list[Path] = []
-        heading = ""
-        for block in blocks:
-            if isinstance(block, Heading):
-                heading = block.text
-            if isinstance(block, Picture):
-                paths.append(block.plot.file)
-                size = r"width=\linewidth,height=0.85\textheight,keepaspectratio"
-                parts.append(rf"\noindent\includegraphics[{size}]{{{block.plot.link}}}" + "\n")
-            if isinstance(block, Table) and block.in_paper:
-                name = f"{block.name.replace(' ', '-')}-{len(paths) + 1}.tex"
-                paths.append(inside / name)
-                write_text(paths[-1], tabular(block))
-                parts.append(_shown(heading, name))
-                if block.name == "answer":
-                    paths.append(inside / f"main-{len(paths) + 1}.tex")
-                    write_text(paths[-1], _in_one_column(block))
-        document_path = folder / "tables.tex"
-        write_text(document_path, _document(parts))
-        return [document_path, *paths]
+        return write_blocks(document(data, draw(data, folder / "latex", "pdf")), folder, "tables.tex")
+
+
+def write_blocks(blocks: Sequence[Block], folder: Path, name: str) -> list[Path]:
+    """Write the tables and plots of a document into latex/, and what holds them, the first of the returned files."""
+    inside = folder / "latex"
+    make_folder(inside)
+    parts: list[str] = []
+    paths: list[Path] = []
+    heading = ""
+    for block in blocks:
+        if isinstance(block, Heading):
+            heading = block.text
+        if isinstance(block, Picture):
+            paths.append(block.plot.file)
+            size = r"width=\linewidth,height=0.85\textheight,keepaspectratio"
+            parts.append(rf"\noindent\includegraphics[{size}]{{{block.plot.link}}}" + "\n")
+        if isinstance(block, Table) and block.in_paper:
+            file = f"{block.name.replace(' ', '-')}-{len(paths) + 1}.tex"
+            paths.append(inside / file)
+            write_text(paths[-1], tabular(block))
+            parts.append(_shown(heading, file))
+            if block.name == "answer":
+                paths.append(inside / f"main-{len(paths) + 1}.tex")
+                write_text(paths[-1], _in_one_column(block))
+    document_path = folder / name
+    write_text(document_path, _document(parts))
+    return [document_path, *paths]
 
 
 def tabular(block: Table) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from finetune_bench.files import write_text
@@ -31,7 +32,12 @@ class Markdown(Report):
 
 def render(data: Data, plots: tuple[Plot, ...] = ()) -> str:
     """Return the whole report as markdown."""
-    return "\n\n".join(_block(block) for block in document(data, plots)) + "\n"
+    return as_markdown(document(data, plots))
+
+
+def as_markdown(blocks: Iterable[Block]) -> str:
+    """Return blocks as markdown."""
+    return "\n\n".join(_block(block) for block in blocks) + "\n"
 
 
 def _block(block: Block) -> str:

@@ -28,7 +28,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("method", "optimizers"),
     ("model",),
     ("task", "recipe", "report"),
-    ("store", "metrics", "parameters", "spec", "device"),
+    ("store", "metrics", "parameters", "spec", "device", "papers"),
     ("stats", "functional", "seeds", "errors", "files", "cache", "packages", "printable", "source_files", "_version"),
 )
 FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -11,6 +11,7 @@ from finetune_bench.cli.doctor import doctor_command
 from finetune_bench.cli.fetch import fetch_command
 from finetune_bench.cli.parser import Parser, examples
 from finetune_bench.cli.report import FORMATS, compare_command, merge_command, power_command, report_command
+from finetune_bench.cli.reproduce import reproduce_command
 from finetune_bench.cli.show import check_command, list_command, show_command
 from finetune_bench.cli.status import status_command
 from finetune_bench.cli.train import dose_command, plan_command, run_command
@@ -37,6 +38,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_run(commands)
     _add_plan(commands)
     _add_dose(commands)
+    _add_reproduce(commands)
     _add_status(commands)
     _add_report(commands)
     _add_compare(commands)
@@ -99,6 +101,30 @@ def _add_dose(commands: Commands) -> None:
     dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
     _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget", "shard"))
     dose.set_defaults(command=dose_command)
+
+
+def _add_reproduce(commands: Commands) -> None:
+    reproduce = commands.add_parser(
+        "reproduce",
+        help="run a published study, in full or at a small scale",
+        description="Run a published study from its preset, with the checkpoints, recipes, rates and seeds that were "
+        "printed; what was not is named as our choice. --scale small takes small checkpoints and little data instead, "
+        "and the report says so. Then 'verify' holds the run against the published numbers.",
+        epilog=examples(
+            "reproduce --list", "reproduce hype-table1 plan", "reproduce hype-table1 --scale small --data-root DATA"
+        ),
+    )
+    reproduce.add_argument("preset", metavar="PRESET", nargs="?", help="its name, as hype-table1")
+    reproduce.add_argument(
+        "action", nargs="?", choices=("run", "plan"), default="run", help="run it (default), or say what that takes"
+    )
+    reproduce.add_argument("--list", action="store_true", help="list the presets")
+    reproduce.add_argument(
+        "--scale", metavar="NAME", default="full", help="full (default), or small for small checkpoints and little data"
+    )
+    left_out = {option.name for option in OPTIONS if option.group != "where" and option.name != "seeds"}
+    _add_options(reproduce, without=tuple(left_out))
+    reproduce.set_defaults(command=reproduce_command)
 
 
 def _add_status(commands: Commands) -> None:
@@ -167,12 +193,19 @@ def _add_merge(commands: Commands) -> None:
 def _add_verify(commands: Commands) -> None:
     verify = commands.add_parser(
         "verify",
-        help="check a run's files against their checksums",
+        help="check a run's files against their checksums, or its results against a paper's",
         description="Read every file of a run, hold it against its checksum and against the others, and name what is "
-        "damaged. Changes nothing.",
-        epilog=examples("verify RUN"),
+        "damaged. With PAPER, hold the run's results against those that the paper published, number by number and "
+        "claim by claim: reproduced, different or undecided. Exit code 4: the run contradicts a claim.",
+        epilog=examples("verify RUN", "verify hype RUN", "verify hype RUN --format latex --margin 2"),
     )
+    verify.add_argument("paper", metavar="PAPER", nargs="?", help="whose numbers: hype")
     verify.add_argument("run", metavar="RUN", help="the run's folder")
+    verify.add_argument("--format", metavar="LIST", help=f"markdown, html, csv, latex (default: {FORMATS})")
+    verify.add_argument("--out", metavar="FOLDER", help="where to (default: RUN/verify/PAPER)")
+    verify.add_argument(
+        "--margin", metavar="POINTS", type=float, help="within which means are equal (default: see docs/statistics.md)"
+    )
     verify.add_argument("--plugin", metavar="LIST", help="Python files with the methods of the run")
     verify.set_defaults(command=verify_command)
 

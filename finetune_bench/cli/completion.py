@@ -71,6 +71,8 @@ def _completer(name: str) -> Completer | None:
         "name": _names("methods", _tasks, _reports, runs),
         "target": _names("methods", paths),
         "run": runs,
+        "paper": _papers,
+        "preset": _presets,
         "runs": runs,
         **dict.fromkeys(_FOLDERS, folders),
     }
@@ -109,6 +111,19 @@ def _tasks(prefix: str, **_: Any) -> Sequence[str]:
 
 def _reports(prefix: str, **_: Any) -> Sequence[str]:
     return [name for name in _known("reports") if name.startswith(prefix)]
+
+
+def _presets(prefix: str, **_: Any) -> Sequence[str]:
+    from finetune_bench.papers.presets import preset_names
+
+    return [name for name in preset_names() if name.startswith(prefix)]
+
+
+def _papers(prefix: str, **_: Any) -> Sequence[str]:
+    from finetune_bench.papers.published import paper_names
+
+    # The folder of a run may stand in its place, to have the run's files checked.
+    return [*(name for name in paper_names() if name.startswith(prefix)), *runs(prefix)]
 
 
 def runs(prefix: str, **_: Any) -> Sequence[str]:

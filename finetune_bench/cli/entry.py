@@ -2,7 +2,8 @@
 
 What a command prints on stdout is data, and on stderr talk.
 
-Exit codes: 0 all done · 1 some cells or checks failed · 2 usage · 3 the machine lacks something · 130 interrupted.
+Exit codes: 0 all done · 1 some cells or checks failed · 2 usage · 3 the machine lacks something · 4 a run contradicts a
+published claim · 130 interrupted.
 Nothing heavy is imported before it is needed: `--help` is instant.
 """
 

@@ -27,10 +27,15 @@ if TYPE_CHECKING:
 def run_command(parsed: argparse.Namespace) -> int:
     """Train what is missing of a study, and report; return 1 where cells failed or rows are damaged."""
     from finetune_bench import registry
-    from finetune_bench.cli import result_cache
     from finetune_bench.study.sources import make_study
 
-    study = make_study(_flags(parsed), registry.default_options)
+    return run_study(make_study(flags_of(parsed), registry.default_options))
+
+
+def run_study(study: Study) -> int:
+    """Train what is missing of a study, and report; return 1 where cells failed or rows are damaged."""
+    from finetune_bench.cli import result_cache
+
     if (cached := result_cache.look_up(study)) is not None:
         talk, answer = cached
         say(talk)
@@ -55,7 +60,11 @@ def plan_command(parsed: argparse.Namespace) -> int:
     from finetune_bench import registry
     from finetune_bench.study.sources import make_study
 
-    study = make_study(_flags(parsed), registry.default_options)
+    return plan_study(make_study(flags_of(parsed), registry.default_options), as_json=parsed.json)
+
+
+def plan_study(study: Study, *, as_json: bool = False) -> int:
+    """Check a study, calibrate, and print what a run of it will take; return 0."""
     if study.executor != DEFAULT_EXECUTOR:
         raise UsageError("plan: it calibrates on this machine; leave --executor out, and run it on a node.")
     say(CHECKING)
@@ -67,11 +76,11 @@ def plan_command(parsed: argparse.Namespace) -> int:
         say(note)
     say(_intention(plan))
     if not plan.todo:
-        if parsed.json:
+        if as_json:
             show_document("plan", plan_values(plan, None))
         return 0
     expected = forecast(plan, say)
-    if parsed.json:
+    if as_json:
         show_document("plan", plan_values(plan, expected))
     else:
         _show_forecast(plan, expected)
@@ -124,8 +133,11 @@ def dose_command(parsed: argparse.Namespace) -> int:
     flag, values = rest
     parameter = flag.removeprefix("--").replace("-", "_")
     doses = read_doses(parsed.method, parameter, values)
-    flags = _flags(parsed) | {"methods": list(doses.values())}
-    plan, tally = _train(make_study(flags, registry.default_options))
+    flags = flags_of(parsed) | {"methods": list(doses.values())}
+    study_of_doses = make_study(flags, registry.default_options)
+    if study_of_doses.blocks:
+        raise UsageError("dose: expected a file with one grid; got one with [[grid]] blocks or [recipe.TASK].")
+    plan, tally = _train(study_of_doses)
     say("Measuring what each dose does to a batch ...")
     cell = plan.cells[0]
     root = plan.study.data_root
@@ -149,7 +161,7 @@ def dose_command(parsed: argparse.Namespace) -> int:
     return 1 if tally.failed or tally.failed_before else 0
 
 
-def _flags(parsed: argparse.Namespace) -> dict[str, Any]:
+def flags_of(parsed: argparse.Namespace) -> dict[str, Any]:
     """Return the options of a study by name; None for those that were not typed, or that the command doesn't have."""
     return {option.name: getattr(parsed, option.name, None) for option in OPTIONS}
 

@@ -1,15 +1,19 @@
-"""`verify` checks all files of a run: against their checksums, and against each other."""
+"""`verify` checks all files of a run against their checksums and each other, or holds a run against a paper."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import math
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench.cli.console import show
+from finetune_bench.cli.report import FORMATS, tell_damaged
 from finetune_bench.cli.show import load_plugins
+from finetune_bench.errors import UsageError
 
 if TYPE_CHECKING:
     from finetune_bench.store.row import Row
@@ -18,13 +22,57 @@ if TYPE_CHECKING:
 # What a row says of its cell, under the names that a cell's file has for it.
 _SHARED = ("task", "seed", "limit_train", "held_out", "stretch", "device", "threads", "recipe")
 _MOST_CHECKPOINT_BYTES = 2**44
+CONTRADICTED = 4  # the exit code where a run contradicts a claim
 _KNOWN = ("row.json", "cell.json", "predictions.npz", "trace.npz", "log.txt", "model")
 
 
 def verify_command(parsed: argparse.Namespace) -> int:
-    """Print every damaged file of a run with the reason, and what was checked; return 1 where one is damaged."""
+    """Check the files of a run, or hold it against a paper where one is named; see the two functions below."""
+    return _verify_files(parsed) if parsed.paper is None else _verify_paper(parsed)
+
+
+def _verify_paper(parsed: argparse.Namespace) -> int:
+    """Write what a run says of a paper's numbers; return 4 where it contradicts a claim, 1 where rows are damaged."""
+    from finetune_bench.papers.published import load_paper
+    from finetune_bench.reports.published.blocks import answer
+    from finetune_bench.reports.published.write import check_formats, verification, write
+    from finetune_bench.spec import split
     from finetune_bench.store.store import Store
 
+    paper = load_paper(parsed.paper)
+    formats = split(FORMATS if parsed.format is None else parsed.format, ",")
+    if not formats:
+        raise UsageError("--format: expected one format or more, separated by commas; got none.")
+    check_formats(formats)
+    if parsed.margin is not None and not 0 < parsed.margin < math.inf:
+        raise UsageError(f"--margin: expected a number of points above 0; got {parsed.margin:g}.")
+    load_plugins(parsed.plugin)
+    store = Store.open(parsed.run)
+    verified = verification(paper, store, parsed.margin)
+    show(answer(verified.judged, verified.claims))
+    for path in write(verified, Path(parsed.out) if parsed.out else store.root / "verify" / paper.name, formats):
+        if "latex" not in path.parts:  # the tables of a document
+            show(str(path))
+    damaged = tell_damaged(store, verified.data.damaged)
+    return CONTRADICTED if verified.contradicted else damaged
+
+
+def _verify_files(parsed: argparse.Namespace) -> int:
+    """Print every damaged file of a run with the reason, and what was checked; return 1 where one is damaged."""
+    from finetune_bench.papers.published import paper_names
+    from finetune_bench.store.store import Store
+
+    given = [flag for flag in ("margin", "format", "out") if getattr(parsed, flag) is not None]
+    if given:
+        raise UsageError(
+            f"--{given[0]}: it is for holding a run against a paper, as in 'verify hype RUN'; leave it out to check "
+            "the run's files."
+        )
+    if parsed.run in paper_names() and not Path(parsed.run).is_dir():
+        raise UsageError(
+            f"verify {parsed.run}: expected the folder of the run that is held against it, as in "
+            f"'finetune-bench verify {parsed.run} RUN'; got none."
+        )
     load_plugins(parsed.plugin)
     store = Store.open(parsed.run)
     rows, damaged = store.read()

@@ -287,5 +287,6 @@ def check_lengths(todo: Sequence[Cell], study: Study) -> list[str]:
         DataError: so few tokens leave none for some text.
     """
     root = study.data_root.resolve() if study.data_root else None
-    cells = {(cell.model, cell.task): cell for cell in todo}
-    return [f"{cell.task}: {note}" for cell in cells.values() for note in cuts(cell, root)]
+    cells = {(cell.model, cell.task, cell.recipe.max_length, cell.limit_train): cell for cell in todo}
+    notes = [f"{cell.task}: {note}" for cell in cells.values() for note in cuts(cell, root)]
+    return list(dict.fromkeys(notes))

@@ -211,7 +211,7 @@ def _show_scores(plan: Plan, reporter: Reporter) -> None:
 
 def _show_score(cell: Cell, score: float, reporter: Reporter) -> None:
     if math.isfinite(score):
-        reporter.view.score(cell.label, (cell.model, cell.task, cell.seed, cell.recipe.lr), score)
+        reporter.view.score(cell.label, (cell.model, cell.task, cell.seed, cell.recipe, cell.limit_train), score)
 
 
 def cell_name(cell: Cell, study: Study, *, short: bool = False) -> str:

@@ -21,6 +21,7 @@ from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.method.cost import SIZES, Memory
 from finetune_bench.model import pretrained
+from finetune_bench.recipe import Recipe
 from finetune_bench.runner.calibration import LEAST_STEPS, Allowance, Calibration, clock, tokens_of
 from finetune_bench.runner.calibration_cache import calibrations_of
 from finetune_bench.runner.inputs import encoded, load_data
@@ -35,6 +36,11 @@ FILE_BYTES = 14_000  # of a cell: specification, row, and what its arrays take b
 CALIBRATION_SECONDS = 20.0  # for all calibrations, and at most so much of what the study itself takes:
 CALIBRATION_SHARE = 0.1
 SMALL_STEP = 128  # tokens of the steps that a calibration makes at least
+
+# What a step of a token takes depends on these: model, precision, batch layout, gradient checkpointing.
+Setting = tuple[str, str, str, bool]
+# Model, task, step factor, recipe without its learning rate, number of training examples, held-out share.
+LoadKey = tuple[str, str, float, Recipe, int | None, float]
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,9 @@ def forecast(plan: Plan, tell: Callable[[str], None] = lambda text: None) -> For
     device = torch.device(plan.devices[0])
     loads = _loads(plan, root)
     start = clock(device)
-    firsts: dict[str, Cell] = {}
+    firsts: dict[Setting, Cell] = {}
     for cell in plan.todo:
-        firsts.setdefault(cell.model, cell)
+        firsts.setdefault(_setting(cell), cell)
     # Half of the time at most, so that some is left for the methods.
     made = calibrations_of(
         [_calibrated(cell, _vanilla()) for cell in firsts.values()],
@@ -113,14 +119,14 @@ def forecast(plan: Plan, tell: Callable[[str], None] = lambda text: None) -> For
         allowance=Allowance(CALIBRATION_SECONDS / 2),
         tell=tell,
     )
-    vanilla = {model: calibration for model, calibration in zip(firsts, made, strict=True) if calibration}
+    vanilla = {setting: calibration for setting, calibration in zip(firsts, made, strict=True) if calibration}
     from_passes = _foretell(plan, loads, vanilla, {})
     seconds = min(CALIBRATION_SECONDS, CALIBRATION_SHARE * from_passes.wall_seconds) - (clock(device) - start)
-    smallest = _smallest_models(plan)
-    wanted = {method: model for method, model in smallest.items() if method != _vanilla()}
-    least = [_least_seconds(method, vanilla[model]) for method, model in wanted.items()]
+    smallest = _smallest_settings(plan)
+    wanted = {method: setting for method, setting in smallest.items() if method != _vanilla()}
+    least = [_least_seconds(method, vanilla[setting]) for method, setting in wanted.items()]
     made = calibrations_of(
-        [_calibrated(firsts[model], method) for method, model in wanted.items()],
+        [_calibrated(firsts[setting], method) for method, setting in wanted.items()],
         root,
         device,
         plan.study.plugins,
@@ -135,30 +141,30 @@ def forecast(plan: Plan, tell: Callable[[str], None] = lambda text: None) -> For
 
 def _foretell(
     plan: Plan,
-    loads: Mapping[tuple[str, str, float], Load],
-    vanilla: Mapping[str, Calibration],
-    timed: Mapping[str, tuple[str, Calibration]],
+    loads: Mapping[LoadKey, Load],
+    vanilla: Mapping[Setting, Calibration],
+    timed: Mapping[str, tuple[Setting, Calibration]],
 ) -> Forecast:
     """Add up what the cells take.
 
     Args:
         plan: the plan.
         loads: what `_loads` returned.
-        vanilla: vanilla's calibration with every model.
-        timed: the calibrations of methods, each with the model that it was made with.
+        vanilla: vanilla's calibration in every setting.
+        timed: the calibrations of methods, each with the setting that it was made in.
     """
     foreign = foreign_names()
     seconds: dict[str, float] = {}
     peaks, disk_bytes = [], 0
     for cell in plan.todo:
-        load, base = loads[_load_key(cell)], vanilla[cell.model]
+        load, base = loads[_load_key(cell)], vanilla[_setting(cell)]
         step, setup = base.seconds_of(load.mean_tokens), base.setup_seconds
         if cell.method == _vanilla():
             pass
         elif cell.method in timed:
-            model, calibration = timed[cell.method]
-            step *= calibration.seconds_of(load.mean_tokens) / vanilla[model].seconds_of(load.mean_tokens)
-            slower = base.seconds_of(load.mean_tokens) / vanilla[model].seconds_of(load.mean_tokens)
+            setting, calibration = timed[cell.method]
+            step *= calibration.seconds_of(load.mean_tokens) / vanilla[setting].seconds_of(load.mean_tokens)
+            slower = base.seconds_of(load.mean_tokens) / vanilla[setting].seconds_of(load.mean_tokens)
             setup = slower * (calibration.setup_seconds + calibration.setup_token_seconds * load.train_tokens)
         else:
             step = base.step_seconds + _passes(cell.method) * base.token_seconds * load.mean_tokens
@@ -172,18 +178,23 @@ def _foretell(
         disk_bytes += load.disk_bytes
         disk_bytes += 4 * _parameters(cell.model, registry.task(cell.task).outputs) if plan.study.save_model else 0
     workers = min(len(plan.devices), len(plan.todo))
-    names = {_vanilla(): ", ".join(map(pretrained.label, vanilla))}
-    names |= {method: pretrained.label(model) for method, (model, _) in timed.items()}
+    names = {_vanilla(): ", ".join(dict.fromkeys(pretrained.label(setting[0]) for setting in vanilla))}
+    names |= {method: pretrained.label(setting[0]) for method, (setting, _) in timed.items()}
     return Forecast(seconds, plan.start_seconds, max(peaks, default=None), disk_bytes, workers, names)
 
 
-def _load_key(cell: Cell) -> tuple[str, str, float]:
-    return cell.model, cell.task, cell.step_factor
+def _setting(cell: Cell) -> Setting:
+    return cell.model, cell.recipe.precision, cell.recipe.batch_layout, cell.recipe.gradient_checkpointing
 
 
-def _loads(plan: Plan, root: Path | None) -> dict[tuple[str, str, float], Load]:
+def _load_key(cell: Cell) -> LoadKey:
+    recipe = dataclasses.replace(cell.recipe, lr=Recipe.lr)
+    return cell.model, cell.task, cell.step_factor, recipe, cell.limit_train, cell.held_out
+
+
+def _loads(plan: Plan, root: Path | None) -> dict[LoadKey, Load]:
     """Return what the data of every task, tokenised for every model, amount to."""
-    loads: dict[tuple[str, str, float], Load] = {}
+    loads: dict[LoadKey, Load] = {}
     for cell in plan.todo:
         if _load_key(cell) in loads:
             continue
@@ -212,12 +223,12 @@ def _calibrated(cell: Cell, method: str) -> Cell:
     return dataclasses.replace(cell, method=method, versions=versions, sources=grid.sources_of(method, cell.task))
 
 
-def _smallest_models(plan: Plan) -> dict[str, str]:
-    """Return for every method the smallest of the models that it is to run with."""
-    models: dict[str, dict[str, None]] = {}
+def _smallest_settings(plan: Plan) -> dict[str, Setting]:
+    """Return for every method the one of its settings that has the smallest model."""
+    settings: dict[str, dict[Setting, None]] = {}
     for cell in plan.todo:
-        models.setdefault(cell.method, {})[cell.model] = None
-    return {method: min(names, key=lambda name: _parameters(name, 2)) for method, names in models.items()}
+        settings.setdefault(cell.method, {})[_setting(cell)] = None
+    return {method: min(of, key=lambda setting: _parameters(setting[0], 2)) for method, of in settings.items()}
 
 
 def _least_seconds(method: str, vanilla: Calibration) -> float:

@@ -21,6 +21,7 @@ from finetune_bench.store.reading import NewerSchema
 from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
+from finetune_bench.study.blocks import block_name
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.sources import with_defaults
 from finetune_bench.study.study import Study, run_name
@@ -75,20 +76,14 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
     for plugin in study.plugins:
         registry.load_plugin(plugin)
     study = with_defaults(study, registry.default_options)
-    notes = _notes_on_methods(study)
     devices = checks.check_devices(study)
-    study = dataclasses.replace(study, tasks=checks.check_task_names(study))
-    weights = checks.check_models(study, tell)
-    data = checks.check_data(study)
-    checks.check_schedule(study, data)
-    batch_layout, notes_on_layout = checks.choose_batch_layout(study, devices[0])
-    notes += notes_on_layout
-    fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
-    cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
-    notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
-    notes += [*checks.notes_on_models(study), *checks.notes_on_licences(study)]
-
-    skipped = checks.check_methods(cells)  # of the whole grid: what can't run in one shard may in another
+    grids = [_check_block(block, tell) for block in study.blocks] if study.blocks else [_check_grid(study, tell)]
+    tasks = tuple(dict.fromkeys(task for checked in grids for task in checked.tasks))
+    study = dataclasses.replace(study, tasks=tasks)
+    notes = list(dict.fromkeys(note for checked in grids for note in checked.notes))
+    # Two blocks may have a cell in common, above all of vanilla.
+    cells = list({cell.id: cell for checked in grids for cell in checked.cells}.values())
+    skipped = list({cell.id: (cell, reason) for checked in grids for cell, reason in checked.skipped}.values())
     whole = cells
     if study.shard is not None:
         cells = grid.in_shard(whole, study.shard)
@@ -105,6 +100,46 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
     workers = _worker_devices(study, devices)
     others = [cell.id for cell in whole if cell.id not in here]
     return Plan(study, store, cells, todo, list(scores), scores, failed, skipped, workers, notes, start_seconds, others)
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """A grid that was checked: its tasks in their one spelling, all of its cells, and those that can't run."""
+
+    tasks: tuple[str, ...]
+    cells: list[Cell]
+    skipped: list[tuple[Cell, str]]
+    notes: list[str]
+
+
+def _check_grid(study: Study, tell: Callable[[str], None]) -> _Grid:
+    """Check one grid, and return its cells."""
+    notes = _notes_on_methods(study)
+    devices = checks.check_devices(study)
+    study = dataclasses.replace(study, tasks=checks.check_task_names(study))
+    weights = checks.check_models(study, tell)
+    data = checks.check_data(study)
+    checks.check_schedule(study, data)
+    batch_layout, notes_on_layout = checks.choose_batch_layout(study, devices[0])
+    notes += notes_on_layout
+    fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
+    cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
+    notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
+    notes += [*checks.notes_on_models(study), *checks.notes_on_licences(study)]
+    # Of the whole grid: what can't run in one shard may in another.
+    return _Grid(study.tasks, cells, checks.check_methods(cells), notes)
+
+
+def _check_block(block: Study, tell: Callable[[str], None]) -> _Grid:
+    """Check one of several grids.
+
+    Raises:
+        UsageError: something in it is wrong; says in which.
+    """
+    try:
+        return _check_grid(block, tell)
+    except UsageError as error:
+        raise UsageError(f"{error} This is {block_name(block)}.") from None
 
 
 def untold(plan: Plan) -> list[str]:

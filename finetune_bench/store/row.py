@@ -144,6 +144,7 @@ class StudyRecord(TypedDict, total=False):
     models: list[str]
     methods: list[str]
     tasks: list[str]
+    preset: str  # what reports say first of a study that was made from a preset
     cells: list[str]
     other_shards: list[str]  # ids of the study's cells that are left to other shards
     notes: list[str]

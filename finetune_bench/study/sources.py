@@ -1,6 +1,7 @@
 """A study takes its values from flags, from a TOML file, and from the embedded study.
 
 A key of the file is a flag without its dashes (`batch_size = 16`). Flags win over the file, the file over the defaults.
+A file may have several grids: see `blocks.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.printable import brief
 from finetune_bench.recipe import Recipe
 from finetune_bench.study import readers
+from finetune_bench.study.blocks import Block, has_blocks, join, refuse_flags, split_blocks
 from finetune_bench.study.options import Option, options_of, parameter_option
 from finetune_bench.study.study import Study
 
@@ -80,6 +82,15 @@ def read_toml(path: str) -> dict[str, Any]:
     Raises:
         UsageError: no such file, broken TOML (with its line), an unknown key or a wrong value.
     """
+    return read_options(_load_toml(path), source=path)
+
+
+def _load_toml(path: str) -> dict[str, Any]:
+    """Return what stands in a TOML file.
+
+    Raises:
+        UsageError: no such file, or broken TOML (with its line).
+    """
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST_FILE + 1)
@@ -97,7 +108,7 @@ def read_toml(path: str) -> dict[str, Any]:
     except ValueError as error:  # broken TOML, bytes that are not UTF-8, a number of thousands of digits
         reason = str(error).partition(";")[0]
         raise UsageError(f"--config: '{brief(path)}' is not valid TOML: {brief(reason)}.") from None
-    return read_options(values, source=path)
+    return values
 
 
 def make_study(flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]]) -> Study:
@@ -112,10 +123,52 @@ def make_study(flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any
         UsageError: the first thing that is wrong.
     """
     given = read_options(flags)
-    if CONFIG.name in given:
-        given = read_toml(given.pop(CONFIG.name)) | given
+    if CONFIG.name not in given:
+        return _study_of(given, defaults)
+    path = given.pop(CONFIG.name)
+    return study_of_file(_load_toml(path), path, given, defaults)
+
+
+def study_of_file(
+    values: Mapping[str, Any], path: str, flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]]
+) -> Study:
+    """Make the study that a file describes, with flags over it and defaults below.
+
+    Args:
+        values: what stands in the file.
+        path: its name, for messages.
+        flags: by option name, as in `make_study`.
+        defaults: as in `make_study`.
+
+    Raises:
+        UsageError: the first thing that is wrong.
+    """
+    given = read_options(flags)
+    if not has_blocks(values):
+        return _study_of(read_options(values, source=path) | given, defaults)
+    groups = {option.name: option.group for option in OPTIONS}
+    blocks = split_blocks(values, path, groups, read_options)
+    refuse_flags(blocks, given)
+    return join([_study_of_block(block, given, defaults) for block in blocks])
+
+
+def _study_of_block(block: Block, flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]]) -> Study:
+    """Return the study of a block.
+
+    Raises:
+        UsageError: something in it is wrong; says in which block.
+    """
+    given = read_options(block.values, source=block.place) | dict(flags)
+    try:
+        return _study_of(given, defaults)
+    except UsageError as error:
+        raise UsageError(f"{block.place}: {error}") from None
+
+
+def _study_of(given: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any]]) -> Study:
+    """Return the study that options make which were read, with the embedded study's for what they leave open."""
     embedded = read_options(defaults(), source="the embedded study")
-    chosen = {"model": embedded["model"], **given} if "tasks" in given else embedded | given
+    chosen = {"model": embedded["model"], **given} if "tasks" in given else embedded | dict(given)
     if "methods" not in chosen:
         chosen["methods"] = ("vanilla",)
     if "steps" in given:  # it replaces the embedded study's epochs
@@ -132,7 +185,7 @@ def make_study(flags: Mapping[str, Any], defaults: Callable[[], Mapping[str, Any
 
 def with_defaults(study: Study, defaults: Callable[[], Mapping[str, Any]]) -> Study:
     """Fill in what a study leaves open: the embedded study's tasks, or its model alone where tasks are named."""
-    if study.tasks and study.models:
+    if study.blocks or (study.tasks and study.models):  # a block has both
         return study
     embedded = read_options(defaults(), source="the embedded study")
     return dataclasses.replace(study, tasks=study.tasks or embedded["tasks"], models=study.models or embedded["model"])

@@ -225,6 +225,11 @@ class Study:
         help="keep a worker after a plugin's cell, for all that this may leave behind: faster",
     )
 
+    # Several grids of one file; the lists above hold what any of them has. See `blocks.py`.
+    blocks: tuple[Study, ...] = ()
+    # What its reports say of it on their first lines; "" for nothing.
+    preset: str = ""
+
     def __post_init__(self) -> None:
         """Read every value as the command line would.
 
@@ -290,10 +295,20 @@ class Study:
 
 def as_dict(study: Study) -> dict[str, Any]:
     """Return a study as JSON can hold it."""
-    return {
+    values = {
         key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
         for key, value in (in_files(dataclasses.asdict(study)) | {"recipe": study.recipe.to_dict()}).items()
     }
+    del values["blocks"]
+    if not study.preset:
+        del values["preset"]
+    return values | ({"blocks": [as_dict(block) for block in study.blocks]} if study.blocks else {})
+
+
+def _naming(study: Study) -> dict[str, Any]:
+    """Return what of a study goes into the name of its folder."""
+    left_out = {"blocks", "preset", *(declared.field for declared in options_of(Study) if not declared.in_run_name)}
+    return {key: value for key, value in as_dict(study).items() if key not in left_out}
 
 
 def run_name(study: Study) -> str:
@@ -302,8 +317,9 @@ def run_name(study: Study) -> str:
     It is made of the first tasks' names and a hash of the recipe and of every option that says `in_run_name`. Other
     methods or seeds of the same comparison share the folder. A shard's folder has its number behind the study's name.
     """
-    left_out = {declared.field for declared in options_of(Study) if not declared.in_run_name}
-    values = {key: value for key, value in as_dict(study).items() if key not in left_out}
+    values = _naming(study)
+    if study.blocks:
+        values["blocks"] = [_naming(block) for block in study.blocks]
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:6]
     # A source's prefix is left out, as there is to be no colon in a path.
     stems = [Path(parse_call(text).name.removeprefix("hub:")).stem for text in study.tasks[:4]]

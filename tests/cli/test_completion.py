@@ -84,6 +84,9 @@ def test_runs(offer: Offer) -> None:
     assert offer("status", "run", "runs/r") == ["runs/rte-abc"]
     assert offer("merge", "runs", "other/") == ["other/deep"]
     assert offer("verify", "run", ".h") == [".hidden"]
+    assert offer("verify", "paper", "hy") == ["hype"]
+    assert offer("verify", "paper", "runs/r") == ["runs/rte-abc"]
+    assert offer("reproduce", "preset", "hype-table1")[0] == "hype-table1"
     assert {"hype", "html"} == set(offer("show", "name", "h"))
     for strange in ("\0", "x" * 5000, "nowhere/", "~nobody/", "reviews.csv/"):
         assert offer("report", "run", strange) == []

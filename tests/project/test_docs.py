@@ -118,7 +118,7 @@ def test_commands_parse(
     """Options, stacks, values and task names of every command on the page are right; nothing is run."""
     for source, name in ((METHODS, "confidence_penalty.py"), (TUTORIAL, "neftune.py")):
         load(name, plugin(source))
-    (toml,) = blocks(PAPER if page == PAPER else GUIDE, "toml")
+    toml, *_ = blocks(PAPER if page == PAPER else GUIDE, "toml")
     (tmp_path / "study.toml").write_text(toml, "utf-8")
     monkeypatch.chdir(tmp_path)
     known = [*registry.names("methods"), *registry.names("tasks"), "NAME"]

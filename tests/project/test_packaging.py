@@ -31,8 +31,9 @@ def python(*arguments: str, cwd: Path, **environment: str) -> subprocess.Complet
 
 
 def on_disk() -> set[str]:
-    """Every module of the four folders, by its path in the wheel; py.typed and the page's two files too."""
-    files = {"finetune_bench/py.typed"}
+    """Every module of the four folders, by its path in the wheel; py.typed, papers' numbers, the page's files too."""
+    data = [path for path in (ROOT / "finetune_bench" / "papers").rglob("*") if path.suffix in (".csv", ".toml")]
+    files = {"finetune_bench/py.typed", *(path.relative_to(ROOT).as_posix() for path in data)}
     for room in BESIDE:
         paths = [path for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".css", ".js")]
         files |= {f"finetune_bench/{path.relative_to(ROOT).as_posix()}" for path in paths}

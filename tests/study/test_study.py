@@ -138,7 +138,7 @@ def test_a_plugins_arrangement_is_its_batch_layout() -> None:
 
 def test_every_field_declares_its_option() -> None:
     declared = {option.field for option in OPTIONS}
-    assert {field.name for field in dataclasses.fields(Study)} - declared == {"recipe"}
+    assert {field.name for field in dataclasses.fields(Study)} - declared == {"recipe", "blocks", "preset"}
     # The study says these for the recipes of all its cells; --betas is two of them.
     assert {field.name for field in dataclasses.fields(Recipe)} - declared == {"lr", "beta1", "beta2"}
     assert {option.name for option in OPTIONS if not option.field} == {"betas", "config"}
