@@ -155,7 +155,7 @@ class Trained:
         splits: the evaluation splits as they were tokenised, by name.
         predictions: the logits of every evaluation split, each (examples, outputs).
         checkpoint: the model's name, as reports have it.
-        checkpoint_folder: returns the folder of the untouched checkpoint's files.
+        checkpoint_name: the same as typed, by which its files are found.
         tokenizer: the model's tokenizer.
         max_length: tokens that a text may have.
         data_root: the folder that data sets are read from; None for the hub.
@@ -168,7 +168,7 @@ class Trained:
     splits: Mapping[str, Encoded]
     predictions: Mapping[str, np.ndarray]
     checkpoint: str
-    checkpoint_folder: Callable[[], Path]
+    checkpoint_name: str
     tokenizer: Any
     max_length: int
     data_root: Path | None
@@ -223,8 +223,13 @@ class Analysis(ABC):
         """Return why a model that was trained on this task can't be analysed, as the end of a sentence; else None."""
         return None
 
-    def check(self, task: Task, data_root: Path | None) -> None:  # noqa: B027 — most read nothing else
+    def check(self, task: Task, data_root: Path | None, checkpoint: str) -> None:  # noqa: B027 — most read nothing else
         """Check, before any compute, that everything is there that the analysis reads beside the model.
+
+        Args:
+            task: what models are trained on.
+            data_root: the folder that data sets are read from; None for the hub.
+            checkpoint: what they are trained from, as typed.
 
         Raises:
             DataError: data are missing or malformed; says where they were looked for.

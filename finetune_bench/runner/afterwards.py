@@ -140,9 +140,9 @@ def _check(todo: Sequence[tuple[Cell, list[Analysis]]], data_root: Path | None) 
                     "they had."
                 )
         for analysis in analyses:
-            if (analysis.name, cell.task) not in checked:
-                checked.add((analysis.name, cell.task))
-                analysis.check(registry.task(cell.task), data_root)
+            if (analysis.name, cell.task, cell.model) not in checked:
+                checked.add((analysis.name, cell.task, cell.model))
+                analysis.check(registry.task(cell.task), data_root, cell.model)
         if any(analysis.needs_model for analysis in analyses) and ("model", cell.model) not in checked:
             checked.add(("model", cell.model))
             if pretrained.fingerprint(cell.model) != cell.weights.partition("-")[0]:

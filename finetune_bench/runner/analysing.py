@@ -211,7 +211,7 @@ def _trained(cell: Cell, scored: Scored, network: Network | None, device: torch.
         splits=scored.splits,
         predictions=scored.predictions,
         checkpoint=pretrained.label(cell.model),
-        checkpoint_folder=partial(pretrained.folder_of, cell.model),
+        checkpoint_name=cell.model,
         tokenizer=pretrained.tokenizer(cell.model),
         max_length=cell.recipe.max_length,
         data_root=scored.data_root,

@@ -127,7 +127,8 @@ def check_analyses(study: Study) -> list[str]:
         reasons = {task: analysis.unsupported(registry.task(task)) for task in study.tasks}
         for task, reason in reasons.items():
             if reason is None:
-                analysis.check(registry.task(task), root)
+                for model in study.models:
+                    analysis.check(registry.task(task), root, model)
             elif all(reasons.values()):
                 raise UsageError(f"--analyses: '{analysis.name}' can be made of no task of the study: {reason}.")
             else:
