@@ -186,6 +186,13 @@ class Trained:
             raise FinetuneBenchError("An analysis read the model without saying so; set `needs_model = True` in it.")
         return self.network
 
+    def special_ids(self) -> list[int]:
+        """Return the ids of the tokens that come from no text; the one for unknown words is none of them."""
+        tokenizer = self.tokenizer
+        unknown = getattr(tokenizer, "unk_token_id", None)
+        others = {getattr(tokenizer, f"{name}_token_id", None) for name in ("bos", "eos", "pad", "cls", "sep", "mask")}
+        return sorted(id_ for id_ in set(tokenizer.all_special_ids) if id_ != unknown or id_ in others)
+
     def encode(self, split: Split) -> Encoded:
         """Tokenise texts as the run's own were."""
         labels_are_numbers = any(isinstance(label, float) for label in split.labels)

@@ -160,7 +160,7 @@ class Retention(Analysis):
         notes: list[str] = []
         for name, split in self._text_sets(trained, notes).items():
             examples = trained.encode(split)
-            losses = [self._losses(network, examples, kind, trained.tokenizer) for network in networks]
+            losses = [self._losses(network, examples, kind, trained) for network in networks]
             numbers |= _compared(name, *losses)
             facts[name] = {"texts": len(split), "data": split.fingerprint(), "tokens": int(losses[0].tokens.sum())}
         better: dict[str, Better] = {
@@ -171,14 +171,15 @@ class Retention(Analysis):
     def _network(self, model: torch.nn.Module, trained: Trained) -> Network:
         return Network(model.to(trained.model.device), {}, trained.model.device, trained.model.autocast)
 
-    def _losses(self, network: Network, examples: Encoded, kind: language.Kind, tokenizer: Any) -> Losses:
+    def _losses(self, network: Network, examples: Encoded, kind: language.Kind, trained: Trained) -> Losses:
         known = {name: ids for name, ids in examples.columns.items() if name != "token_type_ids" or kind == "masked"}
         examples = Encoded(known, examples.padding, examples.left, examples.labels)
         if kind == "causal":
             return causal_losses(network, examples)
+        tokenizer = trained.tokenizer
         if tokenizer.mask_token_id is None:
             raise FinetuneBenchError("the tokenizer has no mask token, which a masked language model predicts at")
-        return masked_losses(network, examples, tokenizer.all_special_ids, tokenizer.mask_token_id)
+        return masked_losses(network, examples, trained.special_ids(), tokenizer.mask_token_id)
 
     def _output_of(self, model: torch.nn.Module) -> str:
         """Say which output matrix words are predicted with."""

@@ -49,6 +49,8 @@ def mean_cosine(vectors: Tensor, mask: Tensor) -> Tensor:
 
 def top_share(vectors: np.ndarray) -> float:
     """Return the first principal component's share of the sum of squares of (vectors, dim), without centring."""
+    if not len(vectors):
+        return float("nan")
     squares = np.linalg.svd(np.asarray(vectors, dtype=np.float64), compute_uv=False) ** 2
     return float(squares[0] / squares.sum()) if squares.sum() > 0 else float("nan")
 
@@ -97,8 +99,10 @@ def drawn_tokens(network: Network, examples: Encoded, special: Tensor) -> np.nda
 def curves(network: Network, examples: Encoded, special: Tensor) -> dict[str, list[float]]:
     """Return every measure of similarity by layer."""
     drawn = drawn_tokens(network, examples, special)
-    mean, deviation = drawn.astype(np.float64).mean(axis=1), drawn.astype(np.float64).std(axis=1)
-    deviation[deviation == 0] = 1.0
+    mean, deviation = (np.full((len(drawn), drawn.shape[2]), np.nan) for _ in range(2))
+    if drawn.shape[1]:
+        mean, deviation = drawn.astype(np.float64).mean(axis=1), drawn.astype(np.float64).std(axis=1)
+        deviation[deviation == 0] = 1.0
     device = network.device
     shift, scale = torch.from_numpy(mean).to(device), torch.from_numpy(deviation).to(device)
     kinds = ("within texts", "within texts, words only", "within texts, standardised")
@@ -139,7 +143,7 @@ class Similarity(Analysis):
         """Measure the trained model and the untouched one, on the same texts."""
         split = some_texts(trained.data, self.texts)
         examples = trained.encode(split)
-        special = torch.tensor(sorted(trained.tokenizer.all_special_ids), device=trained.model.device)
+        special = torch.tensor(trained.special_ids(), device=trained.model.device)
         of_trained = curves(trained.model, examples, special)
         before = curves(trained.untouched(), examples, special)
         layers = of_trained | {
@@ -148,9 +152,11 @@ class Similarity(Analysis):
         numbers = {
             f"last layer, {name}": of_trained[name][-1] for name in ("within texts", "across texts", "within − across")
         }
-        numbers["last layer, within texts: change by training"] = (
+        numbers["last layer, within texts, change by training"] = (
             of_trained["within texts"][-1] - before["within texts"][-1]
         )
         better: dict[str, Better] = dict.fromkeys([*layers, *numbers], "lower")
         facts = {"texts": len(split), "data": split.fingerprint()}
-        return Findings(numbers=numbers, layers=layers, better=better, facts=facts)
+        is_undefined = bool(np.isnan(of_trained["across texts"]).all())
+        notes = ["Across texts nothing is defined: fewer than two texts hold a word."] if is_undefined else []
+        return Findings(numbers=numbers, layers=layers, better=better, notes=notes, facts=facts)

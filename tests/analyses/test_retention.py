@@ -183,3 +183,12 @@ def test_what_a_probe_needs_is_checked_before_any_compute(tmp_path: Path, tiny_c
     with pytest.raises(UsageError, match="no other task"):
         Retention(on="cola").check(registry.task("cola"), tmp_path, str(tiny_checkpoint))
     Retention().check(registry.task("mrpc"), tmp_path, str(made("causal", tmp_path / "model")))
+
+
+def test_unknown_words_are_words_and_what_stands_for_an_end_is_not(tmp_path: Path) -> None:
+    given = trained(made("causal", tmp_path / "model"), 0.0, tmp_path)
+    tokenizer = Words()
+    tokenizer.all_special_ids, tokenizer.unk_token_id = [0, 1], 1  # type: ignore[assignment]
+    assert dataclasses.replace(given, tokenizer=tokenizer).special_ids() == [0]
+    tokenizer.eos_token_id = 1  # type: ignore[attr-defined]
+    assert dataclasses.replace(given, tokenizer=tokenizer).special_ids() == [0, 1]

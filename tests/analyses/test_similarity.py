@@ -74,3 +74,11 @@ def test_the_drawn_tokens_do_not_depend_on_the_model() -> None:
     again = drawn_tokens(network(), examples, torch.tensor([0]))
     assert (first == again).all()
     assert first.shape[:2] == (3, 6)
+
+
+def test_texts_without_a_word_have_no_baseline() -> None:
+    examples = toy_examples("classification", 3)
+    measured = curves(network(), examples, torch.arange(60))
+    for kind in ("across texts", "within texts, words only", "share of the first principal component"):
+        assert np.isnan(measured[kind]).all()
+    assert np.isfinite(measured["within texts"]).all()
