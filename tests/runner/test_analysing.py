@@ -162,6 +162,17 @@ def test_the_next_run_of_a_process_is_not_shifted(study: Study, tmp_path: Path) 
     assert len(Counting.asked) == 2
 
 
+def test_every_global_stream_stands_where_it_would_without_analyses(study: Study, tmp_path: Path) -> None:
+    ends = []
+    for number, analyses in enumerate(((), ("counting",))):
+        np.random.seed(1)
+        random.seed(1)
+        trained(study, *analyses, out=tmp_path / f"run{number}")
+        ends.append((torch.rand(1).item(), np.random.rand(), random.random()))
+    assert len(Counting.asked) == 1
+    assert ends[0] == ends[1]
+
+
 def test_calibration_is_measured_of_every_run_from_its_predictions(study: Study) -> None:
     plan = trained(study)
     arrays = plan.store.arrays(plan.cells[0].id, "predictions")
