@@ -2,9 +2,10 @@
 
 Groups: `finetune_bench.methods` (Method subclasses), `finetune_bench.tasks` (Task objects), `finetune_bench.task_files`
 (by file ending, callables that make a Task from a path and texts), `finetune_bench.task_sources` (the same by the
-prefix before a colon, as in `hub:ag_news`), `finetune_bench.reports` (Report subclasses) and `finetune_bench.studies`
-(`default`, the options of a study that names no task). A file given with --plugin is a try: every Method, Task and
-Report that it defines is added under its `name`. Nothing is imported before it is asked for.
+prefix before a colon, as in `hub:ag_news`), `finetune_bench.analyses` (Analysis subclasses), `finetune_bench.reports`
+(Report subclasses) and `finetune_bench.studies` (`default`, the options of a study that names no task). A file given
+with --plugin is a try: every Method, Task, Analysis and Report that it defines is added under its `name`. Nothing is
+imported before it is asked for.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from finetune_bench.printable import brief
 from finetune_bench.spec import parse_call, parse_stack
 
 if TYPE_CHECKING:
+    from finetune_bench.analysis import Analysis
     from finetune_bench.method.base import Method
     from finetune_bench.method.stack import Stack
     from finetune_bench.report import Report
@@ -38,7 +40,8 @@ if TYPE_CHECKING:
 BASELINE = "vanilla"
 
 # What --plugin added: by group and name, the plugin and the file that it came from.
-_added: dict[str, dict[str, Any]] = {"methods": {}, "tasks": {}, "reports": {}}
+_added: dict[str, dict[str, Any]] = {"methods": {}, "tasks": {}, "analyses": {}, "reports": {}}
+_SINGULAR = {"analyses": "analysis"}
 _added_from: dict[tuple[str, str], Path] = {}
 
 
@@ -49,15 +52,15 @@ def _installed(group: str) -> dict[str, EntryPoint]:
         # An editable install beside a wheel lists the same entry twice; two different objects are a conflict.
         if entry.name in installed and installed[entry.name].value != entry.value:
             raise MachineError(
-                f"Two installed packages offer {group[:-1]} '{entry.name}': {installed[entry.name].value} and "
-                f"{entry.value}. Uninstall one of them."
+                f"Two installed packages offer {_SINGULAR.get(group, group[:-1])} '{entry.name}': "
+                f"{installed[entry.name].value} and {entry.value}. Uninstall one of them."
             )
         installed[entry.name] = entry
     return installed
 
 
 def names(group: str) -> list[str]:
-    """Return the names of all known plugins of a group ("methods", "tasks", "reports"), sorted; import nothing."""
+    """Return the names of all known plugins of a group ("methods", "tasks", "analyses", "reports"), sorted."""
     return sorted({*_installed(group), *_added[group]})
 
 
@@ -108,7 +111,8 @@ def _load(group: str, name: str) -> Any:
     if name in _added.get(group, {}):
         return _added[group][name]
     if name not in _installed(group):
-        raise UnknownName(group[:-1], name, names(group), f"'finetune-bench list {group}' shows them.")
+        kind = _SINGULAR.get(group, group[:-1])
+        raise UnknownName(kind, name, names(group), f"'finetune-bench list {group}' shows them.")
     entry = _installed(group)[name]
     try:
         return entry.load()
@@ -116,7 +120,7 @@ def _load(group: str, name: str) -> Any:
         raise
     except (Exception, SystemExit) as error:  # another package may do anything when it is imported
         raise UsageError(
-            f"The {group[:-1]} '{name}' can't be used: importing {entry.value} failed with "
+            f"The {_SINGULAR.get(group, group[:-1])} '{name}' can't be used: importing {entry.value} failed with "
             f"{type(error).__name__}: {brief(error)}."
         ) from error
 
@@ -241,6 +245,36 @@ def report_class(name: str) -> type[Report]:
     return loaded
 
 
+def analysis_class(name: str) -> type[Analysis]:
+    """Return the class of an analysis.
+
+    Raises:
+        UnknownName: no such analysis; tells the nearest name.
+    """
+    loaded: type[Analysis] = _load("analyses", name)
+    return loaded
+
+
+def make_analysis(text: str) -> Analysis:
+    """Make the analysis that a text such as `transfer(to=hans+paws)` describes.
+
+    Raises:
+        UnknownName, ParameterError, UsageError: says which part is wrong.
+    """
+    call = parse_call(text)
+    owner = analysis_class(call.name)
+    values = from_text(owner, call.arguments)
+    try:
+        return owner(**values)
+    except FinetuneBenchError:
+        raise
+    except (Exception, SystemExit) as error:  # a plugin's own __post_init__
+        raise UsageError(
+            f"The analysis '{brief(text)}' can't be made: {owner.__name__} failed with {type(error).__name__}: "
+            f"{brief(error)}."
+        ) from error
+
+
 def default_options() -> dict[str, Any]:
     """Return the options of the study that runs when no task is named: `[finetune_bench.studies] default` has them."""
     options: dict[str, Any] = _installed("studies")["default"].load()()
@@ -248,11 +282,12 @@ def default_options() -> dict[str, Any]:
 
 
 def load_plugin(path: str | Path) -> list[str]:
-    """Add the methods, tasks and reports of one Python file, for this process only, and return their names.
+    """Add the methods, tasks, analyses and reports of one Python file, for this process only; return their names.
 
     Raises:
         UsageError: no such file, nothing in it, an error while importing it, or a name that is taken.
     """
+    from finetune_bench.analysis import Analysis
     from finetune_bench.method.base import Method
     from finetune_bench.report import Report
     from finetune_bench.task import Task
@@ -266,6 +301,8 @@ def load_plugin(path: str | Path) -> list[str]:
         is_class = isinstance(item, type) and item.__module__ == module.__name__
         if is_class and issubclass(item, Method):
             group = "methods"
+        elif is_class and issubclass(item, Analysis):
+            group = "analyses"
         elif is_class and issubclass(item, Report):
             group = "reports"
         elif isinstance(item, Task):
@@ -276,7 +313,7 @@ def load_plugin(path: str | Path) -> list[str]:
         _added[group][item.name], _added_from[group, item.name] = item, path
         added.append(item.name)
     if not added:
-        raise UsageError(f"--plugin: '{path}' defines no Method, Task or Report.")
+        raise UsageError(f"--plugin: '{path}' defines no Method, Task, Analysis or Report.")
     return added
 
 
@@ -291,6 +328,8 @@ def _check_plugin(item: Any, group: str, path: Path) -> None:
         raise UsageError(f"--plugin: the name '{item.name}' in '{path}' may hold a to z, 0 to 9 and _ only.")
     if group == "methods":
         _check_method(item)
+    if group == "analyses":
+        check_fields(item)
 
 
 def _import_file(path: Path) -> ModuleType:

@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from finetune_bench._version import __version__
+from finetune_bench.cli.analyse import analyse_command
 from finetune_bench.cli.completion import SHELLS, completion_command
 from finetune_bench.cli.doctor import doctor_command
 from finetune_bench.cli.fetch import fetch_command
@@ -40,6 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_dose(commands)
     _add_reproduce(commands)
     _add_status(commands)
+    _add_analyse(commands)
     _add_report(commands)
     _add_compare(commands)
     _add_merge(commands)
@@ -140,6 +142,25 @@ def _add_status(commands: Commands) -> None:
     status.set_defaults(command=status_command)
 
 
+def _add_analyse(commands: Commands) -> None:
+    analyse = commands.add_parser(
+        "analyse",
+        help="measure more of finished runs",
+        description="Measure more of finished runs, from predictions and the models that `run --save-model` kept. "
+        "It trains nothing. `run --analyses` measures the same while the models are there. Exit code 1: an analysis "
+        "failed, or runs kept no model.",
+        epilog=examples("analyse RUN --with calibration", "analyse RUN --with 'similarity(texts=500),drift'"),
+    )
+    analyse.add_argument("run", metavar="RUN", help="the run's folder")
+    analyse.add_argument(
+        "--with", dest="analyses", metavar="LIST", required=True, help="what is measured (see: list analyses)"
+    )
+    analyse.add_argument("--data-root", metavar="FOLDER", help="where data sets are read from (default: as the run)")
+    analyse.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1 (default: CUDA where there is one)")
+    analyse.add_argument("--plugin", metavar="LIST", help="Python files with more analyses, methods and tasks")
+    analyse.set_defaults(command=analyse_command)
+
+
 def _add_report(commands: Commands) -> None:
     report = commands.add_parser(
         "report",
@@ -227,11 +248,11 @@ def _add_power(commands: Commands) -> None:
 def _add_list(commands: Commands) -> None:
     listing = commands.add_parser(
         "list",
-        help="list methods, tasks, models or reports",
-        description="List the methods, tasks, checkpoints from packages or report formats that there are.",
+        help="list methods, tasks, models, analyses or reports",
+        description="List the methods, tasks, checkpoints from packages, analyses or report formats that there are.",
         epilog=examples("list methods", "list tasks", "list models", "list methods --plugin my_method.py"),
     )
-    listing.add_argument("group", choices=("methods", "tasks", "models", "reports"))
+    listing.add_argument("group", choices=("methods", "tasks", "models", "analyses", "reports"))
     listing.add_argument("--plugin", metavar="LIST", help="Python files with more of them")
     _add_json(listing)
     listing.set_defaults(command=list_command)

@@ -68,6 +68,7 @@ def _completer(name: str) -> Completer | None:
         "baseline": _names("methods"),
         "tasks": _names("tasks", paths),
         "format": _names("reports"),
+        "analyses": _names("analyses"),
         "name": _names("methods", _tasks, _reports, runs),
         "target": _names("methods", paths),
         "run": runs,

@@ -48,6 +48,14 @@ class ListedTask(TypedDict):
     labels: list[str]  # names of the classes; empty for regression
 
 
+class ListedAnalysis(TypedDict):
+    """`list analyses` has one of these for each analysis."""
+
+    name: str
+    summary: str
+    needs_model: bool  # whether it runs the trained model, and not only on the predictions
+
+
 class ListedModel(TypedDict):
     """`list models` has one of these for each checkpoint that comes in Python packages."""
 
@@ -71,6 +79,7 @@ class ListDocument(Document):
     methods: NotRequired[list[ListedMethod]]
     tasks: NotRequired[list[ListedTask]]
     models: NotRequired[list[ListedModel]]
+    analyses: NotRequired[list[ListedAnalysis]]
     reports: NotRequired[list[ListedReport]]
 
 
@@ -332,6 +341,14 @@ class FailedRun(TypedDict):
     reason: str
 
 
+class AnalysisCount(TypedDict):
+    """`status` has one of these for each analysis that a run has a result of."""
+
+    name: str
+    results: int
+    failed: int
+
+
 class StatusDocument(Document):
     """`status` prints this."""
 
@@ -347,6 +364,7 @@ class StatusDocument(Document):
     other_commands: int  # runs of earlier commands in the same folder
     running: list[RunningNow]
     failures: list[FailedRun]
+    analyses: list[AnalysisCount]
     started: str | None  # ISO 8601, in UTC
     last_finished: str | None
     seconds_left: float  # null where nothing tells, or nothing runs

@@ -17,12 +17,13 @@ _HEADS = {
     "methods": {"name": "method", "summary": "what it is", "passes": "passes per step (forward + backward)"},
     "tasks": {"name": "task", "kind": "kind", "metrics": "metrics (the first is compared)", "classes": "classes"},
     "models": {"name": "model", "summary": "what it is", "licence": "licence", "place": "here"},
+    "analyses": {"name": "analysis", "summary": "what it is", "needs_model": "needs the trained model"},
     "reports": {"name": "format", "summary": "what it is"},
 }
 
 
 def list_command(parsed: argparse.Namespace) -> int:
-    """Print a table of all methods, tasks, checkpoints from packages or report formats; return 0."""
+    """Print a table of all methods, tasks, checkpoints from packages, analyses or report formats; return 0."""
     from tabulate import tabulate
 
     load_plugins(parsed.plugin)
@@ -37,6 +38,8 @@ def list_command(parsed: argparse.Namespace) -> int:
             entry |= {"metrics": ", ".join(entry["metrics"]), "classes": len(entry["labels"]) or ""}
         elif parsed.group == "models":
             entry["place"] = "yes" if entry["here"] else f"no: {entry['how']}"
+        elif parsed.group == "analyses":
+            entry["needs_model"] = "yes" if entry["needs_model"] else "no: made of every run"
     heads = _HEADS[parsed.group]
     lines = [[entry[key] for key in heads] for entry in entries]
     show(tabulate(lines, headers=list(heads.values()), tablefmt="simple"))
@@ -44,7 +47,7 @@ def list_command(parsed: argparse.Namespace) -> int:
 
 
 def _entries(group: str) -> list[dict[str, Any]]:
-    """Return what `list` tells of every method, task, checkpoint or report, with the keys of its document."""
+    """Return what `list` tells of every plugin of a group or checkpoint, with the keys of its document."""
     from finetune_bench import registry
 
     if group == "models":
@@ -63,6 +66,10 @@ def _entries(group: str) -> list[dict[str, Any]]:
         elif group == "tasks":
             task = registry.task(name)
             entry = {"kind": task.kind, "metrics": task.metrics, "labels": task.labels}
+        elif group == "analyses":
+            analysis = registry.analysis_class(name)
+            summary = (analysis.__doc__ or "").strip().partition("\n")[0]
+            entry = {"summary": summary, "needs_model": analysis.needs_model}
         else:
             entry = {"summary": (registry.report_class(name).__doc__ or "").strip().partition("\n")[0]}
         entries.append({"name": name, **entry})

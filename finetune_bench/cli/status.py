@@ -78,10 +78,29 @@ def status(rows: dict[str, Row], store: Store) -> dict[str, Any]:
         "failures": [
             {"id": row["id"], "run": _name(row), "reason": str(row["reason"] or "")} for row in by_status[Status.FAILED]
         ],
+        "analyses": _analyses([row["id"] for row in by_status[Status.DONE]], store),
         "started": began[0] if began else None,
         "last_finished": finished[-1] if finished else None,
         "seconds_left": _seconds_left(by_status[Status.DONE], left, [line for line in running if line["is_live"]]),
     }
+
+
+def _analyses(done: list[str], store: Store) -> list[dict[str, Any]]:
+    """Return how many finished runs have a result of each analysis, and of how many it failed or is damaged."""
+    from finetune_bench.files import Damaged
+    from finetune_bench.store import analyses
+
+    counts: dict[str, list[int]] = {}
+    for cell_id in done:
+        folder = store.folder(cell_id)
+        for name in analyses.names(folder):
+            try:
+                result = analyses.read(folder, name)
+            except Damaged:
+                result = None
+            is_good = result is not None and result["reason"] is None
+            counts.setdefault(name, [0, 0])[0 if is_good else 1] += 1
+    return [{"name": name, "results": good, "failed": bad} for name, (good, bad) in sorted(counts.items())]
 
 
 def _seconds_since_start(store: Store, cell_id: str) -> float | None:
@@ -133,6 +152,12 @@ def _text(facts: dict[str, Any]) -> str:
         lines.append(f"Failed: {failure['run']} ({failure['id']}): {brief(failure['reason'])}")
     hidden = max(0, len(live) - _NAMED) + max(0, len(gone) - _NAMED) + max(0, len(facts["failures"]) - _NAMED)
     lines += [f"And {hidden} more, which --json lists."] * bool(hidden)
+    if facts["analyses"]:
+        each = [
+            f"{line['name']} {line['results']}" + (f" ({line['failed']} failed)" if line["failed"] else "")
+            for line in facts["analyses"]
+        ]
+        lines.append(f"Analysed: {', '.join(each)}.")
     if facts["seconds_left"]:
         workers = f"{len(live)} at a time" if len(live) > 1 else "one at a time"
         lines.append(f"About {_duration(facts['seconds_left'])} left, {workers}, at the mean of the finished runs.")

@@ -95,15 +95,24 @@ def _verify_files(parsed: argparse.Namespace) -> int:
 def _wrong_with_cell(store: Store, row: Row) -> Iterator[str]:
     """Yield what is wrong with a cell's folder, of which the row and the arrays are what was written."""
     from finetune_bench.files import Damaged, read_json
+    from finetune_bench.store import analyses
 
     folder = store.folder(row["id"])
     for path in sorted(folder.iterdir()):
         if path.is_symlink() or not (path.is_dir() if path.name == "model" else path.is_file()):
             yield f"{path.name} is a link, or something else than its name says"
+        elif (match := analyses.FILE.fullmatch(path.name)) is not None:
+            if match[2] == "npz" and match[1] not in analyses.names(folder):
+                yield f"{path.name} belongs to no result"
         elif path.name not in _KNOWN:
             yield f"{path.name} is no file of a cell"
         elif path.suffix == ".npz" and row["schema"] > 1 and path.name not in (row.get("files") or {}):
             yield f"{path.name} is not in the row"
+    for name in analyses.names(folder):
+        try:
+            analyses.read(folder, name)
+        except Damaged as error:
+            yield error.reason
     try:
         yield from _differences(read_json(folder / "cell.json"), row)
     except Damaged as error:

@@ -6,7 +6,7 @@ import dataclasses
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,11 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.model import dropout, pretrained
 from finetune_bench.model import weights as checkpoint_weights
 from finetune_bench.printable import LONGEST_REASON, brief
+from finetune_bench.runner import analysing
 from finetune_bench.runner.environment import environment
 from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
 from finetune_bench.runner.row import collapse_reason, constant_prediction, cost_of, row_of, training_facts
+from finetune_bench.store import analyses as results
 from finetune_bench.store.row import Outcome, Retry, Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
@@ -53,6 +55,7 @@ class WorkerContext:
         save_model: whether trained models are kept.
         checkpoint_every: steps from one checkpoint to the next.
         tell: is told a cell's step, its number of steps and its loss, whenever its losses are read; None for nobody.
+        analyses: what else is measured of a trained model, as typed.
     """
 
     store: Store
@@ -61,17 +64,19 @@ class WorkerContext:
     save_model: bool = False
     checkpoint_every: int = CHECKPOINT_EVERY
     tell: Callable[[int, int, float], None] | None = None
+    analyses: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class _Attempt:
-    """One attempt at a cell: what became of it, what came of it, and the text for its log."""
+    """One attempt at a cell: what became of it, what came of it, its analyses, and the text for its log."""
 
     status: Status
     reason: str | None
     outcome: Outcome
     arrays: Arrays = dataclasses.field(default_factory=dict)
     log: str = ""
+    analyses: Sequence[analysing.Measured] = ()
 
 
 def run_cell(cell: Cell, context: WorkerContext) -> Row:
@@ -104,6 +109,9 @@ def run_cell(cell: Cell, context: WorkerContext) -> Row:
             "cpu_seconds": time.process_time() - cpu_clock,
         }
         store.write(cell.to_dict(), row, arrays=attempt.arrays, log=attempt.log, into=folder)
+        for result, arrays in attempt.analyses:
+            results.write(folder, result, arrays)
+        analysing.take_over(store.folder(cell.id), folder, cell.id, store.row(cell.id), row)
     if not store.has_lost(cell.id):  # or the checkpoint is of the process that has the cell now
         remove_checkpoints(cell.id, store)
     return row
@@ -117,13 +125,13 @@ def remove_checkpoints(cell_id: str, store: Store) -> None:
 
 def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints) -> _Attempt:
     try:
-        outcome, arrays = _train_and_score(cell, context, model_folder, checkpoints)
+        outcome, arrays, analyses = _train_and_score(cell, context, model_folder, checkpoints)
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit
         if PROCESS_ENDS.is_set():
             raise
         reason, outcome = _failure(error, context.device)
         return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
-    return _Attempt(Status.DONE, None, outcome, arrays)
+    return _Attempt(Status.DONE, None, outcome, arrays, analyses=analyses)
 
 
 def _second_attempt(
@@ -197,8 +205,8 @@ class _Scored:
 
 def _train_and_score(
     cell: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints
-) -> tuple[Outcome, Arrays]:
-    """Train a cell's model, score it and measure; return what its row says of that, and its arrays."""
+) -> tuple[Outcome, Arrays, list[analysing.Measured]]:
+    """Train a cell's model, score it and measure; return what its row says of that, its arrays, and its analyses."""
     device = context.device
     examples = _load_examples(cell, context.data_root)
     stack = cell.make_stack()
@@ -215,6 +223,10 @@ def _train_and_score(
         trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
         saved_bytes = memory.saved_activation_bytes(run)
         scored_weights = _scored_weights(run, stack) if model_folder else {}
+        analysed = analysing.Scored(
+            examples.task, examples.data, examples.splits, scored.predictions, context.data_root
+        )
+        analyses = analysing.at_the_end(cell, run, stack, analysed, context.analyses)
     finally:
         stack.teardown(run)
     if model_folder:
@@ -236,7 +248,7 @@ def _train_and_score(
     outcome["dropout"] = dropout.active_dropout(classifier)
     taken = checkpoint_weights.taken(cell.model)
     outcome["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cell.weights else taken.fresh)
-    return outcome, _arrays(examples.splits, trace, scored)
+    return outcome, _arrays(examples.splits, trace, scored), analyses
 
 
 def _teller(run: TrainingRun, context: WorkerContext) -> Callable[[int, float], None] | None:

@@ -132,6 +132,30 @@ def notes_on_models(study: Study) -> list[str]:
     return notes
 
 
+def check_analyses(study: Study) -> list[str]:
+    """Check the analyses of a study and the data that they read, and return what they leave out.
+
+    Raises:
+        UsageError: one is unknown, wrong, given twice, or can be made of no task of the study.
+        DataError: its data are missing or malformed.
+    """
+    notes: list[str] = []
+    made = [registry.make_analysis(text) for text in study.analyses]
+    _refuse_doubles("--analyses", [analysis.name for analysis in made])
+    root = study.data_root.resolve() if study.data_root else None
+    for analysis in made:
+        reasons = {task: analysis.unsupported(registry.task(task)) for task in study.tasks}
+        for task, reason in reasons.items():
+            if reason is None:
+                for model in study.models:
+                    analysis.check(registry.task(task), root, model)
+            elif all(reasons.values()):
+                raise UsageError(f"--analyses: '{analysis.name}' can be made of no task of the study: {reason}.")
+            else:
+                notes.append(f"{analysis.name} is left out for {task}: {reason}.")
+    return notes
+
+
 def _refuse_doubles(option: str, names: Sequence[str]) -> None:
     for name, count in Counter(names).items():
         if count > 1:

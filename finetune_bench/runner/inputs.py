@@ -13,7 +13,7 @@ from finetune_bench import registry
 from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import files, hub, pretrained, unpadding, weights
+from finetune_bench.model import files, hub, language, pretrained, unpadding, weights
 from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.printable import brief
@@ -119,6 +119,7 @@ def forget() -> None:
         files.check_weights,
         weights.taken,
         probe.try_out,
+        language.kind_of,
     ):
         reader.cache_clear()
 

@@ -22,7 +22,7 @@ from finetune_bench.study.grid import sources_of
 if TYPE_CHECKING:
     from finetune_bench.study.grid import Cell
 
-GROUPS = ("methods", "tasks", "task_files", "task_sources")
+GROUPS = ("methods", "tasks", "task_files", "task_sources", "analyses")
 
 
 def foreign_names() -> dict[str, list[str]]:
@@ -30,12 +30,13 @@ def foreign_names() -> dict[str, list[str]]:
     return {group: registry.foreign(group) for group in GROUPS}
 
 
-def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]]) -> bool:
+def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]], analyses: Sequence[str] = ()) -> bool:
     """Say whether a cell runs code from elsewhere.
 
     Args:
         cell: as planned.
         foreign: what `foreign_names` gave where it was planned.
+        analyses: what else is measured of the trained model, as typed.
     """
     task = parse_call(cell.task).name
     return (
@@ -43,6 +44,7 @@ def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]]) -> bool:
         or bool({cell.task, task} & set(foreign["tasks"]))
         or Path(task).suffix.lstrip(".").lower() in foreign["task_files"]
         or task.partition(":")[0] in foreign["task_sources"]
+        or any(parse_call(text).name in foreign["analyses"] for text in analyses)
     )
 
 

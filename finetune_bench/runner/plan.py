@@ -95,7 +95,7 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
     notes += checks.warnings_of(possible)
     store = _store_of(study)
     todo, scores, failed = remaining(possible, store, study)
-    notes += _notes_on_damage(todo, store)
+    notes += [*_notes_on_damage(todo, store), *_notes_on_analyses(todo, store, study)]
     notes += checks.check_lengths(todo, study)
     workers = _worker_devices(study, devices)
     others = [cell.id for cell in whole if cell.id not in here]
@@ -125,7 +125,7 @@ def _check_grid(study: Study, tell: Callable[[str], None]) -> _Grid:
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
     cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
-    notes += [*checks.notes_on_models(study), *checks.notes_on_licences(study)]
+    notes += [*checks.notes_on_models(study), *checks.notes_on_licences(study), *checks.check_analyses(study)]
     # Of the whole grid: what can't run in one shard may in another.
     return _Grid(study.tasks, cells, checks.check_methods(cells), notes)
 
@@ -188,6 +188,21 @@ def _notes_on_damage(todo: Sequence[Cell], store: Store) -> list[str]:
     return notes
 
 
+def _notes_on_analyses(todo: Sequence[Cell], store: Store, study: Study) -> list[str]:
+    """Return how many finished runs are trained again because an analysis needs their models, which are gone."""
+    if not study.analyses:
+        return []
+    done = [cell for cell in todo if (row := store.row(cell.id)) is not None and row["status"] == Status.DONE]
+    without = [cell for cell in done if not store.has_model(cell.id)]
+    if not without:
+        return []
+    be = "run is" if len(without) == 1 else "runs are"
+    return [
+        f"{len(without)} finished {be} trained again: --analyses needs their models, which were not kept. With "
+        "--save-model a later analysis trains nothing."
+    ]
+
+
 def _worker_devices(study: Study, devices: Sequence[torch.device]) -> list[str]:
     """Return one device per worker: the study's number of them, or what this machine has room for."""
     if study.workers:
@@ -214,7 +229,9 @@ def remaining(cells: Sequence[Cell], store: Store, study: Study) -> tuple[list[C
     scores: dict[str, float] = {}
     failed: list[Row] = []
     for cell in cells:
-        row = final_row(store, cell, save_model=study.save_model, retry_failed=study.retry_failed)
+        row = final_row(
+            store, cell, save_model=study.save_model, retry_failed=study.retry_failed, analyses=study.analyses
+        )
         if row is None:
             todo.append(cell)
         elif row["status"] == Status.DONE:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.model import pretrained
 from finetune_bench.printable import LONGEST_REASON, brief
+from finetune_bench.runner import analysing
 from finetune_bench.spec import parse_stack
 from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import Cost, MethodEntry, Retry, Row, Status, TrainingFacts
@@ -98,7 +100,9 @@ def _row(
     return row
 
 
-def final_row(store: Store, cell: Cell, *, save_model: bool, retry_failed: bool) -> Row | None:
+def final_row(
+    store: Store, cell: Cell, *, save_model: bool, retry_failed: bool, analyses: Sequence[str] = ()
+) -> Row | None:
     """Return the row of a cell that needs no run; None where it is to be run.
 
     Args:
@@ -106,12 +110,13 @@ def final_row(store: Store, cell: Cell, *, save_model: bool, retry_failed: bool)
         cell: the cell.
         save_model: whether a cell that is done also needs its model.
         retry_failed: whether a cell that would fail again is to be run all the same.
+        analyses: those that a cell that is done needs a result of, where they need its model.
     """
     row = store.row(cell.id)
     if row is None:
         return None
     if row["status"] == Status.DONE and (not save_model or store.has_model(cell.id)):
-        return row
+        return None if analysing.lacks(store, cell, analyses, retry_failed=retry_failed) else row
     if row["status"] == Status.FAILED and row.get("retry") == Retry.ASKED and not retry_failed:
         return row
     return None

@@ -15,6 +15,7 @@ from typing import Any
 
 from finetune_bench.errors import UsageError
 from finetune_bench.files import MOST_JSON_BYTES, Damaged, open_plain
+from finetune_bench.store import analyses
 from finetune_bench.store.reading import ARRAY_FILES, MOST_ARRAY_BYTES, MOST_LOG_BYTES, NewerSchema, read_row
 from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
@@ -83,6 +84,7 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
                 continue
             if kept is not None and (kept[1] == content or _RANK[kept[0]["status"]] >= _RANK[row["status"]]):
                 present += 1
+                damaged[store.root] |= _add_results(merged, store, kept[0], row)
                 conflicts += _conflict(kept[0], row, store) if kept[1] != content else []
                 continue
             with merged.claim(row["id"]) as claimed:
@@ -95,6 +97,7 @@ def merge(target: Path, sources: Sequence[Path]) -> Merged:
                 try:
                     with merged.writing(row["id"], leftovers, flushed=False) as folder:
                         _copy(store.folder(row["id"]), folder)
+                        damaged[store.root] |= _copy_results(store.folder(row["id"]), folder, row["id"])
                         if read_row(folder, row["id"])[1] != content:
                             raise Damaged(store.folder(row["id"]), "was replaced while it was copied")
                     copied += 1
@@ -142,6 +145,27 @@ def _copy(source: Path, target: Path) -> None:
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         _copy_file(path, copy, _LARGEST_MODEL)
+
+
+def _copy_results(source: Path, target: Path, cell_id: str) -> dict[str, Damaged]:
+    """Copy the results of analyses that the target lacks; return those that are damaged, which are left out."""
+    damaged = {}
+    for name in sorted(set(analyses.names(source)) - set(analyses.names(target))):
+        try:
+            analyses.copy(source, target, name, cell_id)
+        except Damaged as error:
+            damaged[f"{cell_id}/analysis-{name}"] = error
+    return damaged
+
+
+def _add_results(merged: Store, store: Store, kept: Row, row: Row) -> dict[str, Damaged]:
+    """Add to a cell that the target has the results of analyses that only a source has, where both did the same."""
+    if any(kept.get(key) != row.get(key) for key in ("status", *_EXACT)):
+        return {}
+    with merged.claim(row["id"]) as claimed:
+        if not claimed:
+            return {}
+        return _copy_results(store.folder(row["id"]), merged.folder(row["id"]), row["id"])
 
 
 def _model_files(folder: Path) -> Iterator[Path]:

@@ -84,9 +84,9 @@ def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
         return {}
     path = folder / name
     with open_plain(path, MOST_ARRAY_BYTES) as file:
-        _hash_checked(file, path, facts)
+        hash_checked(file, path, facts)
         file.seek(0)
-        return _unpacked(file, path)
+        return unpacked(file, path)
 
 
 def _read_row_file(folder: Path, cell_id: str) -> tuple[Row, str]:
@@ -122,10 +122,10 @@ def _files(folder: Path, row: Row) -> list[tuple[str, FileFacts | None]]:
 
 def _array_hash(path: Path | str, facts: FileFacts | None) -> str:
     with open_plain(path, MOST_ARRAY_BYTES) as file:
-        return _hash_checked(file, path, facts)
+        return hash_checked(file, path, facts)
 
 
-def _hash_checked(file: BufferedReader, path: Path | str, facts: FileFacts | None) -> str:
+def hash_checked(file: BufferedReader, path: Path | str, facts: FileFacts | None) -> str:
     """Return the hash of a file's content, after it was held against what the row says of the file."""
     hashed = hashlib.sha256()
     while content := file.read(_CHUNK_BYTES):
@@ -138,7 +138,7 @@ def _hash_checked(file: BufferedReader, path: Path | str, facts: FileFacts | Non
     return digest
 
 
-def _unpacked(file: BufferedReader, path: Path) -> dict[str, np.ndarray]:
+def unpacked(file: BufferedReader, path: Path) -> dict[str, np.ndarray]:
     """Return the arrays of an opened file, which takes no more memory than the file has bytes."""
     try:
         with zipfile.ZipFile(file) as packed:

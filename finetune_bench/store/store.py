@@ -7,6 +7,7 @@
     RUN/cells/<id>/trace.npz         per step: `loss` and whatever the methods log; `sketch`, `sketch_steps`,
                                      and `scored_sketch` where averaged weights were scored
     RUN/cells/<id>/log.txt           of a failed cell: traceback and what the worker printed
+    RUN/cells/<id>/analysis-*.json, .npz   results of analyses, see `analyses.py`
     RUN/cells/<id>/model/            with --save-model: a plain Hugging Face folder
     RUN/checkpoints/<id>-<n>.safetensors   the middle of a cell that runs in n micro-batches per step; gone when it ends
 
@@ -380,14 +381,15 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def to_json(value: Any) -> str:
     """Return JSON with sorted keys that every reader can read: NaN becomes null, an infinity the text "inf"."""
-    return json.dumps(_plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(value), indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """Return a value as JSON holds it: NaN becomes None, an infinity the text "inf"."""
     if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None if np.isnan(value) else str(value)
     return value
@@ -395,7 +397,7 @@ def _plain(value: Any) -> Any:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a table with its checksum."""
-    _write(path, to_json(sealed(_plain(values))).encode())
+    _write(path, to_json(sealed(plain(values))).encode())
 
 
 def _write(path: Path, content: bytes) -> None:

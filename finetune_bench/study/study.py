@@ -212,12 +212,18 @@ class Study:
         read=readers.switch,
         help="add vanilla with more steps, for comparisons at equal passes and seconds",
     )
+    analyses: tuple[str, ...] = option(
+        (),
+        read=readers.names,
+        metavar="LIST",
+        help="what else is measured of every trained model, as similarity,drift (see: list analyses)",
+    )
     plugins: tuple[str, ...] = option(
         (),
         name="plugin",
         read=readers.paths,
         metavar="LIST",
-        help="Python files with more methods, tasks or reports",
+        help="Python files with more methods, tasks, analyses or reports",
     )
     trust_plugins: bool = option(
         False,

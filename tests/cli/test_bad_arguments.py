@@ -18,7 +18,7 @@ DIGITS = "9" * 5000
 FLAGS = [
     # --- which command, which options
     ("rnu", "There is no command called 'rnu'. Did you mean 'run'?"),
-    ("''", "There is no command called ''. Known: check, "),
+    ("''", "There is no command called ''. Known: analyse, check, "),
     ("\x1b[31m", "called '\\x1b[31m'"),
     ("--versoin", "Did you mean '--version'?"),
     ("run --epochz 3", "There is no option of 'finetune-bench run' called '--epochz'. Did you mean '--epochs'?"),

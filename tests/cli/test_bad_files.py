@@ -217,7 +217,7 @@ CHECKPOINTS: list[tuple[Callable[[Path], object], str]] = [
 
 METHOD = 'from finetune_bench.method import Method\nclass Odd(Method):\n    """An odd method."""\n    name = \'odd\'\n'
 PLUGINS = [
-    ("", "defines no Method, Task or Report"),
+    ("", "defines no Method, Task, Analysis or Report"),
     ("x =", "failed with SyntaxError"),
     ("\0", "failed with"),
     (b"# -*- coding: klingon -*-\n", "failed with SyntaxError"),

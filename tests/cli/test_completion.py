@@ -69,7 +69,7 @@ def test_tasks_formats_and_files(offer: Offer) -> None:
     assert offer("run", "config", "st") == ["study.toml"]
     assert offer("run", "out", "ru") == ["runs/"]
     assert offer("run", "precision", "f") == ["fp32", "fp16"]
-    assert offer("list", "group", "") == ["methods", "tasks", "models", "reports"]
+    assert offer("list", "group", "") == ["methods", "tasks", "models", "analyses", "reports"]
     assert offer("completion", "shell", "") == ["bash", "zsh", "fish"]
 
 

@@ -110,7 +110,7 @@ def test_plugins(tmp_path: Path) -> None:
     ("text", "message"),
     [
         (None, "there is none at"),
-        ("x = 1", "defines no Method, Task or Report"),
+        ("x = 1", "defines no Method, Task, Analysis or Report"),
         ("import absent_module", "failed with ModuleNotFoundError"),
         ("def broken(:", "failed with SyntaxError"),
         (

@@ -17,17 +17,17 @@ Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 # The first sentence of a docstring begins with one of these, as an order ...
 IMPERATIVES = """
-    accept add append apply ask average begin bind build call cast change check choose claim clear clip close collect
-    compare compute convert copy count cover create cut declare decode delete derive describe detach disturb divide
-    draw drop encode end enter estimate evaluate expand export extract fill find fit flatten fold forget format freeze
-    gather generate get give go group guess handle hash hold import increase initialise install iterate join keep leave
-    let limit list load lock log look lower make map mark mask match measure merge mix move multiply name normalise
-    open order pack pad parse pass penalise perturb pick place plan plot predict prepare print pull put raise rank rate
-    re-draw read rebuild recompute record reduce refuse register regroup release remember remove rename render repeat
-    replace replay report represent resample reset resolve restore resume return reverse rewrite round run sample save
-    say scale score search select send serve set shift show shuffle sketch skip slow smooth sort split start step stop
-    store submit subtract sum swap switch take tell test time tokenise train transform transpose trim try tune turn undo
-    unpack unwrap update use validate verify wait walk warn weigh work wrap write yield
+    accept add analyse append apply ask average begin bind build call cast change check choose claim clear clip close
+    collect compare compute convert copy count cover create cut declare decode delete derive describe detach disturb
+    divide draw drop encode end enter estimate evaluate expand export extract fill find fit flatten fold forget format
+    freeze gather generate get give go group guess handle hash hold import increase initialise install iterate join keep
+    leave let limit list load lock log look lower make map mark mask match measure merge mix move multiply name
+    normalise open order pack pad parse pass penalise perturb pick place plan plot predict prepare print pull put raise
+    rank rate re-draw read rebuild recompute record reduce refuse register regroup release remember remove rename render
+    repeat replace replay report represent resample reset resolve restore resume return reverse rewrite round run sample
+    save say scale score search select send serve set shift show shuffle sketch skip slow smooth sort split start step
+    stop store submit subtract sum swap switch take tell test time tokenise train transform transpose trim try tune turn
+    undo unpack unwrap update use validate verify wait walk warn weigh work wrap write yield
 """
 # ... or it has more of these than relative clauses. Words that are nouns as often, such as "runs", are not among them.
 FINITE = """
@@ -36,9 +36,9 @@ FINITE = """
     collapses collects comes compares computes consists contains converts covers creates decides declares defines
     depends derives describes determines differs disturbs divides ends enters equals evaluates exists expects explains
     exports extends fails fills finds fits follows freezes gathers gets gives goes happens hides holds ignores imports
-    includes joins keeps knows lacks lays leads leaves lets lies listens lives loads loses makes matches merges moves
-    obeys occurs opens owns parses penalises perturbs picks predicts prepares prints proves provides pulls pushes puts
-    raises ranks reads receives recalls records refers refuses registers relates removes renders repeats replaces
+    includes joins keeps knows lacks lays leads leaves lets lies listens lives loads loses makes matches measures merges
+    moves obeys occurs opens owns parses penalises perturbs picks predicts prepares prints proves provides pulls pushes
+    puts raises ranks reads receives recalls records refers refuses registers relates removes renders repeats replaces
     represents resamples resolves restores resumes returns saves says selects sends separates serves sets shows sits
     solves sorts speaks stands starts stays stores swaps takes teaches tells tokenises trains tries turns uses varies
     waits wants warns weighs works wraps writes yields

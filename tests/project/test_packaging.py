@@ -93,7 +93,7 @@ def test_the_wheel_works_by_itself(wheel: Path, tmp_path: Path) -> None:
         "import finetune_bench\n"
         "from finetune_bench import cli, registry\n"
         "print(finetune_bench.__file__, registry.method_class('hype').__init__.__globals__['__name__'])\n"
-        "for group in ('methods', 'tasks', 'reports', 'task_files', 'task_sources', 'studies'):\n"
+        "for group in ('methods', 'tasks', 'analyses', 'reports', 'task_files', 'task_sources', 'studies'):\n"
         "    for entry in registry._installed(group).values():\n"
         "        entry.load()\n"
         "        print(entry.value, __import__('sys').modules[entry.module].__file__)\n"
@@ -127,7 +127,7 @@ def test_the_wheels_metadata(wheel: Path) -> None:
 def test_an_entry_point_resolves_to_what_bears_its_name(group: str, name: str, value: str) -> None:
     module, _, attribute = value.partition(":")
     plugin = getattr(importlib.import_module(module), attribute)
-    if group in ("methods", "tasks", "reports"):
+    if group in ("methods", "tasks", "analyses", "reports"):
         assert plugin.name == name
     else:
         assert callable(plugin)
@@ -138,6 +138,13 @@ def test_every_method_file_is_registered() -> None:
     values = PROJECT["project"]["entry-points"]["finetune_bench.methods"].values()
     registered = {value.partition(":")[0].rpartition(".")[2] for value in values}
     assert registered == {path.stem for path in (ROOT / "methods").glob("*.py")} - {"__init__"}
+
+
+def test_every_analysis_file_is_registered() -> None:
+    """A file in finetune_bench/analyses/ that no entry point names is invisible to users."""
+    values = PROJECT["project"]["entry-points"]["finetune_bench.analyses"].values()
+    registered = {value.partition(":")[0].rpartition(".")[2] for value in values}
+    assert registered == {path.stem for path in (ROOT / "finetune_bench" / "analyses").glob("*.py")} - {"__init__"}
 
 
 def test_the_version_is_the_same_everywhere() -> None:

@@ -76,7 +76,8 @@ def test_other_cells_never_see_what_a_plugin_left(tmp_path: Path, tiny_data: Pat
 
 def test_foreign_is_what_no_entry_of_this_package_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_added", {group: {} for group in registry._added})  # of other tests
-    assert foreign_names() == {"methods": [], "tasks": [], "task_files": [], "task_sources": []}
+    groups = ("methods", "tasks", "task_files", "task_sources", "analyses")
+    assert foreign_names() == {group: [] for group in groups}
     foreign = {"methods": ["leaky"], "tasks": ["my/task"], "task_files": ["xlsx"], "task_sources": ["zoo"]}
 
     def of(method: str, task: str) -> bool:
@@ -88,5 +89,8 @@ def test_foreign_is_what_no_entry_of_this_package_names(monkeypatch: pytest.Monk
     assert of("rdrop", "data/reviews.xlsx(text=a)")
     assert of("rdrop", "zoo:lions")
     assert not of("rdrop+hype", "reviews.csv(text=leaky)")
+    cell = Cell(**dict.fromkeys(Cell.__dataclass_fields__, 0) | {"method": "rdrop", "task": "rte"})  # type: ignore[arg-type]
+    assert is_foreign(cell, foreign | {"analyses": ["strange"]}, ("drift", "strange(x=1)"))
+    assert not is_foreign(cell, foreign | {"analyses": ["strange"]}, ("drift",))
     monkeypatch.setitem(registry._added["methods"], "leaky", object)
     assert foreign_names()["methods"] == ["leaky"]

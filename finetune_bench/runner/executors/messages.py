@@ -69,6 +69,7 @@ class WorkerSettings:
         foreign: by group, the names that don't come from this package, as `foreign_names` of `runner.leftovers` gives.
         trust_plugins: whether a process goes on with other cells after one that ran code from elsewhere.
         device: the torch device of the worker, as "cpu" or "cuda:0"; executors set it.
+        analyses: what else is measured of a trained model, as typed.
     """
 
     out: str
@@ -80,6 +81,7 @@ class WorkerSettings:
     foreign: Mapping[str, Sequence[str]]
     trust_plugins: bool = False
     device: str = "cpu"
+    analyses: tuple[str, ...] = ()
 
     def to_json(self) -> str:
         """Return the settings as one line, which `from_json` reads back."""
@@ -89,7 +91,7 @@ class WorkerSettings:
     def from_json(cls, line: str) -> WorkerSettings:
         """Read the settings that `to_json` wrote."""
         values = json.loads(line)
-        return cls(**values | {"plugins": tuple(values["plugins"])})
+        return cls(**values | {key: tuple(values[key]) for key in ("plugins", "analyses")})
 
 
 @dataclass(frozen=True)

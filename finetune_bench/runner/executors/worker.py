@@ -22,12 +22,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from finetune_bench import registry
+from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.metrics import compute
+from finetune_bench.runner import analysing
 from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.executors.messages import Answer, EventStatus, Progress, WorkerSettings
 from finetune_bench.runner.leftovers import import_plugins, is_foreign
 from finetune_bench.runner.row import final_row, refused_row
-from finetune_bench.store.row import Status
+from finetune_bench.spec import parse_call
+from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 
@@ -55,6 +59,7 @@ class Worker:
             save_model=settings.save_model,
             checkpoint_every=settings.checkpoint_every,
             tell=tell,
+            analyses=settings.analyses,
         )
 
     def work(self, cell: Cell) -> Answer:
@@ -66,11 +71,13 @@ class Worker:
                 return Answer(cell.id, EventStatus.BUSY)
             if answer := self._stored(cell):
                 return answer
-            foreign = is_foreign(cell, self.foreign)
+            foreign = is_foreign(cell, self.foreign, self.context.analyses)
             if foreign and (reason := import_plugins(cell, self.plugins)) is not None:
                 self.context.store.write(cell.to_dict(), refused_row(cell, reason))
                 return Answer(cell.id, EventStatus.FAILED, reason, foreign=True)
-            row = run_cell(cell, self.context)
+            if foreign and (answer := self._stored(cell)):
+                return answer
+            row = self._analysed(cell) or run_cell(cell, self.context)
             if self.context.store.has_lost(cell.id):
                 return Answer(cell.id, EventStatus.BUSY)
         status, broken = EventStatus(row["status"]), row.get("broken", False)
@@ -79,12 +86,33 @@ class Worker:
     def _stored(self, cell: Cell) -> Answer | None:
         """Return the answer where no run is needed: another process may have made the row since the run was planned."""
         context = self.context
-        row = final_row(context.store, cell, save_model=context.save_model, retry_failed=self.retry_failed)
+        if any(parse_call(text).name not in registry.names("analyses") for text in context.analyses):
+            return None  # a plugin's, which is imported for the cell only
+        row = final_row(
+            context.store,
+            cell,
+            save_model=context.save_model,
+            retry_failed=self.retry_failed,
+            analyses=context.analyses,
+        )
         if row is None:
             return None
         if row["status"] == Status.DONE:
             return Answer(cell.id, EventStatus.CACHED)
         return Answer(cell.id, EventStatus.FAILED, row["reason"])
+
+    def _analysed(self, cell: Cell) -> Row | None:
+        """Analyse a finished run whose model was kept, and return its row; None where the cell has to be trained."""
+        store = self.context.store
+        row = store.row(cell.id)
+        if row is None or row["status"] != Status.DONE or not store.has_model(cell.id):
+            return None
+        lacking = analysing.lacks(store, cell, self.context.analyses, retry_failed=self.retry_failed)
+        try:
+            analysing.of_kept_model(cell, store, lacking, device=self.context.device, data_root=self.context.data_root)
+        except FinetuneBenchError:  # the kept model is of no use
+            return None
+        return row
 
 
 def serve(commands: int, answers: int) -> None:

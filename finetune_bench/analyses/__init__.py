@@ -1,0 +1,1 @@
+"""The built-in analyses: each file holds one, and registers as a stranger's does."""
