@@ -193,6 +193,12 @@ def tokenizer(name: str) -> Any:
     return loaded
 
 
+def joins_pairs(tokenizer: Any) -> bool:
+    """Return whether a tokenizer adds no token to a pair of texts that a single text has not."""
+    pair, single = (tokenizer.num_special_tokens_to_add(pair=pair) for pair in (True, False))
+    return bool(pair == single)
+
+
 def check_fit(name: str, max_length: int) -> None:
     """Check a checkpoint's parts against each other and against the longest example.
 

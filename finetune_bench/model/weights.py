@@ -70,7 +70,8 @@ def identity(name: str, *, keep_head: bool = False) -> str:
     A mark stands where an earlier version of this package computed something else of the same files, so that its rows
     are none of this one's: `fresh-head` where it kept the head of another task, `dropout` where it left dropout on that
     a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's,
-    `last-token` where it left it to the library which token a decoder's head reads. Another, `kept-head`, says that
+    `last-token` where it left it to the library which token a decoder's head reads, `newline` where it put nothing
+    between two texts. Another, `kept-head`, says that
     training goes on from the checkpoint's head. The random start of a head depends on the fingerprint alone.
     """
     marks = {
@@ -79,6 +80,7 @@ def identity(name: str, *, keep_head: bool = False) -> str:
         "dropout": _was_left_on(name),
         "padding": pretrained.padding_differs(name),
         "last-token": is_decoder(pretrained.skeleton(pretrained.config(name, 2))),
+        "newline": pretrained.joins_pairs(pretrained.tokenizer(name)),
     }
     return "-".join([pretrained.fingerprint(name), *(mark for mark, holds in marks.items() if holds)])
 

@@ -16,6 +16,7 @@ from torch import Generator, Tensor
 from finetune_bench import device as devices
 from finetune_bench.errors import DataError, ModelError
 from finetune_bench.metrics import Kind
+from finetune_bench.model.pretrained import joins_pairs
 from finetune_bench.printable import brief
 from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
@@ -74,6 +75,8 @@ class Encoded:
 
 def encode(split: Split, tokenizer: Any, max_length: int, kind: Kind) -> Encoded:
     """Tokenise a split; texts are cut to `max_length` tokens, the longer text of a pair first.
+
+    Where the tokenizer puts nothing between two texts, as those of decoders do, the second begins with a newline.
 
     Raises:
         DataError: so few tokens leave none for some text.
@@ -137,7 +140,8 @@ def _oddities(ids: Sequence[Sequence[int]], tokenizer: Any, special: int) -> tup
 
 def _tokenise(split: Split, positions: Iterable[int], tokenizer: Any, **options: Any) -> Any:
     positions = list(positions)
-    pairs = None if split.pairs is None else [split.pairs[i] for i in positions]
+    between = "\n" if joins_pairs(tokenizer) else ""
+    pairs = None if split.pairs is None else [between + split.pairs[i] for i in positions]
     try:
         return tokenizer([split.texts[i] for i in positions], pairs, padding=False, verbose=False, **options)
     except BaseException as error:  # the library's panics are no Exceptions

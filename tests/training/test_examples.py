@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from finetune_bench.errors import DataError
+from finetune_bench.model.pretrained import joins_pairs
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.inputs import load_data
 from finetune_bench.runner.plan import make_plan
@@ -116,3 +117,18 @@ def test_a_text_without_any_token_gets_one() -> None:
     assert "1 of 2 examples of the train split hold no token (tokenizer of tiny)." in truncation(
         "train", examples, "tiny"
     )
+
+
+@pytest.mark.parametrize("separator", [False, True])
+def test_a_newline_parts_two_texts_that_the_tokenizer_would_join(separator: bool) -> None:
+    words = Tokenizer(models.WordLevel({"[PAD]": 0, "[SEP]": 1, "red": 2, "blue": 3, "\n": 4}, unk_token="[PAD]"))
+    words.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), "isolated")
+    if separator:
+        words.post_processor = processors.TemplateProcessing(
+            single="$A", pair="$A [SEP] $B:1", special_tokens=[("[SEP]", 1)]
+        )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", sep_token="[SEP]")
+    assert joins_pairs(tokenizer) is not separator
+    examples = encode(split("red", pairs=["blue"]), tokenizer, 8, "classification")
+    assert examples.columns["input_ids"][0].tolist() == ([2, 1, 3] if separator else [2, 4, 3])
+    assert encode(split("red"), tokenizer, 8, "classification").columns["input_ids"][0].tolist() == [2]
