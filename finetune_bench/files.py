@@ -24,6 +24,7 @@ MOST_JSON_BYTES = 8 * 2**20  # the row of a stack of twenty methods has some 10 
 DEEPEST = 30  # levels of nesting in JSON; a row has six
 CHECKSUM = "sha256"  # the key of a JSON file that holds the hash of all its others
 
+_CHUNK_BYTES = 2**16  # `hashlib.file_digest` takes four times that for every file, however small
 _FLAGS = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 
 # What opening a file says of the file itself. Whatever else goes wrong is the machine's, and passed on.
@@ -62,6 +63,41 @@ def open_plain(path: Path | str, most: int) -> Iterator[BufferedReader]:
     Raises:
         Damaged: there is none, or it is a link, a pipe or a device, or larger.
     """
+    with os.fdopen(_opened(path, most), "rb") as file:
+        yield file
+
+
+def read_plain(path: Path | str, most: int) -> bytes:
+    """Return the content of a plain file; see `open_plain`."""
+    handle = _opened(path, most)
+    try:
+        # Memory is taken for as many bytes as are asked for, so for no more than the file has.
+        left = min(most, os.fstat(handle).st_size)
+        parts = []
+        while left > 0 and (part := os.read(handle, left)):
+            parts.append(part)
+            left -= len(part)
+    finally:
+        os.close(handle)
+    return b"".join(parts)
+
+
+def hash_plain(path: Path | str, most: int) -> tuple[int, str]:
+    """Return how many bytes a plain file has, and their sha256 in hexadecimal digits; see `open_plain`."""
+    handle = _opened(path, most)
+    hashed = hashlib.sha256()
+    size = 0
+    try:
+        while part := os.read(handle, _CHUNK_BYTES):
+            hashed.update(part)
+            size += len(part)
+    finally:
+        os.close(handle)
+    return size, hashed.hexdigest()
+
+
+def _opened(path: Path | str, most: int) -> int:
+    """Return a handle of a plain file that has at most so many bytes."""
     try:
         handle = os.open(path, _FLAGS)
     except OSError as error:
@@ -74,15 +110,7 @@ def open_plain(path: Path | str, most: int) -> Iterator[BufferedReader]:
         if stat.S_ISREG(facts.st_mode):
             raise Damaged(path, f"has {facts.st_size:,} bytes, of at most {most:,}")
         raise Damaged(path, "is a folder" if stat.S_ISDIR(facts.st_mode) else "is no plain file")
-    with os.fdopen(handle, "rb") as file:
-        yield file
-
-
-def read_plain(path: Path | str, most: int) -> bytes:
-    """Return the content of a plain file; see `open_plain`."""
-    with open_plain(path, most) as file:
-        # Memory is taken for as many bytes as are asked for, so for no more than the file has.
-        return file.read(min(most, os.fstat(file.fileno()).st_size))
+    return handle
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -91,21 +119,29 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         Damaged: it can't be read, holds no table, or something else than was written.
     """
-    return read_sealed(path)[0]
+    return unsealed(read_plain(path, MOST_JSON_BYTES), path)[0]
 
 
-def read_sealed(path: Path | str) -> tuple[dict[str, Any], str, bool]:
-    """Return the table of a JSON file without its checksum, the table's hash, and whether the file had a checksum."""
-    content = read_plain(path, MOST_JSON_BYTES)
+def unsealed(content: bytes, path: Path | str, *, is_checked: bool = False) -> tuple[dict[str, Any], str, bool]:
+    """Return the table of a JSON file without its checksum, the table's hash, and whether the file had a checksum.
+
+    Args:
+        content: what the file holds.
+        path: the file.
+        is_checked: whether equal bytes were held against their checksum before, which takes most of the time.
+
+    Raises:
+        Damaged: it holds no table, or something else than was written.
+    """
     try:
-        values = json.loads(content.decode("utf-8"), parse_constant=_refuse)
+        values = _DECODER.decode(content.decode("utf-8"))
         if not isinstance(values, dict):
             raise Damaged(path, "holds no table")
         # With so few brackets it can't be, and most files have few.
         if content.count(b"{") + content.count(b"[") > DEEPEST and _is_deeper(values, DEEPEST):
             raise Damaged(path, f"is nested more than {DEEPEST} levels deep")
         stored = values.pop(CHECKSUM, None)
-        computed = checksum(values)
+        computed = stored if is_checked and isinstance(stored, str) else checksum(values)
     except RecursionError:
         raise Damaged(path, f"is nested more than {DEEPEST} levels deep") from None
     except ValueError:  # no JSON, no UTF-8, half a character, or a number of thousands of digits
@@ -186,3 +222,6 @@ def _is_deeper(value: Any, levels: int) -> bool:
 
 def _refuse(text: str) -> None:
     raise ValueError(f"{text} is no JSON")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse)  # made once: `json.loads` would make another for each of many files

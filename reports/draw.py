@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from matplotlib.figure import Figure
 
 from finetune_bench.files import make_folder, replacing
 from finetune_bench.reports.document import Plot
+from finetune_bench.reports.plots.layout import lay_out
 from finetune_bench.reports.plots.style import SETTINGS
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data
@@ -44,16 +44,8 @@ def draw(data: Data, folder: Path, ending: str = "svg") -> tuple[Plot, ...]:
                 name = drawing.kind if len(data.sections) == 1 else f"{drawing.kind}-{number + 1}"
                 alt = f"{drawing.alt}, {section.title}" if section.title else drawing.alt
                 file = folder / f"{name}.{ending}"
-                _lay_out(figure)
+                lay_out(figure)
                 with replacing(file) as temporary:
                     figure.savefig(temporary, metadata=_NO_DATE[ending])
                 plots.append(Plot(drawing.kind, number, file, f"{folder.name}/{file.name}", alt))
     return tuple(plots)
-
-
-def _lay_out(figure: Figure) -> None:
-    """Run a figure's layout once and for all: `savefig` would draw the whole figure once more to find it."""
-    engine = figure.get_layout_engine()
-    if engine is not None:
-        engine.execute(figure)
-        figure.set_layout_engine(None)

@@ -366,8 +366,8 @@ def _is_broken(text: str) -> bool:
 def _read_parquet(path: str, content: bytes) -> Table:
     # Importing these takes a second, and only this format needs them.
     import pandas as pd
-    import pyarrow as pa  # type: ignore[import-untyped]
-    import pyarrow.parquet  # type: ignore[import-untyped]
+    import pyarrow as pa
+    import pyarrow.parquet
 
     try:
         schema = pyarrow.parquet.read_schema(io.BytesIO(content))

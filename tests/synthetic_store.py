@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
 
 from finetune_bench import registry
 from finetune_bench.recipe import Recipe
 from finetune_bench.spec import parse_stack
+from finetune_bench.store import row_index
 from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import MethodEntry
 from finetune_bench.store.store import Store
@@ -190,6 +193,17 @@ def make_store(
                 if change is None or change(row) is not False:
                     put(store, row)
     return store
+
+
+def change_index(store: Store, **changes: Callable[[Any], Any]) -> None:
+    """Change columns of a store's index, and make the checksums of its lines anew, as a forger does."""
+    path = store.root / "derived.parquet"
+    table = parquet.read_table(path)
+    lines = table.to_pylist()
+    for line in lines:
+        line.update({name: change(line[name]) for name, change in changes.items()})
+        line["checksum"] = row_index.checksum_of_line(line)
+    parquet.write_table(pa.Table.from_pylist(lines, schema=table.schema), path)
 
 
 def fail(row: dict[str, Any], reason: str, status: str = "failed") -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from finetune_bench import registry
 from finetune_bench.model import hub
@@ -26,6 +24,9 @@ from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.search import settings
 from finetune_bench.study.study import Study, as_dict
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _UNENDED = (EventStatus.STARTED, EventStatus.TRAINING, EventStatus.BUSY)
 ID_DIGITS = 16  # of a cell's id, with which the names of its checkpoints and leases begin

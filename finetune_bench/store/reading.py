@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from finetune_bench.files import Damaged, open_plain, read_sealed
+from finetune_bench.files import MOST_JSON_BYTES, Damaged, hash_plain, open_plain, read_plain, unsealed
 from finetune_bench.store.row import FileFacts, Row
 from finetune_bench.store.shape import misfit
 
@@ -24,8 +24,6 @@ SCHEMA = 2
 ARRAY_FILES = ("predictions.npz", "trace.npz")
 MOST_LOG_BYTES = 2**30
 MOST_ARRAY_BYTES = 2**32  # the predictions of ten million examples have some 0.2 GB
-
-_CHUNK_BYTES = 2**16  # `hashlib.file_digest` takes four times that for every file, however small
 
 _ID = re.compile("[0-9a-f]{16}")
 
@@ -39,12 +37,14 @@ def is_id(name: str) -> bool:
     return _ID.fullmatch(name) is not None
 
 
-def read_row(folder: Path, cell_id: str | None = None) -> tuple[Row, str]:
+def read_row(folder: Path, cell_id: str | None = None, checked: dict[str, str] | None = None) -> tuple[Row, str]:
     """Return the row of a cell's folder, and a hash of all that its row and arrays hold.
 
     Args:
         folder: the folder.
         cell_id: the cell's id, where the folder doesn't have its name yet; None for the folder's name.
+        checked: by id, a hash of the bytes of `row.json` when they were last held against the checksum within, which
+            equal bytes needn't be again; brought up to date. None where nothing is known.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -58,12 +58,12 @@ def read_row(folder: Path, cell_id: str | None = None) -> tuple[Row, str]:
     if not stat.S_ISDIR(facts_of_folder.st_mode):
         raise Damaged(folder, "is a link or a file, not a folder")
     try:
-        row, digest = _read_row_file(folder, cell_id)
+        row, digest = _read_row_file(folder, cell_id, {} if checked is None else checked)
         hashes = [digest, *(f"{name} {_array_hash(f'{folder}/{name}', facts)}" for name, facts in _files(folder, row))]
     except Damaged:
         if folder.lstat().st_ino == facts_of_folder.st_ino:
             raise
-        return read_row(folder, cell_id)  # the cell was replaced while it was read: half was the former one's
+        return read_row(folder, cell_id, checked)  # the cell was replaced while it was read: half was the former one's
     return row, hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
@@ -78,7 +78,7 @@ def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
         FileNotFoundError: there is no such folder.
         Damaged: the row or the file isn't what was written.
     """
-    row, _ = _read_row_file(folder, folder.name)
+    row, _ = _read_row_file(folder, folder.name, {})
     facts = dict(_files(folder, row)).get(name)
     if facts is None:
         return {}
@@ -89,9 +89,11 @@ def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
         return unpacked(file, path)
 
 
-def _read_row_file(folder: Path, cell_id: str) -> tuple[Row, str]:
+def _read_row_file(folder: Path, cell_id: str, checked: dict[str, str]) -> tuple[Row, str]:
     path = f"{folder}/row.json"  # for ten thousand files, making a Path takes a tenth of the time
-    values, digest, is_sealed = read_sealed(path)
+    content = read_plain(path, MOST_JSON_BYTES)
+    hash_of_bytes = hashlib.sha256(content).hexdigest()
+    values, digest, is_sealed = unsealed(content, path, is_checked=checked.get(cell_id) == hash_of_bytes)
     schema = values.get("schema")
     if not isinstance(schema, int):
         raise Damaged(path, "says no schema")
@@ -110,6 +112,8 @@ def _read_row_file(folder: Path, cell_id: str) -> tuple[Row, str]:
     row = cast(Row, values)
     if any(name not in ARRAY_FILES for name in row.get("files") or {}):
         raise Damaged(path, "names files that no cell has")
+    if is_sealed:
+        checked[cell_id] = hash_of_bytes
     return row, digest
 
 
@@ -121,21 +125,24 @@ def _files(folder: Path, row: Row) -> list[tuple[str, FileFacts | None]]:
 
 
 def _array_hash(path: Path | str, facts: FileFacts | None) -> str:
-    with open_plain(path, MOST_ARRAY_BYTES) as file:
-        return hash_checked(file, path, facts)
+    """Return the hash of a file's content, after it was held against what the row says of the file."""
+    size, digest = hash_plain(path, MOST_ARRAY_BYTES)
+    _hold_against(facts, path, size, digest)
+    return digest
 
 
 def hash_checked(file: BufferedReader, path: Path | str, facts: FileFacts | None) -> str:
-    """Return the hash of a file's content, after it was held against what the row says of the file."""
-    hashed = hashlib.sha256()
-    while content := file.read(_CHUNK_BYTES):
-        hashed.update(content)
-    digest = hashed.hexdigest()
-    if facts is not None and file.tell() != facts["bytes"]:
-        raise Damaged(path, f"has {file.tell():,} bytes, not the {facts['bytes']:,} that were written")
+    """Return the hash of an opened file's content, after it was held against what is written of the file."""
+    digest = hashlib.file_digest(file, "sha256").hexdigest()
+    _hold_against(facts, path, file.tell(), digest)
+    return digest
+
+
+def _hold_against(facts: FileFacts | None, path: Path | str, size: int, digest: str) -> None:
+    if facts is not None and size != facts["bytes"]:
+        raise Damaged(path, f"has {size:,} bytes, not the {facts['bytes']:,} that were written")
     if facts is not None and facts.get("sha256", digest) != digest:
         raise Damaged(path, "was changed after it was written: its hash is another")
-    return digest
 
 
 def unpacked(file: BufferedReader, path: Path) -> dict[str, np.ndarray]:

@@ -1,9 +1,10 @@
 """The row index of a store keeps every trace in one file: a report needn't unpack thousands of files of arrays.
 
 It is `RUN/derived.parquet`: one line per cell, with a hash of all that the cell's files held when the line was made,
-and a hash of the line. Rows themselves are always read from their files. A line whose cell holds something else by now
-is made anew, as is a line that isn't what was written; deleting the index loses nothing. A store that can't be written
-to is read without one.
+and a hash of the line. Rows themselves are always read from their files, to the last byte; a line also has a hash of
+the bytes of `row.json`, so that these are held against their checksum only once. A line whose cell holds something else
+by now is made anew, as is a line that isn't what was written; deleting the index loses nothing. A store that can't be
+written to is read without one.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+from pyarrow import parquet
 
 from finetune_bench.files import Damaged, replacing
 from finetune_bench.store.row import Row
 from finetune_bench.store.store import Store
 
-VERSION = 2  # of the index's columns; an index of another version is made anew
+VERSION = 3  # of the index's columns; an index of another version is made anew
 _ARRAYS = {
     "loss": np.float64,
     "task_loss": np.float64,
@@ -31,8 +33,12 @@ _ARRAYS = {
     "sketch_steps": np.int64,
     "scored_sketch": np.float64,
 }
-_CONTENT = ("id", "content", "examples", "digest", *_ARRAYS)
+_TEXTS = ("id", "content", "row_file", "examples", "digest")
+_CONTENT = (*_TEXTS, *_ARRAYS)
 _COLUMNS = [*_CONTENT, "checksum"]
+_SCHEMA = pa.schema(
+    [(name, pa.large_binary() if name in _ARRAYS else pa.string()) for name in _COLUMNS], {"version": str(VERSION)}
+)
 _SHARED = ("recipe", "environment", "methods", "majority", "dropout")  # keys whose values many rows have in common
 
 
@@ -69,8 +75,10 @@ def read(store: Store) -> tuple[list[tuple[Row, Trace]], dict[str, Damaged]]:
     Returns:
         Rows and traces in the order of their ids; and what is damaged, as `Store.read` has it.
     """
-    rows, damaged = store.read()
-    lines, unreadable = _up_to_date(store, {cell: content for cell, (_, content) in rows.items()})
+    old = _read(_path(store))[0] if store.reads_index else {}
+    checked = {cell: line["row_file"] for cell, line in old.items()}
+    rows, damaged = store.read(checked)
+    lines, unreadable = _up_to_date(store, old, {cell: content for cell, (_, content) in rows.items()}, checked)
     shared: dict[str, Any] = {}
     pairs = []
     for cell, line in lines.items():
@@ -97,22 +105,37 @@ def stamps(store: Store) -> Iterator[tuple[str, ...]]:
 def faults(store: Store) -> list[str]:
     """Return what is wrong with a store's index: lines that aren't what was written, or not what their cells give."""
     lines, damaged = _read(_path(store))
-    rows, _ = store.read()
+    checked: dict[str, str] = {}
+    rows, _ = store.read(checked)
     current = {cell: line for cell, line in lines.items() if cell in rows and line["content"] == rows[cell][1]}
-    differing = [cell for cell, line in current.items() if line != _line_or_none(store, cell, rows[cell][1])]
+    differing = [
+        cell
+        for cell, line in current.items()
+        if line != _line_or_none(store, cell, rows[cell][1], checked.get(cell, ""))
+    ]
     texts = [f"the line of {cell} isn't what its files give" for cell in differing]
     return [*texts, *([damaged] if damaged else [])]
 
 
-def _up_to_date(store: Store, contents: dict[str, str]) -> tuple[dict[str, dict[str, Any]], dict[str, Damaged]]:
-    """Return the lines of some cells, given a hash of each one's content, and the cells whose arrays are no trace."""
-    old = _read(_path(store))[0] if store.reads_index else {}
+def _up_to_date(
+    store: Store, old: dict[str, dict[str, Any]], contents: dict[str, str], row_files: dict[str, str]
+) -> tuple[dict[str, dict[str, Any]], dict[str, Damaged]]:
+    """Return the lines of some cells, and the cells whose arrays are no trace.
+
+    Args:
+        store: where the cells are.
+        old: the lines that the index has.
+        contents: by id of the cell, a hash of its content.
+        row_files: by id, a hash of the bytes of its `row.json`, where that has a checksum.
+    """
     lines: dict[str, dict[str, Any]] = {}
     damaged: dict[str, Damaged] = {}
     for cell, content in contents.items():
         try:
-            is_current = cell in old and old[cell]["content"] == content
-            lines[cell] = old[cell] if is_current else _line(store, cell, content)
+            row_file = row_files.get(cell, "")
+            line = old.get(cell)
+            is_current = line is not None and (line["content"], line["row_file"]) == (content, row_file)
+            lines[cell] = line if line is not None and is_current else _line(store, cell, content, row_file)
         except Damaged as error:
             damaged[cell] = error
     if lines != old:
@@ -120,7 +143,7 @@ def _up_to_date(store: Store, contents: dict[str, str]) -> tuple[dict[str, dict[
     return lines, damaged
 
 
-def _line(store: Store, cell: str, content: str) -> dict[str, Any]:
+def _line(store: Store, cell: str, content: str, row_file: str) -> dict[str, Any]:
     trace = store.arrays(cell, "trace")
     predictions = store.arrays(cell, "predictions")
     _check_shapes(trace, store.folder(cell) / "trace.npz")
@@ -129,6 +152,7 @@ def _line(store: Store, cell: str, content: str) -> dict[str, Any]:
     line = {
         "id": cell,
         "content": content,
+        "row_file": row_file,
         "examples": json.dumps(examples),
         "digest": _digest(arrays),
         **dict.fromkeys(_ARRAYS),
@@ -137,9 +161,9 @@ def _line(store: Store, cell: str, content: str) -> dict[str, Any]:
     return line | {"checksum": checksum_of_line(line)}
 
 
-def _line_or_none(store: Store, cell: str, content: str) -> dict[str, Any] | None:
+def _line_or_none(store: Store, cell: str, content: str, row_file: str) -> dict[str, Any] | None:
     try:
-        return _line(store, cell, content)
+        return _line(store, cell, content, row_file)
     except Damaged:
         return None
 
@@ -186,10 +210,11 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
     if not path.exists():
         return {}, ""
     try:
-        table = pd.read_parquet(path)
-        if table.attrs.get("version") != VERSION or list(table.columns) != _COLUMNS:
+        # More threads take more time than they save.
+        table = parquet.read_table(path, use_threads=False)
+        if not table.schema.equals(_SCHEMA, check_metadata=True):
             return {}, ""
-        every = [{str(key): value for key, value in line.items()} for line in table.to_dict("records")]
+        every = table.to_pylist()
         lines = {line["id"]: line for line in every if line["checksum"] == checksum_of_line(line)}
     except Exception:  # whatever is wrong with it, and pyarrow raises much: it is made anew
         return {}, "it can't be read"
@@ -198,8 +223,7 @@ def _read(path: Path) -> tuple[dict[str, dict[str, Any]], str]:
 
 
 def _write(lines: dict[str, dict[str, Any]], path: Path) -> None:
-    table = pd.DataFrame(list(lines.values()), columns=_COLUMNS)
-    table.attrs = {"version": VERSION}
+    table = pa.Table.from_pylist(list(lines.values()), schema=_SCHEMA)
     # On a full disk or in a read-only folder: a report needs the rows, not this file.
     with contextlib.suppress(OSError), replacing(path) as temporary:
-        table.to_parquet(temporary, compression="zstd", index=False)
+        parquet.write_table(table, temporary, compression="zstd")

@@ -37,10 +37,9 @@ import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
-import pandas as pd
 
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged, read_json, refuse_link, replacing, sealed
@@ -48,6 +47,9 @@ from finetune_bench.store.lease import Leases
 from finetune_bench.store.reading import SCHEMA, NewerSchema, is_id, read_arrays, read_row
 from finetune_bench.store.row import FileFacts, Row, Status, StudyRecord
 from finetune_bench.store.shape import misfit
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # Keys of a row whose values differ between equal cells; of `cost`, what is counted doesn't.
 MEASURED = (
@@ -144,8 +146,11 @@ class Store:
             if not entry.name.startswith(".") and (is_id(entry.name) or entry.is_symlink() or entry.is_dir())
         )
 
-    def read(self) -> tuple[dict[str, tuple[Row, str]], dict[str, Damaged]]:
+    def read(self, checked: dict[str, str] | None = None) -> tuple[dict[str, tuple[Row, str]], dict[str, Damaged]]:
         """Return what can be read and what can't.
+
+        Args:
+            checked: the rows that were held against their checksums before, as `read_row` has it.
 
         Returns:
             By id and in the order of ids, each row with a hash of all that its files hold; and by the name of the
@@ -154,7 +159,7 @@ class Store:
         rows, damaged = {}, {}
         for name in self.names():
             try:
-                rows[name] = read_row(self.folder(name))
+                rows[name] = read_row(self.folder(name), checked=checked)
             except FileNotFoundError:  # it was taken away just now
                 continue
             except Damaged as error:
@@ -171,6 +176,8 @@ class Store:
 
     def frame(self) -> pd.DataFrame:
         """Return all rows as a table, nested keys joined by dots, as `metrics.validation.accuracy`."""
+        import pandas as pd
+
         return pd.json_normalize([dict(row) for row in self.rows()])
 
     def arrays(self, cell_id: str, name: str) -> dict[str, np.ndarray]:

@@ -55,7 +55,7 @@ def forest(panels: Sequence[Panel], label: str, *texts: str, at_most: int = 4) -
     across = panels_across(len(panels), at_most)
     down = math.ceil(len(panels) / across)
     size = (0.075 * max(map(len, names)) + 2.3 * across + 0.4, (0.3 * len(names) + 0.95) * down + 0.5)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size)
     for index, panel in enumerate(panels):
         axes = figure.add_subplot(down, across, index + 1)
         axes.axvline(0, color="black", lw=0.9)
@@ -114,7 +114,7 @@ def forest_beside(
         0.075 * max(map(len, column)) + 0.15 for column in zip(header, *(line.texts for line in lines), strict=True)
     ]
     size = (0.075 * max(map(len, names)) + 3.6 + sum(widths), 0.3 * len(lines) + 1.0)
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size)
     axes = figure.add_subplot()
     axes.axvline(0, color="black", lw=0.9)
     if math.isfinite(band):

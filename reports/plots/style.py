@@ -176,7 +176,7 @@ def short(name: str, longest: int = 48) -> str:
 def small_multiples(panels: int, across: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """Return a figure of so many panels and their axes; width and height are a panel's, in inches."""
     down = math.ceil(panels / across)
-    figure = Figure(figsize=(width * across, height * down), layout="constrained")
+    figure = Figure(figsize=(width * across, height * down))
     return figure, [figure.add_subplot(down, across, i + 1) for i in range(panels)]
 
 

@@ -235,8 +235,8 @@ def into_sections(rows: list[Row], study: dict[str, Any]) -> list[Section]:
     """Return the sections of some rows, one per setting; the rows of a search are left to `topics.search`."""
     rows = [row for row in rows if not row.get("held_out")]
     groups: dict[str, list[Row]] = {}
-    for row in rows:
-        groups.setdefault(canonical({key: row.get(key) for key in SETTING}), []).append(row)
+    for row, setting in zip(rows, _settings(rows), strict=True):
+        groups.setdefault(setting, []).append(row)
     settings = {key: setting_of(group) for key, group in groups.items()}
     names = {name for setting in settings.values() for name in setting}
     differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings.values()}) > 1}
@@ -248,6 +248,20 @@ def into_sections(rows: list[Row], study: dict[str, Any]) -> list[Section]:
         return ", ".join(text for key, text in texts.items() if key in differing)
 
     return [section_of(groups[key], settings[key], title(settings[key]), study) for key in order]
+
+
+def _settings(rows: Sequence[Row]) -> list[str]:
+    """Return what each row has of `SETTING`, as comparable text."""
+    # Rows of one store share their recipes, and a text is made once for ten thousand of them.
+    texts: dict[tuple[object, ...], str] = {}
+    settings = []
+    for row in rows:
+        values = [row.get(key) for key in SETTING]
+        met = tuple(value if isinstance(value, str | None) else id(value) for value in values)
+        if met not in texts:
+            texts[met] = canonical(values)
+        settings.append(texts[met])
+    return settings
 
 
 def setting_of(rows: list[Row]) -> dict[str, Any]:
@@ -306,7 +320,8 @@ def _newest(rows: list[Row]) -> tuple[list[Row], list[Row]]:
         return [text for text in row.get("sources") or [] if text.startswith("(task)") == of_task]
 
     rows = sorted(rows, key=lambda row: str(row.get("finished") or ""))  # where two are alike, the later stays
-    settings = [canonical([row.get("held_out") or 0, *(row.get(key) for key in SETTING)]) for row in rows]
+    held_out = (row.get("held_out") or 0 for row in rows)
+    settings = [f"{share} {setting}" for share, setting in zip(held_out, _settings(rows), strict=True)]
     runs = [
         ((row["method"], setting), (row["task"], setting), row) for setting, row in zip(settings, rows, strict=True)
     ]

@@ -415,7 +415,7 @@ def draw_footprint(section: Section) -> Figure | None:
         return None
     parts = ("weights", "gradients", "optimiser", "activations")
     names = [short(method) for method in methods]
-    figure = Figure(figsize=(0.075 * max(map(len, names)) + 6.2, 0.27 * len(methods) + 1.3), layout="constrained")
+    figure = Figure(figsize=(0.075 * max(map(len, names)) + 6.2, 0.27 * len(methods) + 1.3))
     axes = figure.add_subplot()
     left = np.zeros(len(methods))
     for part, colour in zip(parts, COLOURS, strict=False):

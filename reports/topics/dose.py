@@ -6,9 +6,9 @@ import json
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 from matplotlib.figure import Figure
 
 from finetune_bench.reports.document import bullets, table
@@ -18,6 +18,9 @@ from finetune_bench.reports.text import interval
 from finetune_bench.reports.topics.topic import Drawing, Topic, TopicBlock
 from finetune_bench.stats import estimates
 from finetune_bench.store.store import Store
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
@@ -85,6 +88,8 @@ def dose_frame(section: Section, study: DoseStudy) -> pd.DataFrame:
                 "note": note,
             }
         )
+    import pandas as pd
+
     return pd.DataFrame(records)
 
 

@@ -180,7 +180,7 @@ def draw_ranks(section: Section) -> Figure | None:
     start = 0.9 + 0.28 * len(groups)
     names = 0.075 * max(map(len, order.methods)) + 0.5
     height = start + 0.42 * half + 0.5
-    figure = Figure(figsize=(2 * names + 4.6, 0.62 * height + 0.5), layout="constrained")
+    figure = Figure(figsize=(2 * names + 4.6, 0.62 * height + 0.5))
     axes = figure.add_subplot()
     first, last = 1.0, float(len(order.methods))
     _draw_rank_axis(axes, first, last, ranks.critical_difference)
@@ -236,7 +236,7 @@ def draw_profile(section: Section) -> Figure | None:
         return None
     low, high = np.quantile(values, 0.005), values.max()
     thresholds = np.linspace(low - 0.02 * (high - low), high + 0.02 * (high - low), 400)
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.6))
     axes = figure.add_subplot()
     for index, method in enumerate(reversed(methods)):
         colour, _, style = method_style(section, method)

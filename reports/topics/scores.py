@@ -257,8 +257,7 @@ def draw_scores(section: Section) -> Figure | None:
     across = panels_across(len(columns))
     down = math.ceil(len(columns) / across)
     figure = Figure(
-        figsize=(0.075 * max(map(len, names)) + 2.6 * across + 0.4, (0.27 * len(methods) + 0.95) * down + 0.3),
-        layout="constrained",
+        figsize=(0.075 * max(map(len, names)) + 2.6 * across + 0.4, (0.27 * len(methods) + 0.95) * down + 0.3)
     )
     for index, column in enumerate(columns):
         axes = figure.add_subplot(down, across, index + 1)

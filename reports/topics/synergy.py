@@ -323,7 +323,7 @@ def draw_hype_pairs(section: Section) -> Figure | None:
     across = panels_across(len(columns))
     down = math.ceil(len(columns) / across)
     width = max(0.9 * len(shown) + 0.7, 2.6)
-    figure = Figure(figsize=(width * across + 0.4, 2.9 * down + 0.8), layout="constrained")
+    figure = Figure(figsize=(width * across + 0.4, 2.9 * down + 0.8))
     kinds = {"vanilla": "black", "HyPe": COLOURS[4], "the method": COLOURS[5], "the method with HyPe": COLOURS[0]}
     for index, column in enumerate(columns):
         axes = figure.add_subplot(down, across, index + 1)

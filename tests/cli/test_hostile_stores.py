@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from finetune_bench import cli
@@ -19,7 +19,7 @@ from finetune_bench.files import sealed
 from finetune_bench.store import row_index
 from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.store import Store
-from tests.synthetic_store import make_store
+from tests.synthetic_store import change_index, make_store
 
 SECRET = "a secret of this machine"
 pytestmark = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="links and pipes are made as on POSIX")
@@ -338,15 +338,11 @@ def test_a_flipped_bit_in_the_index_changes_no_number(tmp_path: Path) -> None:
 
 def forge_index(store: Store) -> None:
     """Halve the losses in the index, and make the checksums of its lines anew."""
-    index = store.root / "derived.parquet"
-    table = pd.read_parquet(index)
-    version = table.attrs
-    for name in ("loss", "task_loss"):
-        table[name] = [(np.frombuffer(loss) / 2).tobytes() for loss in table[name]]
-    lines = table.to_dict("records")
-    table["checksum"] = [row_index.checksum_of_line(line) for line in lines]
-    table.attrs = version
-    table.to_parquet(index, index=False)
+
+    def halved(loss: bytes) -> bytes:
+        return (np.frombuffer(loss) / 2).tobytes()
+
+    change_index(store, loss=halved, task_loss=halved)
 
 
 @pytest.mark.slow
@@ -358,6 +354,18 @@ def test_a_forged_index_does_not_pass_the_check(tmp_path: Path, capsys: Any) -> 
     code, said = run(capsys, "report", store.root, "--format", "markdown", "--check")
     assert code == 1
     assert "0 differ" not in said
+
+
+def test_an_index_that_vouches_for_a_row_does_not_make_it_one(tmp_path: Path) -> None:
+    store = make_store(tmp_path / "run", methods=("hype",), tasks=("rte",), seeds=1)
+    (pair,) = row_index.read(store)[0]
+    folder = store.folder(pair[0]["id"])
+    rewrite(folder, seed="one")
+    forged = hashlib.sha256((folder / "row.json").read_bytes()).hexdigest()
+    change_index(store, row_file=lambda _: forged)
+    pairs, damaged = row_index.read(store)
+    assert pairs == []
+    assert "seed of another type" in damaged[folder.name].reason
 
 
 def test_a_row_that_is_rewritten_within_one_tick_of_the_clock_is_read_again(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from finetune_bench.runner.row import row_of
 from finetune_bench.store import row_index
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
-from tests.synthetic_store import make_cell
+from tests.synthetic_store import change_index, make_cell
 
 Damage = Callable[[Path], Any]
 
@@ -106,14 +106,7 @@ def test_every_fault_is_named(fault: str, store: Store, capsys: Any) -> None:
 
 
 def test_a_forged_line_of_the_index_is_named(store: Store, capsys: Any) -> None:
-    import pandas as pd
-
-    index = store.root / "derived.parquet"
-    table = pd.read_parquet(index)
-    version, table["digest"] = table.attrs, "0"
-    table["checksum"] = [row_index.checksum_of_line(line) for line in table.to_dict("records")]
-    table.attrs = version
-    table.to_parquet(index, index=False)
+    change_index(store, digest=lambda _: "0")
     code, lines = verify(capsys, store)
     assert (code, len(lines)) == (1, 3)
     assert "isn't what its files give" in lines[0]

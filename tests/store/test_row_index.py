@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
+from pyarrow import parquet
 
+from finetune_bench import files
 from finetune_bench.store import row_index
 from finetune_bench.store.store import Store
 from tests.synthetic_store import make_row, make_store, make_trace, put
@@ -60,6 +62,33 @@ def test_the_second_reading_opens_no_trace(store: Store, monkeypatch: pytest.Mon
     assert table.stat().st_mtime_ns == stamp  # nothing to write either
 
 
+def test_the_second_reading_makes_no_checksum_of_a_row_anew(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = rows_of(store)
+    made: list[int] = []
+    checksum = files.checksum
+
+    def counted(values: Mapping[str, Any]) -> str:
+        made.append(len(values))
+        return checksum(values)
+
+    monkeypatch.setattr(files, "checksum", counted)
+    assert rows_of(store) == expected
+    assert made == []
+    row_index.read(Store(store.root, reads_index=False))  # without the index nothing is known
+    assert len(made) >= 8
+
+
+def test_a_row_whose_bytes_changed_is_held_against_its_checksum_again(store: Store) -> None:
+    cell = rows_of(store)[0]["id"]
+    path = store.folder(cell) / "row.json"
+    text = path.read_text("utf-8")
+    path.write_text(text.replace('"seed": ', '"seed": 1', 1), "utf-8")
+    assert cell in row_index.read(store)[1]
+    path.write_text(text, "utf-8")
+    assert row_index.read(store)[1] == {}
+    assert len(rows_of(store)) == 8
+
+
 def test_a_changed_row_is_read_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     rows_of(store)
     row = make_row("hype", "rte", 1)
@@ -103,19 +132,17 @@ def test_a_damaged_table_is_made_anew(store: Store, damage: str) -> None:
     elif damage == "empty":
         path.write_bytes(b"")
     else:
-        table = pd.read_parquet(path)
-        table["digest"] = "0"
-        table.attrs = {"version": row_index.VERSION - 1}
-        table.to_parquet(path)
+        table = parquet.read_table(path)
+        parquet.write_table(table.replace_schema_metadata({"version": str(row_index.VERSION - 1)}), path)
     assert rows_of(store) == expected
-    assert pd.read_parquet(path).attrs["version"] == row_index.VERSION
+    assert parquet.read_schema(path).metadata[b"version"] == str(row_index.VERSION).encode()
 
 
 def test_a_store_that_cannot_be_written_to_is_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(pd.DataFrame, "to_parquet", full)
+    monkeypatch.setattr(parquet, "write_table", full)
     assert rows_of(store) == store.rows()
     monkeypatch.undo()
     assert sorted(path.name for path in store.root.iterdir()) == ["cells"]  # nothing half-written stays

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -174,16 +173,16 @@ def test_a_row_that_is_replaced_while_it_is_read_is_not_damaged(
 ) -> None:
     store = Store(tmp_path)
     store.write({}, bare_row(A, seed=1), arrays={"trace": {"loss": np.zeros(9)}})
-    opened = reading.open_plain
+    hash_now = reading.hash_plain
     replaced: list[Path] = []
 
-    def open_late(path: Path, most: int) -> Any:
+    def hash_late(path: Path, most: int) -> tuple[int, str]:
         if not replaced:
             replaced.append(path)
             store.write({}, bare_row(A, seed=2), arrays={"trace": {"loss": np.ones(9)}})
-        return opened(path, most)
+        return hash_now(path, most)
 
-    monkeypatch.setattr(reading, "open_plain", open_late)
+    monkeypatch.setattr(reading, "hash_plain", hash_late)
     row = store.row(A)
     assert row is not None
     assert row["seed"] == 2
