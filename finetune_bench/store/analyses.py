@@ -18,7 +18,7 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from finetune_bench.files import Damaged, open_plain, read_sealed, replacing, sealed
+from finetune_bench.files import MOST_JSON_BYTES, Damaged, open_plain, read_plain, replacing, sealed, unsealed
 from finetune_bench.store.reading import MOST_ARRAY_BYTES, hash_checked, unpacked
 from finetune_bench.store.row import FileFacts
 from finetune_bench.store.shape import misfit
@@ -87,7 +87,7 @@ def read(folder: Path, name: str, cell_id: str | None = None) -> Result | None:
     path = folder / f"analysis-{name}.json"
     if not os.path.lexists(path):
         return None
-    values, _, is_sealed = read_sealed(path)
+    values, _, is_sealed = unsealed(read_plain(path, MOST_JSON_BYTES), path)
     if not is_sealed:
         raise Damaged(path, "has no checksum")
     if wrong := misfit(values, Result):
