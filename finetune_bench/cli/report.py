@@ -86,7 +86,10 @@ def report_command(parsed: argparse.Namespace) -> int:
         show_document("report", report_values(store, options, written))
     else:
         summarise(store, folder, formats, options)
-    return tell_damaged(store, load(store, options).damaged)
+    damaged = load(store, options).damaged
+    # Python ends with a collection that would walk all rows once more.
+    gc.freeze()
+    return tell_damaged(store, damaged)
 
 
 def _written_with(folder: Path, formats: list[str]) -> tuple[list[str], Options]:

@@ -39,7 +39,8 @@ _COLUMNS = [*_CONTENT, "checksum"]
 _SCHEMA = pa.schema(
     [(name, pa.large_binary() if name in _ARRAYS else pa.string()) for name in _COLUMNS], {"version": str(VERSION)}
 )
-_SHARED = ("recipe", "environment", "methods", "majority", "dropout")  # keys whose values many rows have in common
+# Keys whose values many rows have in common.
+_SHARED = ("recipe", "environment", "methods", "majority", "dropout", "notes")
 
 
 class Trace:
@@ -84,21 +85,24 @@ def read(store: Store) -> tuple[list[tuple[Row, Trace]], dict[str, Damaged]]:
     for cell, line in lines.items():
         row: dict[str, Any] = dict(rows[cell][0])
         for key in _SHARED:
-            if row.get(key):
+            if key in row:
                 row[key] = shared.setdefault(repr(row[key]), row[key])
         pairs.append((cast(Row, row), Trace(line)))
     return pairs, damaged | unreadable
 
 
-def stamps(store: Store) -> Iterator[tuple[str, ...]]:
+def stamps(store: Store) -> Iterator[tuple[str | int, ...]]:
     """Yield, for every cell in the store, its name and what changes with its files: for what one process keeps."""
+    cells = str(store.cells)
     for name in store.names():
-        facts = [name]
+        facts: list[str | int] = [name]
         for file in ("row.json", "predictions.npz", "trace.npz"):
-            with contextlib.suppress(OSError):
-                # For ten thousand files, making a Path takes most of the time.
-                status = os.lstat(f"{store.cells}/{name}/{file}")
-                facts.append(f"{status.st_mtime_ns} {status.st_ctime_ns} {status.st_size} {status.st_ino}")
+            # For ten thousand files, making a Path takes most of the time.
+            try:
+                status = os.lstat(f"{cells}/{name}/{file}")
+            except OSError:
+                continue
+            facts += (file, status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino)
         yield tuple(facts)
 
 

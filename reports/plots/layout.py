@@ -14,7 +14,7 @@ def lay_out(figure: Figure) -> None:
     """Place panels so that all are alike and no text lies on another; a layout engine goes first, where there is one.
 
     Args:
-        figure: Its panels are in one grid of rows and columns; legends and texts of the figure stand below it.
+        figure: Its panels are in one grid; texts of the figure stand below it, legends below or above.
     """
     engine = figure.get_layout_engine()
     _forgo_empty_labels(figure)
@@ -25,7 +25,7 @@ def lay_out(figure: Figure) -> None:
         return
     renderer = FigureCanvasAgg(figure).get_renderer()  # type: ignore[no-untyped-call]
     room = _ROOM * figure.dpi / 72
-    bottom = _place_below(figure, renderer, room)
+    bottom, top = _reserved(figure, renderer, room)
     rows, columns = _grid(figure)
     left, right = [room] * columns, [room] * columns
     above, below = [room] * rows, [room] * rows
@@ -39,14 +39,14 @@ def lay_out(figure: Figure) -> None:
         above[row] = max(above[row], outer.y1 - inner.y1 + room)
         below[row] = max(below[row], inner.y0 - outer.y0 + room)
     width = (figure.bbox.width - sum(left) - sum(right)) / columns
-    height = (figure.bbox.height - bottom - sum(above) - sum(below)) / rows
+    height = (figure.bbox.height - bottom - top - sum(above) - sum(below)) / rows
     # A figure that has no room for its texts keeps what it has.
     if min(width, height) <= 0:
         return
     for axes in figure.axes:
         row, column = _cell(axes)
         x = sum(left[: column + 1]) + sum(right[:column]) + column * width
-        y = figure.bbox.height - sum(above[: row + 1]) - sum(below[:row]) - (row + 1) * height
+        y = figure.bbox.height - top - sum(above[: row + 1]) - sum(below[:row]) - (row + 1) * height
         whole = figure.bbox
         axes.set_position((x / whole.width, y / whole.height, width / whole.width, height / whole.height))
 
@@ -59,14 +59,18 @@ def _forgo_empty_labels(figure: Figure) -> None:
                 axis.set_label_coords(0, 0)
 
 
-def _place_below(figure: Figure, renderer: RendererAgg, room: float) -> float:
-    """Put the figure's texts at its lower edge, and return how high they and its legends reach."""
-    heights = [0.0]
+def _reserved(figure: Figure, renderer: RendererAgg, room: float) -> tuple[float, float]:
+    """Put the figure's texts at its lower edge, and return what they and its legends take there, and at the upper."""
+    bottom = top = 0.0
     for text in figure.texts:
         text.set_y(room / figure.bbox.height)
-        heights.append(text.get_window_extent(renderer).y1 + room)
-    heights += [legend.get_window_extent(renderer).y1 + room for legend in figure.legends]
-    return max(heights)
+    for artist in (*figure.texts, *figure.legends):
+        box = artist.get_window_extent(renderer)
+        if box.y0 <= figure.bbox.height - box.y1:
+            bottom = max(bottom, box.y1 + room)
+        else:
+            top = max(top, figure.bbox.height - box.y0 + room)
+    return bottom, top
 
 
 def _grid(figure: Figure) -> tuple[int, int]:

@@ -42,7 +42,7 @@ def load(store: Store, options: Options = DEFAULT) -> Data:
 
 
 @functools.lru_cache(maxsize=1)
-def _load(store: Store, options: Options, stamps: tuple[tuple[str, ...], ...], study: str) -> Data:
+def _load(store: Store, options: Options, stamps: tuple[tuple[str | int, ...], ...], study: str) -> Data:
     data = read_data(store, options)
     duplicates, any_order = _reordered(data)
     data = _relabelled(data, any_order, ANY_ORDER, duplicates)

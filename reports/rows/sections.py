@@ -132,9 +132,20 @@ class Section:
     @cached
     def paired_scores(self, method: str, reference: str, column: Column) -> np.ndarray:
         """Return the (seeds,) scores of the runs that are paired with the reference's, NaN elsewhere."""
-        hashes, reference_hashes = self._hashes(method, column.task), self._hashes(reference, column.task)
-        proven = [hashes[seed] is not None and hashes[seed] == reference_hashes[seed] for seed in self.seeds]
+        proven = self.paired_mask(method, reference, column.task)
         return _read_only(np.where(proven, self.scores(method, column), np.nan))
+
+    @cached
+    def paired_mask(self, method: str, reference: str, task: str) -> np.ndarray:
+        """Return (seeds,) whether both runs are paired, see `paired`."""
+        hashes, reference_hashes = self._hashes(method, task), self._hashes(reference, task)
+        return _read_only([hashes[seed] is not None and hashes[seed] == reference_hashes[seed] for seed in self.seeds])
+
+    @cached
+    def done_mask(self, method: str, task: str) -> np.ndarray:
+        """Return (seeds,) whether the run is done."""
+        rows = [self.runs.get((method, task, seed)) for seed in self.seeds]
+        return _read_only([row is not None and row["status"] == Status.DONE for row in rows])
 
     @cached
     def parts(self, method: str) -> list[MethodEntry]:

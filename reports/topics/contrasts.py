@@ -6,6 +6,7 @@ there is one, and on the contrast's own seeds where there is not.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Section
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
-from finetune_bench.store.row import Status
+from finetune_bench.store.row import Row, Status
 
 SUITE = "mean over tasks"
 # What an interval is built on, as the CSV files say it.
@@ -33,6 +34,17 @@ def cell_ids(section: Section, methods: Iterable[str], column: Column) -> tuple[
     """Return the ids of the finished runs behind a number: of these methods on the column's task, or on all tasks."""
     task = column.task or None
     return tuple(row["id"] for method in dict.fromkeys(methods) for row in section.rows(method, task, Status.DONE))
+
+
+def paired_runs(section: Section, method: str) -> list[tuple[Row, Row]]:
+    """Return the finished runs of a method, each with the reference's run that it is paired with."""
+    if section.reference is None:
+        return []
+    return [
+        (section.runs[method, task, seed], section.runs[section.reference, task, seed])
+        for task, seed in itertools.product(section.tasks, section.seeds)
+        if section.paired(method, section.reference, task, seed)
+    ]
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from finetune_bench.reports.plots.style import (
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.text import with_interval
+from finetune_bench.reports.topics.contrasts import paired_runs
 from finetune_bench.reports.topics.scores import scores
 from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
 from finetune_bench.stats import estimates
@@ -144,6 +144,7 @@ def number(row: Row, name: CostName) -> float:
 
 def _cost(section: Section, method: str) -> Cost:
     rows = section.rows(method, status=Status.DONE)
+    pairs = paired_runs(section, method)
 
     def median(name: CostName) -> float:
         return _median([number(row, name) for row in rows])
@@ -152,10 +153,10 @@ def _cost(section: Section, method: str) -> Cost:
         section=section.title,
         method=method,
         runs=len(rows),
-        time=_ratio(section, method, seconds),
-        memory=_ratio(section, method, lambda row: number(row, "peak_memory_bytes")),
-        activations=_ratio(section, method, lambda row: number(row, "saved_activation_bytes")),
-        energy=_ratio(section, method, lambda row: number(row, "energy_joules")),
+        time=_ratio(pairs, seconds),
+        memory=_ratio(pairs, lambda row: number(row, "peak_memory_bytes")),
+        activations=_ratio(pairs, lambda row: number(row, "saved_activation_bytes")),
+        energy=_ratio(pairs, lambda row: number(row, "energy_joules")),
         seconds=_median([seconds(row) for row in rows]),
         examples_per_second=median("examples_per_second"),
         peak_memory_bytes=median("peak_memory_bytes"),
@@ -175,20 +176,14 @@ def _median(values: Sequence[float]) -> float:
     return float(np.median(finite)) if finite else math.nan
 
 
-def _ratio(section: Section, method: str, cost: Callable[[Row], float]) -> Ratio:
-    if section.reference is None:
+def _ratio(pairs: Sequence[tuple[Row, Row]], cost: Callable[[Row], float]) -> Ratio:
+    costs = [(cost(row), cost(reference)) for row, reference in pairs]
+    costs = [pair for pair in costs if pair[0] > 0 and pair[1] > 0]
+    if not costs:
         return Ratio(math.nan, math.nan, math.nan, 0)
-    pairs = [
-        (cost(section.runs[method, task, seed]), cost(section.runs[section.reference, task, seed]))
-        for task, seed in itertools.product(section.tasks, section.seeds)
-        if section.paired(method, section.reference, task, seed)
-    ]
-    pairs = [pair for pair in pairs if pair[0] > 0 and pair[1] > 0]
-    if not pairs:
-        return Ratio(math.nan, math.nan, math.nan, 0)
-    ratios = [of_method / of_reference for of_method, of_reference in pairs]
-    value = estimates.geometric_mean_ratio(*zip(*pairs, strict=True))
-    return Ratio(value, min(ratios), max(ratios), len(pairs))
+    ratios = [of_method / of_reference for of_method, of_reference in costs]
+    value = estimates.geometric_mean_ratio(*zip(*costs, strict=True))
+    return Ratio(value, min(ratios), max(ratios), len(costs))
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:

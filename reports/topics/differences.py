@@ -30,7 +30,6 @@ from finetune_bench.reports.topics.contrasts import (
 from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
-from finetune_bench.store.row import Status
 
 # --- records ----------------------------------------------------------------------------------------------------------
 
@@ -140,15 +139,8 @@ def noise_floors(section: Section, reference: str) -> dict[Column, Estimate]:
 
 def _refused(section: Section, method: str, reference: str, task: str) -> int:
     """Return the number of seeds at which both runs ended well but are no pair."""
-    both = [
-        seed
-        for seed in section.seeds
-        if all(
-            (row := section.runs.get((label, task, seed))) is not None and row["status"] == Status.DONE
-            for label in (method, reference)
-        )
-    ]
-    return sum(not section.paired(method, reference, task, seed) for seed in both)
+    both = section.done_mask(method, task) & section.done_mask(reference, task)
+    return int((both & ~section.paired_mask(method, reference, task)).sum())
 
 
 @cached

@@ -90,8 +90,10 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
     if not of_all:
         return []
     rows: list[list[str | Entry]] = []
-    for method, twin in dict.fromkeys((run.method, run.twin) for run in of_all):
-        runs = [run for run in of_all if (run.method, run.twin) == (method, twin)]
+    groups: dict[tuple[str, str], list[Divergence]] = {}
+    for run in of_all:
+        groups.setdefault((run.method, run.twin), []).append(run)
+    for (method, twin), runs in groups.items():
         ids = tuple(run.id for run in runs)
         never = sum(math.isnan(run.loss_step) and run.weights == 0 for run in runs)
         rows.append(

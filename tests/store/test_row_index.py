@@ -168,3 +168,8 @@ def test_equal_runs_have_equal_digests(store: Store) -> None:
     assert digests[row["id"]] == digests[make_row("vanilla", "rte", 1)["id"]]
     put(store, row, {"loss": np.zeros(3)})  # without sketches nothing can be said
     assert {found["id"]: trace.digest for found, trace in row_index.read(store)[0]}[row["id"]] is None
+
+
+def test_rows_share_what_is_equal(store: Store) -> None:
+    for key in ("recipe", "environment", "notes"):
+        assert len({id(row[key]) for row in rows_of(store) if key in row}) <= 1
