@@ -6,7 +6,8 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench.cli.console import say, show
-from finetune_bench.cli.documents import plan_values, show_document
+from finetune_bench.cli.documents import show_document
+from finetune_bench.cli.plan_document import plan_values
 from finetune_bench.cli.report import FORMATS, summarise, tell_damaged
 from finetune_bench.cli.show import load_plugins
 from finetune_bench.errors import UsageError

@@ -13,7 +13,7 @@ from typing import Any, NotRequired, get_args, get_origin, get_type_hints, is_ty
 import pytest
 
 from finetune_bench import cli
-from finetune_bench.cli import documents
+from finetune_bench.cli import documents, plan_document
 from finetune_bench.cli.documents import DOCUMENTS, SCHEMA, show_document
 from finetune_bench.runner import forecast
 from finetune_bench.store.shape import misfit
@@ -150,7 +150,7 @@ def test_plan(
 def test_a_plan_with_nothing_to_do() -> None:
     cells: dict[str, Any] = {"cells": [1], "todo": [], "cached": ["a"], "skipped": [], "failed": []}
     plan = SimpleNamespace(store=Store("run"), notes=[], devices=["cpu"], **cells)
-    values = documents.plan_values(plan, None)  # type: ignore[arg-type]
+    values = plan_document.plan_values(plan, None)  # type: ignore[arg-type]
     whole = {"schema": 1, "version": "0", "command": "plan", **values}
     assert misfit(whole, documents.PlanDocument) == ""
     assert (values["to_run"], values["device"], values["wall_seconds"]) == (0, None, None)

@@ -17,9 +17,11 @@ from finetune_bench.errors import UsageError
 from finetune_bench.spec import parse_stack, split
 from tests import ROOT
 
-CORE = sorted((ROOT / "finetune_bench").rglob("*.py"))
+# The built-in analyses register through entry points, as a stranger's do; they read named data sets.
+ANALYSES = ROOT / "finetune_bench" / "analyses"
+CORE = sorted({*(ROOT / "finetune_bench").rglob("*.py")} - {*ANALYSES.rglob("*.py")})
 PLUGINS = {room: sorted((ROOT / room).rglob("*.py")) for room in ("methods", "tasks", "reports")}
-SOURCES = [*CORE, *PLUGINS["methods"], *PLUGINS["tasks"], *PLUGINS["reports"]]
+SOURCES = [*CORE, *sorted(ANALYSES.rglob("*.py")), *PLUGINS["methods"], *PLUGINS["tasks"], *PLUGINS["reports"]]
 TESTS = sorted((ROOT / "tests").rglob("*.py"))
 EVERYWHERE = [*SOURCES, *TESTS]
 

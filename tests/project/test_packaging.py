@@ -184,9 +184,9 @@ def test_what_the_package_imports_is_declared() -> None:
     """Third-party modules that the source imports are dependencies of the project."""
     import ast
 
-    # datasets depends on the hub's client and on packaging
+    # datasets depends on the hub's client and on packaging, scikit-learn on threadpoolctl
     distributions = {"sklearn": "scikit-learn", "huggingface_hub": "datasets", "packaging": "datasets"}
-    distributions["pynvml"] = "nvidia-ml-py"
+    distributions |= {"pynvml": "nvidia-ml-py", "threadpoolctl": "scikit-learn"}
     extras = PROJECT["project"]["optional-dependencies"]
     used_by_us = ("lora", "trainer", "energy", "ray", "slurm")
     listed = [*PROJECT["project"]["dependencies"], *(name for extra in used_by_us for name in extras[extra])]
