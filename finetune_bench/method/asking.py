@@ -50,7 +50,7 @@ def ask(method: Method, hook: str, *arguments: Any) -> Any:
     if isinstance(answer, Mapping):
         wrong = wrong or not answer or not all(isinstance(twin, Method) for twin in answer.values())
     if isinstance(answer, tuple):
-        wrong = not all(isinstance(claim, str) for claim in answer)
+        wrong = wrong or not all(isinstance(claim, str) for claim in answer)
     if isinstance(answer, Passes):
         wrong = not all(isinstance(count, int | float) for count in (answer.forwards, answer.backwards))
     if wrong:

@@ -17,8 +17,8 @@ HOOKS = [layer_inputs_changed, attention_outputs_changed]
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
 @pytest.mark.parametrize("architecture", toys.ARCHITECTURES)
 def test_a_change_of_one_example_changes_its_prediction_alone(architecture: str, hook: type) -> None:
-    if architecture == "modernbert" and hook is attention_outputs_changed:
-        pytest.skip("no module has the place")
+    if architecture in ("modernbert", "llama", "qwen3", "gpt2") and hook is attention_outputs_changed:
+        pytest.skip("no module has the place: these normalise first and add the residual outside")
     run = tiny_run(architecture=architecture)
     batch = next(run.batches("test"))
     count, length = batch.inputs["input_ids"].shape

@@ -15,6 +15,7 @@ from finetune_bench.methods.mixout import Mixout, mix_weights
 from finetune_bench.methods.noisytune import NoisyTune
 from finetune_bench.methods.vanilla import Vanilla
 from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.structure import is_linear
 from finetune_bench.recipe import Recipe
 from finetune_bench.task import Task
 from finetune_bench.testing import toys
@@ -33,6 +34,10 @@ MIXED = {
     "albert": 6 + 2,
     "distilbert": 2 * 6,
     "modernbert": 2 * 4,
+    "llama": 2 * 7,
+    "qwen3": 2 * 7,
+    "gpt2": 2 * 4,
+    "mpnet": 2 * 6,
 }
 
 
@@ -130,9 +135,7 @@ def test_every_linear_layer_of_the_body_is_mixed(architecture: str) -> None:
     assert len(names) == MIXED[architecture]
     prefix = run.model.base_model_prefix
     linear = {
-        f"{path}.weight"
-        for path, module in run.model.named_modules()
-        if isinstance(module, nn.Linear) and path.startswith(prefix)
+        f"{path}.weight" for path, module in run.model.named_modules() if is_linear(module) and path.startswith(prefix)
     }
     bare = {name for name in run.params if ".rel_attn." in name and name[-2:] in (".q", ".k", ".v", ".o", ".r")}
     assert set(names) == linear | bare

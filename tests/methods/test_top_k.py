@@ -30,7 +30,18 @@ def test_every_parameter_has_a_depth(architecture: str) -> None:
     depth_of = parameter_depths(model)
     assert set(depth_of) == set(model.parameters())
     names = {name: depth_of[weight] for name, weight in model.named_parameters()}
-    top = ("classifier", "pooler", "head", "final_norm", "sequence_summary", "logits_proj", "pre_classifier")
+    top = (
+        "classifier",
+        "pooler",
+        "head",
+        "final_norm",
+        "model.norm",
+        "ln_f",
+        "score",
+        "sequence_summary",
+        "logits_proj",
+    )
+    top += ("pre_classifier",)
     for name, depth in names.items():
         if any(word in name for word in top):
             assert depth == 2, name
