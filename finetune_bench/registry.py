@@ -21,7 +21,7 @@ from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from finetune_bench import source_files
 from finetune_bench.errors import FinetuneBenchError, MachineError, UnknownName, UsageError
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 # The one method that the core knows by name.
 BASELINE = "vanilla"
+
+_Made = TypeVar("_Made")
 
 # What --plugin added: by group and name, the plugin and the file that it came from.
 _added: dict[str, dict[str, Any]] = {"methods": {}, "tasks": {}, "analyses": {}, "reports": {}}
@@ -167,17 +169,7 @@ def make_stack(text: str) -> Stack:
             raise UsageError(f"'{name}' in '{brief(text)}' is fine-tuning without any method; leave it out there.")
     methods = []
     for call in calls:
-        owner = method_class(call.name)
-        values = from_text(owner, call.arguments)
-        try:
-            methods.append(owner(**values))
-        except FinetuneBenchError:
-            raise
-        except (Exception, SystemExit) as error:  # a plugin's own __post_init__
-            raise UsageError(
-                f"'{call.name}' in '{brief(text)}' can't be made: {owner.__name__} failed with "
-                f"{type(error).__name__}: {brief(error)}."
-            ) from error
+        methods.append(_made(method_class(call.name), call.arguments, f"'{call.name}' in '{brief(text)}'"))
     return Stack(methods)
 
 
@@ -262,16 +254,19 @@ def make_analysis(text: str) -> Analysis:
         UnknownName, ParameterError, UsageError: says which part is wrong.
     """
     call = parse_call(text)
-    owner = analysis_class(call.name)
-    values = from_text(owner, call.arguments)
+    return _made(analysis_class(call.name), call.arguments, f"The analysis '{brief(text)}'")
+
+
+def _made(owner: type[_Made], arguments: dict[str, str], called: str) -> _Made:
+    """Make a method or an analysis with the arguments of its call."""
+    values = from_text(owner, arguments)
     try:
         return owner(**values)
     except FinetuneBenchError:
         raise
     except (Exception, SystemExit) as error:  # a plugin's own __post_init__
         raise UsageError(
-            f"The analysis '{brief(text)}' can't be made: {owner.__name__} failed with {type(error).__name__}: "
-            f"{brief(error)}."
+            f"{called} can't be made: {owner.__name__} failed with {type(error).__name__}: {brief(error)}."
         ) from error
 
 

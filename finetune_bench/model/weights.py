@@ -71,8 +71,8 @@ def identity(name: str, *, keep_head: bool = False) -> str:
     are none of this one's: `fresh-head` where it kept the head of another task, `dropout` where it left dropout on that
     a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's,
     `last-token` where it left it to the library which token a decoder's head reads, `newline` where it put nothing
-    between two texts. Another, `kept-head`, says that
-    training goes on from the checkpoint's head. The random start of a head depends on the fingerprint alone.
+    between two texts. Another, `kept-head`, says that training goes on from the checkpoint's head. The random start
+    of a head depends on the fingerprint alone.
     """
     marks = {
         KEPT_HEAD: keep_head,

@@ -116,11 +116,13 @@ def at_the_end(cell: Cell, run: TrainingRun, stack: Stack, scored: Scored, texts
         scored: what it was scored on.
         texts: the analyses that are asked for, as typed.
     """
+    analyses = asked(texts)
+    reads_model = any(analysis.needs_model for analysis in analyses)
     with stack.evaluating(run):
         trained = _trained(cell, scored, Network(run.model, run.params, run.device, run.autocast), run.device)
-        before = measure.sketch(run.params.values())
-        made = [_measured(cell, analysis, trained) for analysis in asked(texts)]
-        is_changed = not np.array_equal(before, measure.sketch(run.params.values()))
+        before = measure.sketch(run.params.values()) if reads_model else None
+        made = [_measured(cell, analysis, trained) for analysis in analyses]
+        is_changed = before is not None and not np.array_equal(before, measure.sketch(run.params.values()))
     if is_changed:
         raise FinetuneBenchError(
             "An analysis changed the weights of the model that it was given; leave out the one that comes from "

@@ -75,8 +75,8 @@ def welch(own: Summary, published: Summary) -> Estimate:
     total = sum(variances)
     if total == 0:
         raise ValueError("Expected a standard deviation above 0 on one side at least; got 0 on both.")
-    df = total**2 / sum(variance**2 / number for variance, number in zip(variances, degrees, strict=True))
-    return _estimate(own.mean - published.mean, math.sqrt(total), min(own.n or 0, published.n or 0), df)
+    runs = min(own.n or 0, published.n or 0)
+    return _estimate(own.mean - published.mean, math.sqrt(total), runs, _satterthwaite(variances, degrees))
 
 
 def with_our_spread(own: Summary, published: Summary) -> Estimate:
@@ -176,7 +176,7 @@ def mean_gain(pairs: Sequence[tuple[Summary, Summary]]) -> Estimate:
     variances = [sd**2 / n for sd, n in known]
     if len(known) < 2 * len(pairs) or sum(variances) == 0:
         return Estimate(value, n=runs)
-    df = sum(variances) ** 2 / sum(v**2 / (n - 1) for v, (_, n) in zip(variances, known, strict=True))
+    df = _satterthwaite(variances, [n - 1 for _, n in known])
     return _estimate(value, math.sqrt(sum(variances)) / len(pairs), runs, df)
 
 
@@ -224,6 +224,11 @@ def whole_counts(percentage: float, rows: int, runs: int) -> list[int]:
     nearest = round(percentage * total / 100)
     near = range(nearest - 2, nearest + 3)
     return [count for count in near if -0.005001 <= 100 * count / total - percentage < 0.01]
+
+
+def _satterthwaite(variances: Sequence[float], degrees: Sequence[int]) -> float:
+    """Return the degrees of freedom of a sum of variances of means (Satterthwaite, 1946)."""
+    return float(sum(variances) ** 2 / sum(v**2 / number for v, number in zip(variances, degrees, strict=True)))
 
 
 def _estimate(value: float, standard_error: float, n: int, df: float) -> Estimate:

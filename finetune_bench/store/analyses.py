@@ -18,11 +18,11 @@ from typing import Any, NotRequired, TypedDict, cast
 
 import numpy as np
 
-from finetune_bench.files import MOST_JSON_BYTES, Damaged, open_plain, read_plain, replacing, sealed, unsealed
-from finetune_bench.store.reading import MOST_ARRAY_BYTES, hash_checked, unpacked
+from finetune_bench.files import MOST_JSON_BYTES, Damaged, open_plain, read_plain, replacing, unsealed
+from finetune_bench.store.reading import MOST_ARRAY_BYTES, array_hash, unpacked
 from finetune_bench.store.row import FileFacts
 from finetune_bench.store.shape import misfit
-from finetune_bench.store.store import plain, to_json
+from finetune_bench.store.store import write_json
 
 FILE = re.compile(r"analysis-([a-z0-9_]+)\.(json|npz)")
 SCHEMA = 1
@@ -66,11 +66,8 @@ def write(folder: Path, result: Result, arrays: Mapping[str, np.ndarray]) -> Non
         content["files"] = {arrays_file.name: {"bytes": size, "sha256": digest}}
     else:
         arrays_file.unlink(missing_ok=True)
-    text = to_json(sealed(plain(content)))
-    with replacing(target) as temporary, open(temporary, "wb") as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
+    with replacing(target) as temporary:
+        write_json(temporary, content)
 
 
 def read(folder: Path, name: str, cell_id: str | None = None) -> Result | None:
@@ -100,8 +97,7 @@ def read(folder: Path, name: str, cell_id: str | None = None) -> Result | None:
     for file, facts in (result.get("files") or {}).items():
         if file != f"analysis-{name}.npz":
             raise Damaged(path, "names files that no analysis has")
-        with open_plain(folder / file, MOST_ARRAY_BYTES) as opened:
-            hash_checked(opened, folder / file, facts)
+        array_hash(folder / file, facts)
     return result
 
 

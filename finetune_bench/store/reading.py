@@ -59,7 +59,7 @@ def read_row(folder: Path, cell_id: str | None = None, checked: dict[str, str] |
         raise Damaged(folder, "is a link or a file, not a folder")
     try:
         row, digest = _read_row_file(folder, cell_id, {} if checked is None else checked)
-        hashes = [digest, *(f"{name} {_array_hash(f'{folder}/{name}', facts)}" for name, facts in _files(folder, row))]
+        hashes = [digest, *(f"{name} {array_hash(f'{folder}/{name}', facts)}" for name, facts in _files(folder, row))]
     except Damaged:
         if folder.lstat().st_ino == facts_of_folder.st_ino:
             raise
@@ -84,7 +84,8 @@ def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:
         return {}
     path = folder / name
     with open_plain(path, MOST_ARRAY_BYTES) as file:
-        hash_checked(file, path, facts)
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        _hold_against(facts, path, file.tell(), digest)
         file.seek(0)
         return unpacked(file, path)
 
@@ -124,17 +125,10 @@ def _files(folder: Path, row: Row) -> list[tuple[str, FileFacts | None]]:
     return list((row.get("files") or {}).items())
 
 
-def _array_hash(path: Path | str, facts: FileFacts | None) -> str:
+def array_hash(path: Path | str, facts: FileFacts | None) -> str:
     """Return the hash of a file's content, after it was held against what the row says of the file."""
     size, digest = hash_plain(path, MOST_ARRAY_BYTES)
     _hold_against(facts, path, size, digest)
-    return digest
-
-
-def hash_checked(file: BufferedReader, path: Path | str, facts: FileFacts | None) -> str:
-    """Return the hash of an opened file's content, after it was held against what is written of the file."""
-    digest = hashlib.file_digest(file, "sha256").hexdigest()
-    _hold_against(facts, path, file.tell(), digest)
     return digest
 
 

@@ -232,7 +232,7 @@ class Store:
         self.refuse_links()
         self.root.mkdir(parents=True, exist_ok=True)
         with replacing(self.root / "study.json") as temporary:
-            _write_json(temporary, study)
+            write_json(temporary, study)
 
     @contextmanager
     def claim(self, cell_id: str) -> Iterator[bool]:
@@ -321,7 +321,7 @@ class Store:
             _write(into / "log.txt", log.encode("utf-8", "replace"))
         _write(into / "cell.json", to_json(cell).encode())
         kept = {key: value for key, value in row.items() if key != "files"}
-        _write_json(into / "row.json", kept | {"schema": SCHEMA} | ({"files": files} if files else {}))
+        write_json(into / "row.json", kept | {"schema": SCHEMA} | ({"files": files} if files else {}))
 
     def write_unfinished(self, cell: Mapping[str, Any], row: Row, log: str = "") -> Row:
         """Write the row of a cell that came to nothing, unless it is done after all or another process is at it.
@@ -402,7 +402,7 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a table with its checksum."""
     _write(path, to_json(sealed(plain(values))).encode())
 
