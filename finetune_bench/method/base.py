@@ -59,6 +59,7 @@ class Facts:
         dtype: the dtype of the arithmetic: float32, or autocast's.
         partners: the other methods of the stack.
         outer: the methods to the left, whose objectives are around this method's.
+        keeps_head: whether the model starts from the checkpoint's head, and not from a fresh one.
     """
 
     skeleton: nn.Module
@@ -68,6 +69,7 @@ class Facts:
     dtype: torch.dtype
     partners: tuple[Method, ...] = ()
     outer: tuple[Method, ...] = ()
+    keeps_head: bool = False
 
 
 @dataclass_transform(kw_only_default=True)

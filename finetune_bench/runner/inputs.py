@@ -134,6 +134,7 @@ def facts_of(cell: Cell, stack: Stack) -> Facts:
         task=task,
         recipe=cell.recipe,
         dtype=devices.DTYPES[cell.recipe.precision],
+        keeps_head=weights.KEPT_HEAD in cell.weights,
     )
 
 
