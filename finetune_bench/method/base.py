@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.former import refuse_former
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
-from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.dropout import Dropout, Rates
 from finetune_bench.parameters import Space, neutral_setting, parameter, search_space, validate
 from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
 from finetune_bench.task import Output, Task
@@ -132,6 +132,11 @@ class Method:
     def exclusive(self) -> tuple[str, ...]:
         """Name what only one method of a stack may have, as "evaluated weights"; a second one is refused."""
         return ()
+
+    @property
+    def rates(self) -> Rates:
+        """Return the dropout rates that this method asks for; two methods of a stack may not ask for different ones."""
+        return Rates()
 
     def unsupported(self, facts: Facts) -> str | None:
         """Return why this method can't run in such a cell, as the end of "NAME is skipped: …"; else None."""
