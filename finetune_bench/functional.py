@@ -72,6 +72,37 @@ def symmetric_kl(p: Tensor, q: Tensor) -> Tensor:
     return ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1).mean()
 
 
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """Return the batch mean of KL(p‖q) = Σ p · (log p − log q), 0-dim; both are logits, (batch, classes)."""
+    log_p, log_q = log_probabilities(p), log_probabilities(q)
+    return (log_p.exp() * (log_p - log_q)).sum(-1).mean()
+
+
+def log_probabilities(logits: Tensor) -> Tensor:
+    """Return log p of every class, (batch, classes), in float32 at least."""
+    return _full_precision(logits).log_softmax(-1)
+
+
+def weighted(losses: Tensor, weights: Tensor, whose: str) -> Tensor:
+    """Multiply losses of single examples by weights.
+
+    Args:
+        losses: (batch,).
+        weights: (batch,), at least 0.
+        whose: `own`; `shared`, which gives every loss the mean weight, without gradient: the same scale
+            without selection; `normalised`, which divides by that mean: the selection at the scale of the losses.
+
+    Returns:
+        (batch,).
+    """
+    mean = weights.detach().mean()
+    if whose == "shared":
+        return mean * losses
+    if whose == "normalised":
+        return weights / mean.clamp_min(torch.finfo(mean.dtype).tiny) * losses
+    return weights * losses
+
+
 def weigh(loss: Tensor, weight: float | Tensor) -> Tensor:
     """Multiply a loss by a weight.
 

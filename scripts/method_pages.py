@@ -57,6 +57,8 @@ def page(name: str) -> str:
     if len(shared) > 1:
         others = ", ".join(f"[`{other}`]({other}.md)" for other in shared if other != name)
         head.append(f"This card also describes {others}.")
+    if owner.own_learning_rate:
+        head.append(f"It is to be compared at its own learning rate: {owner.own_learning_rate}.")
     return "\n\n".join([*head, as_markdown(text.strip()), *costs(owner()), *parameters(owner)]) + "\n"
 
 

@@ -95,6 +95,7 @@ class ShownMethod(TypedDict):
     name: str
     version: int
     card: str
+    own_learning_rate: str  # why it needs another rate than vanilla, and which; empty where one rate suits both
     parameters: list[ShownParameter]
 
 

@@ -34,6 +34,7 @@ def stack(text: str) -> Shown:
             "name": method.name,
             "version": method.version,
             "card": (sys.modules[type(method).__module__].__doc__ or type(method).__doc__ or "").strip(),
+            "own_learning_rate": method.own_learning_rate,
             "parameters": [
                 {
                     "name": field.name,
@@ -64,6 +65,8 @@ def stack(text: str) -> Shown:
         f"  kept beside weights, gradients and two moments: {memory.kept_formula}\n",
         *(f"  {name:8} {SIZES[name]}" for name in used),
     ]
+    rates = {method.name: method.own_learning_rate for method in made.methods if method.own_learning_rate}
+    costs += [f"\n{name} is to be compared at its own learning rate: {why}." for name, why in rates.items()]
     if len(methods) == 1:
         return facts, "\n".join([methods[0]["card"], "", *costs, "", "Parameters:\n", _parameters(methods[0])])
     parts = [f"{facts['label']}: a stack of {len(methods)} methods; the leftmost is outermost.", "\n".join(costs)]

@@ -38,7 +38,8 @@ from finetune_bench.errors import FinetuneBenchError, Unsupported, UsageError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import SCHEDULE, Stack
 from finetune_bench.metrics import Kind
-from finetune_bench.model.dropout import Dropout, active_dropout, dropout_rates, switch_off, with_dropout
+from finetune_bench.model.dropout import Dropout, dropout_rates, switch_off, with_dropout
+from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.model.structure import is_decoder
 from finetune_bench.recipe import Recipe
 from finetune_bench.task import Batch, Task, TaskData
@@ -239,7 +240,13 @@ class Attached:
         # Without a request the model's dropout stays what the user made it, whatever its configuration says.
         self._rates = {} if stack.dropout is Dropout.KEEP else _switch_off(model, skeleton)
         try:
-            self._facts = Facts(skeleton, tuple(active_dropout(model)), task, recipe, devices.DTYPES[recipe.precision])
+            self._facts = Facts(
+                skeleton,
+                tuple(active_dropout_under(model, stack.rates)),
+                task,
+                recipe,
+                devices.DTYPES[recipe.precision],
+            )
             if reason := stack.lost_noise(self._facts) or stack.unsupported(self._facts):
                 raise Unsupported(reason)
             self.warnings = stack.warnings(self._facts)

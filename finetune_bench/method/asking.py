@@ -9,6 +9,7 @@ from typing import Any
 from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.model.dropout import Rates
 from finetune_bench.printable import LONGEST_REASON, brief
 
 # By hook: what it is asked, in words, and what may come back.
@@ -20,6 +21,7 @@ _QUESTIONS: dict[str, tuple[str, tuple[type, ...], str]] = {
     "memory": ("for its memory", (Memory,), "Memory"),
     "stochastic": ("whether its passes differ", (bool,), "True or False"),
     "exclusive": ("what it needs for itself", (tuple,), 'a tuple of texts, as ("evaluated weights",)'),
+    "rates": ("for its dropout rates", (Rates,), "Rates"),
     "effects": ("for its effects", (Mapping,), "methods by name, one at least"),
 }
 
@@ -29,7 +31,7 @@ def ask(method: Method, hook: str, *arguments: Any) -> Any:
 
     Args:
         method: whose hook it is.
-        hook: unsupported, warning, noise_scale, passes, memory, effects, stochastic or exclusive.
+        hook: unsupported, warning, noise_scale, passes, memory, effects, stochastic, exclusive or rates.
         *arguments: the hook's.
 
     Raises:

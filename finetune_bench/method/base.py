@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.former import refuse_former
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
-from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.dropout import Dropout, Rates
 from finetune_bench.parameters import Space, neutral_setting, parameter, search_space, validate
 from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
 from finetune_bench.task import Output, Task
@@ -59,6 +59,7 @@ class Facts:
         dtype: the dtype of the arithmetic: float32, or autocast's.
         partners: the other methods of the stack.
         outer: the methods to the left, whose objectives are around this method's.
+        keeps_head: whether the model starts from the checkpoint's head, and not from a fresh one.
     """
 
     skeleton: nn.Module
@@ -68,6 +69,7 @@ class Facts:
     dtype: torch.dtype
     partners: tuple[Method, ...] = ()
     outer: tuple[Method, ...] = ()
+    keeps_head: bool = False
 
 
 @dataclass_transform(kw_only_default=True)
@@ -88,6 +90,8 @@ class Method:
             from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
+        own_learning_rate: why it is no fair comparison at vanilla's learning rate, and which rates to try, as "its loss
+            is smaller: 1 to 10 times vanilla's rate"; empty where one rate suits both.
         search_space: what a search may try, by parameter; read off the parameters.
         neutral: the neutral values by parameter, None where no parameter has one; read off the parameters.
     """
@@ -98,6 +102,7 @@ class Method:
     batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
     noises: ClassVar[str] = ""
+    own_learning_rate: ClassVar[str] = ""
     search_space: ClassVar[Mapping[str, Space]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
 
@@ -127,6 +132,11 @@ class Method:
     def exclusive(self) -> tuple[str, ...]:
         """Name what only one method of a stack may have, as "evaluated weights"; a second one is refused."""
         return ()
+
+    @property
+    def rates(self) -> Rates:
+        """Return the dropout rates that this method asks for; two methods of a stack may not ask for different ones."""
+        return Rates()
 
     def unsupported(self, facts: Facts) -> str | None:
         """Return why this method can't run in such a cell, as the end of "NAME is skipped: …"; else None."""

@@ -10,13 +10,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from finetune_bench.device import resolution
-from finetune_bench.errors import FinetuneBenchError
+from finetune_bench.errors import FinetuneBenchError, ModelError
 from finetune_bench.functional import weigh
 from finetune_bench.method.asking import ask
-from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
-from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.dropout import Dropout, Rates
+from finetune_bench.model.rates import plan_rates, set_rates
 from finetune_bench.recipe import BATCH_LAYOUTS
 from finetune_bench.task import Output
 
@@ -37,6 +38,7 @@ class Stack(Method):
         self.dropout = max((method.dropout for method in self.methods), key=list(Dropout).index)
         self.batch_layout = min((m.batch_layout for m in self.methods), key=BATCH_LAYOUTS.index)  # type: ignore[misc]
         self.reads_pretrained = any(method.reads_pretrained for method in self.methods)  # type: ignore[misc]
+        self._set_rates = ExitStack()
 
     @property
     def stochastic(self) -> bool:
@@ -47,6 +49,26 @@ class Stack(Method):
     def exclusive(self) -> tuple[str, ...]:
         """Name what the methods need for themselves."""
         return tuple(dict.fromkeys(claim for method in self.methods for claim in _claims(method)))
+
+    @property
+    def rates(self) -> Rates:
+        """Return the dropout rates that the methods ask for, by place the leftmost's."""
+        asked = [dataclasses.asdict(ask(method, "rates")) for method in reversed(self.methods)]
+        return Rates(**{place: rate for rates in asked for place, rate in rates.items() if rate is not None})
+
+    def _rates_conflict(self) -> str | None:
+        """Return which two methods want different dropout in one place; None where no two do."""
+        for place, rate in dataclasses.asdict(self.rates).items():
+            every = [(method.name, getattr(ask(method, "rates"), place)) for method in self.methods]
+            asked = [(name, wanted) for name, wanted in every if wanted is not None]
+            if len({wanted for _, wanted in asked}) > 1:
+                return "; ".join(f"{name} asks for {place} dropout of {wanted:g}" for name, wanted in asked)
+            if rate and (off := [method for method in self.methods if _turns_off(method.dropout, place)]):
+                asking, against = asked[0][0], off[0]
+                return (
+                    f"{asking} asks for {place} dropout of {rate:g}, and {against.name} for dropout={against.dropout}"
+                )
+        return None
 
     def _conflict(self) -> str | None:
         """Return which two methods need the same for themselves; None where no two do."""
@@ -61,8 +83,12 @@ class Stack(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Return the first method's reason against the cell, with its name; None where all of them can run."""
-        if conflict := self._conflict():
+        if conflict := self._conflict() or self._rates_conflict():
             return conflict
+        try:
+            plan_rates(facts.skeleton, self.rates)
+        except ModelError as error:
+            return str(error).removesuffix(".")
         if self.changes_losses and not facts.task.is_mean_of_losses:
             return f"the loss of '{facts.task.name}' is its own, and it doesn't say the losses of single examples"
         for method, method_facts in self._facts(facts):
@@ -127,9 +153,17 @@ class Stack(Method):
         return inner
 
     def setup(self, run: Run) -> None:
-        """Set the methods up by phase, then left to right."""
-        for method in sorted(self.methods, key=lambda method: method.phase):
-            method.setup(run)
+        """Set the methods up by phase, then left to right; dropout gets its rates before anything is measured."""
+        changes = plan_rates(run.model, self.rates)
+        ordered = sorted(self.methods, key=lambda method: method.phase)
+        for method in ordered:
+            if method.phase <= Phase.SELECT:
+                method.setup(run)
+        # What chooses the weights that train may put modules around others, of which the names stay.
+        self._set_rates = set_rates(run.model, changes)
+        for method in ordered:
+            if method.phase > Phase.SELECT:
+                method.setup(run)
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         """Pass the optimiser through the methods, left to right."""
@@ -225,6 +259,11 @@ class Stack(Method):
         with ExitStack() as callbacks:
             for method in self.methods:
                 callbacks.callback(method.teardown, run)
+            callbacks.callback(self._set_rates.close)
+
+
+def _turns_off(policy: Dropout, place: str) -> bool:
+    return policy is Dropout.ALL_OFF or (policy is Dropout.HIDDEN_OFF and place != "attention")
 
 
 def _claims(method: Method) -> tuple[str, ...]:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from finetune_bench.errors import ModelError, ParameterError
+from finetune_bench.printable import brief
 
 
 class Dropout(StrEnum):
@@ -22,6 +26,26 @@ class Dropout(StrEnum):
     # All but what acts on attention probabilities alone, the head's included; see HyPe's card.
     HIDDEN_OFF = "hidden_off"
     ALL_OFF = "all_off"
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Rates are dropout as numbers; None leaves a place as the checkpoint has it.
+
+    Attributes:
+        hidden: of the embeddings, and of what attention and feed-forward blocks add to the hidden states.
+        attention: of attention probabilities.
+        head: of the head, before its last layer at least.
+    """
+
+    hidden: float | None = None
+    attention: float | None = None
+    head: float | None = None
+
+    def __post_init__(self) -> None:
+        for place, rate in vars(self).items():
+            if rate is not None and not (isinstance(rate, float | int) and 0 <= rate < 1):
+                raise ParameterError(f"A dropout rate must be a number in [0, 1) or None; got {place}={brief(rate)}.")
 
 
 # What HyPe's script sets to zero, wherever a configuration has it. Heads whose own rate is None fall back to it.
@@ -90,7 +114,7 @@ def dropout_rates(module: nn.Module) -> dict[str, float]:
 def attention_dropout(model: nn.Module) -> frozenset[tuple[str, str]]:
     """Return module and attribute of the rates that act on attention probabilities, and on nothing else."""
     rates = {(name, key) for name, module in model.named_modules() for key in dropout_rates(module)}
-    on_attention, on_hidden = _traced(_Key(model))
+    on_attention, on_hidden = (frozenset(seen) for seen in traced(model))
     return frozenset(rates & on_attention - on_hidden)
 
 
@@ -104,7 +128,8 @@ def stays_on(skeleton: nn.Module, policy: Dropout) -> bool:
     if policy is Dropout.KEEP:
         return False
     hidden_only = policy is Dropout.HIDDEN_OFF
-    return any(rate > 0 and not (on_attention and hidden_only) for rate, on_attention in _observe(skeleton.train()))
+    seen = _observe(skeleton.train()).seen
+    return any(drop.rate > 0 and not (drop.is_attention and hidden_only) for drop in seen)
 
 
 class _Key:
@@ -122,41 +147,68 @@ class _Key:
         return hash(self.text)
 
 
-Rates = set[tuple[str, str]]  # module and attribute
+# By module and attribute of a rate, how wide the tensors are that it drops from.
+Widths = dict[tuple[str, str], set[int]]
+
+
+def traced(model: nn.Module, *, whole: bool = False) -> tuple[Widths, Widths]:
+    """Return which rates act on attention probabilities, and which on something else, in a pass without weights.
+
+    Args:
+        model: the model; its architecture and configuration alone are read.
+        whole: whether rates count that are 0, too, and a pass that stops on its way is refused.
+
+    Raises:
+        ModelError: the whole pass was asked for, and it can't be made without weights.
+    """
+    return _traced(_Key(model), whole)
 
 
 @lru_cache(maxsize=64)
-def _traced(key: _Key) -> tuple[Rates, Rates]:
-    """Return which rates act on attention probabilities, and which on something else, in a pass without weights.
-
-    Every rate is replaced by another number, by which it is known again where dropout happens.
-    """
+def _traced(key: _Key, whole: bool) -> tuple[Widths, Widths]:
+    """Trace a model of that key; every rate is replaced by another number, by which it is known again where it acts."""
     with torch.device("meta"):
         model = key.make(copy.deepcopy(key.config)).train()
+    if whole:
+        model.to("meta")  # where XLNet's attention is not by itself
     by_tag: dict[float, tuple[str, str]] = {}
     for name, module in model.named_modules():
         for attribute, rate in dropout_rates(module).items():
-            if rate > 0 and "layerdrop" not in attribute:
+            if (rate > 0 or whole) and "layerdrop" not in attribute:
                 by_tag[tag := 1e-6 * (len(by_tag) + 1)] = (name, attribute)
                 setattr(module, attribute, tag)
-    seen = _observe(model)
-    on_attention = {by_tag[rate] for rate, is_attention in seen if is_attention and rate in by_tag}
-    on_hidden = {by_tag[rate] for rate, is_attention in seen if not is_attention and rate in by_tag}
+    watch = _observe(model)
+    if whole and not watch.is_finished:
+        raise ModelError(f"where dropout acts in {type(model).__name__} can't be found out without its weights")
+    on_attention: Widths = {}
+    on_hidden: Widths = {}
+    for drop in watch.seen:
+        if drop.rate in by_tag:
+            (on_attention if drop.is_attention else on_hidden).setdefault(by_tag[drop.rate], set()).add(drop.width)
     return on_attention, on_hidden
 
 
 TRACED = (2, 13)  # sentences and tokens of the batch that is traced
 
 
-def _observe(model: nn.Module) -> Sequence[tuple[float, bool]]:
-    """Return the rate of every dropout in one training pass on the meta device, and whether attention is its input."""
+class _Drop(NamedTuple):
+    """A dropout in a pass: its rate, whether attention probabilities are its input, and the input's last dimension."""
+
+    rate: float
+    is_attention: bool
+    width: int
+
+
+def _observe(model: nn.Module) -> _Watch:
+    """Return what saw every dropout in one training pass on the meta device."""
     watch = _Watch()
     try:
         with watch, torch.no_grad():
             model(input_ids=torch.ones(TRACED, dtype=torch.int64, device="meta"))
+            watch.is_finished = True
     except Exception:  # noqa: S110 — what reads values can't run without them; what ran before it has been seen
         pass
-    return watch.seen
+    return watch
 
 
 # What makes probabilities of scores; Reformer's attention does it by hand.
@@ -170,7 +222,8 @@ class _Watch(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.seen: list[tuple[float, bool]] = []
+        self.seen: list[_Drop] = []
+        self.is_finished = False
         self.probabilities: dict[int, Tensor] = {}  # held, so that no other tensor gets the same id
 
     def __torch_function__(
@@ -186,16 +239,21 @@ class _Watch(TorchFunctionMode):
             rate = kwargs["p"] if "p" in kwargs else args[1] if len(args) > 1 else 0.5
             training = kwargs["training"] if "training" in kwargs else args[2] if len(args) > 2 else True
             if training:
-                self.seen.append((float(rate), id(operand) in self.probabilities))
+                self.seen.append(_Drop(float(rate), id(operand) in self.probabilities, _width(operand)))
             return operand
         if name == F.scaled_dot_product_attention.__name__:
-            self.seen.append((float(kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)), True))
+            rate = kwargs.get("dropout_p", args[4] if len(args) > 4 else 0.0)
+            self.seen.append(_Drop(float(rate), True, _width(operand)))
         output = func(*args, **kwargs)
         if isinstance(output, Tensor) and operand is not None:
             is_reshaped = id(operand) in self.probabilities and output.numel() == operand.numel()
             if name in _SOFTMAX or (is_reshaped and name not in _MIXES):
                 self.probabilities[id(output)] = output
         return output
+
+
+def _width(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or not tensor.ndim else tensor.shape[-1]
 
 
 def _tensors(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Tensor]:

@@ -18,8 +18,9 @@ from torch import Tensor
 from finetune_bench import device as devices
 from finetune_bench.errors import DataError, Diverged
 from finetune_bench.method.stack import Stack
-from finetune_bench.model import dropout, pretrained
+from finetune_bench.model import pretrained
 from finetune_bench.model import weights as checkpoint_weights
+from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.runner import analysing
 from finetune_bench.runner.environment import environment
@@ -245,7 +246,7 @@ def _train_and_score(
         evaluation_seconds=scored.seconds,
     )
     outcome["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cell.data}
-    outcome["dropout"] = dropout.active_dropout(classifier)
+    outcome["dropout"] = active_dropout_under(classifier, stack.rates)
     taken = checkpoint_weights.taken(cell.model)
     outcome["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cell.weights else taken.fresh)
     return outcome, _arrays(examples.splits, trace, scored), analyses

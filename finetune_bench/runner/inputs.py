@@ -14,7 +14,8 @@ from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import files, hub, language, pretrained, unpadding, weights
-from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
+from finetune_bench.model.dropout import Dropout, stays_on, switch_off, with_dropout
+from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.printable import brief
 from finetune_bench.runner import probe
@@ -130,10 +131,11 @@ def facts_of(cell: Cell, stack: Stack) -> Facts:
     skeleton = _skeleton(cell.model, task.outputs, stack.dropout)
     return Facts(
         skeleton=skeleton,
-        active_dropout=tuple(active_dropout(skeleton)),
+        active_dropout=tuple(active_dropout_under(skeleton, stack.rates)),
         task=task,
         recipe=cell.recipe,
         dtype=devices.DTYPES[cell.recipe.precision],
+        keeps_head=weights.KEPT_HEAD in cell.weights,
     )
 
 

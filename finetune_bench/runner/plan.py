@@ -149,7 +149,7 @@ def untold(plan: Plan) -> list[str]:
 
 
 def _notes_on_methods(study: Study) -> list[str]:
-    """Return which methods were added to the study's, and which an attribution leaves as they are."""
+    """Return which methods were added, which an attribution leaves as they are, and which need a rate of their own."""
     notes = []
     _, added = grid.stacks(study)
     if added:
@@ -157,6 +157,13 @@ def _notes_on_methods(study: Study) -> list[str]:
     several = [text for text in study.methods if len(registry.make_stack(text).methods) > 1]
     if study.attribution and several:
         notes.append(f"--attribution splits single methods only; left as they are: {', '.join(several)}.")
+    if study.search is None and len(study.lrs) < 2:
+        methods = {method.name: method for text in study.methods for method in registry.make_stack(text).methods}
+        notes += [
+            f"{name} is to be compared at its own learning rate, by --search or several of --lr: {why}."
+            for name, method in methods.items()
+            if (why := method.own_learning_rate)
+        ]
     return notes
 
 

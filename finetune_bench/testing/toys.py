@@ -16,8 +16,9 @@ from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.metrics import Kind
 from finetune_bench.model import unpadding
-from finetune_bench.model.dropout import Dropout, active_dropout, switch_off, with_dropout
+from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
 from finetune_bench.model.pretrained import build, skeleton
+from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.recipe import Recipe
 from finetune_bench.task import Split, Task, TaskData
@@ -180,7 +181,9 @@ def toy_facts(
     """Collect what is known of a stack on a tiny encoder before any weight is loaded."""
     model = skeleton(toy_config(architecture, kind, stack.dropout))
     switch_off(model, stack.dropout)
-    return Facts(model, tuple(active_dropout(model)), toy_task(kind), recipe, DTYPES[recipe.precision])
+    return Facts(
+        model, tuple(active_dropout_under(model, stack.rates)), toy_task(kind), recipe, DTYPES[recipe.precision]
+    )
 
 
 def unsupported(

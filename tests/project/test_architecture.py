@@ -81,7 +81,8 @@ def test_no_import_goes_in_a_circle_or_upward() -> None:
 
 @pytest.mark.parametrize("path", CORE, ids=name_of)
 def test_the_core_names_no_plugin_but_vanilla(path: Path) -> None:
-    known = {*registry.names("methods"), *registry.names("tasks")} - {registry.BASELINE}
+    # Dropout is a method, and a word of the core's: the field of every method, and of a row.
+    known = {*registry.names("methods"), *registry.names("tasks")} - {registry.BASELINE, "dropout"}
     literals = {node.value for node in ast.walk(tree(path)) if isinstance(node, ast.Constant)}
     named = {name for text in literals if isinstance(text, str) for name in names_in(text)}
     assert named & known == set()

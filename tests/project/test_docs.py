@@ -116,7 +116,7 @@ def test_commands_parse(
     page: Path, load: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options, stacks, values and task names of every command on the page are right; nothing is run."""
-    for source, name in ((METHODS, "confidence_penalty.py"), (TUTORIAL, "neftune.py")):
+    for source, name in ((METHODS, "entropy_bonus.py"), (TUTORIAL, "neftune.py")):
         load(name, plugin(source))
     toml, *_ = blocks(PAPER if page == PAPER else GUIDE, "toml")
     (tmp_path / "study.toml").write_text(toml, "utf-8")
@@ -210,8 +210,8 @@ def test_the_python_call_of_the_guide(monkeypatch: pytest.MonkeyPatch, capsys: p
 
 
 def test_the_plugin_of_the_methods_page(load: Callable[[str, str], Path]) -> None:
-    load("confidence_penalty.py", plugin(METHODS))
-    owner = registry.method_class("confidence_penalty")
+    load("entropy_bonus.py", plugin(METHODS))
+    owner = registry.method_class("entropy_bonus")
     for check in (
         testing.has_a_card,
         testing.neutral_is_vanilla,

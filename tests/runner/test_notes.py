@@ -6,9 +6,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from finetune_bench import cli, registry
 from finetune_bench.runner.execution import execute
 from finetune_bench.runner.plan import make_plan, untold
 from finetune_bench.store.store import Store
+from scripts import method_pages
 from tests.model.checkpoints import planned
 
 
@@ -24,3 +28,28 @@ def test_notes_on_data_are_told_once_a_folder(tiny_checkpoint: Path, tiny_data: 
     again: Any = SimpleNamespace(store=Store(tmp_path / "elsewhere"), notes=plan.notes)
     assert untold(again) == plan.notes
     assert untold(make_plan(plan.study)) == []
+
+
+def test_a_method_with_a_learning_rate_of_its_own_says_so(
+    tiny_checkpoint: Path,
+    tiny_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In the plan of a study with one learning rate, where it is shown, and on its page."""
+    why = "it trains little, which 10 times vanilla's rate suits"
+    monkeypatch.setattr(registry.method_class("sam"), "own_learning_rate", why)
+    said = f"sam is to be compared at its own learning rate, by --search or several of --lr: {why}."
+
+    def notes(*methods: str, **options: Any) -> list[str]:
+        return planned(tiny_checkpoint, tiny_data, tmp_path / "run", methods, **options).notes
+
+    assert notes("sam", "hype+sam").count(said) == 1
+    for quiet in (notes("hype"), notes("sam", lrs=(1e-5, 1e-4)), notes("sam", search=2)):
+        assert said not in quiet
+    assert cli.main(["show", "hype+sam"]) == 0
+    assert f"sam is to be compared at its own learning rate: {why}." in capsys.readouterr().out
+    assert f"It is to be compared at its own learning rate: {why}." in method_pages.page("sam")
+    assert cli.main(["show", "hype"]) == 0
+    assert "own learning rate" not in capsys.readouterr().out
