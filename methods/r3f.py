@@ -132,7 +132,7 @@ class R3F(Method):
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse a cell in which both passes would be identical."""
         noisy = self.noise != "none" and self.eps > 0
-        if noisy or facts.active_dropout or any(partner.stochastic for partner in facts.partners):
+        if noisy or facts.passes_differ:
             return None
         return (
             "its two passes would be identical, since it adds no noise, no dropout is active and no method "

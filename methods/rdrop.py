@@ -75,7 +75,7 @@ class RDrop(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse a cell in which both passes would be identical."""
-        if not facts.active_dropout and not any(partner.stochastic for partner in facts.partners):
+        if not facts.passes_differ:
             return "its two passes would be identical: no dropout is active and no partner draws noise"
         return None
 

@@ -71,6 +71,13 @@ class Facts:
     outer: tuple[Method, ...] = ()
     keeps_head: bool = False
 
+    @property
+    def passes_differ(self) -> bool:
+        """Say whether passes of one method over one batch differ: by dropout, or by what a partner draws for each."""
+        # What a method to the left draws outside `perturbing`, it draws once for all passes to its right.
+        partners = (p for p in self.partners if p not in self.outer or type(p).perturbing is not Method.perturbing)
+        return bool(self.active_dropout) or any(partner.stochastic for partner in partners)
+
 
 @dataclass_transform(kw_only_default=True)
 @dataclass(kw_only=True, eq=False)

@@ -26,6 +26,8 @@ class View:
         hidden: also return the states between the layers, as `Output.hidden`.
         targets: what the task's loss of this pass is taken against in the place of the batch's labels: (batch,) ids or
             numbers, or (batch, classes) probabilities.
+        mask: (batch, seq), 1 for tokens that are seen; it replaces the batch's attention mask, and such a pass is made
+            with padding in every batch layout.
     """
 
     embeds: Tensor | None = None
@@ -33,6 +35,7 @@ class View:
     perturb: bool = True
     hidden: bool = False
     targets: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

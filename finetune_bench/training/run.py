@@ -177,9 +177,12 @@ class TrainingRun:
         inputs = batch.inputs
         if view.embeds is not None:
             inputs = {name: ids for name, ids in inputs.items() if name != "input_ids"} | {"inputs_embeds": view.embeds}
+        if view.mask is not None:
+            inputs = inputs | {"attention_mask": view.mask}
         with ExitStack() as contexts:
             contexts.enter_context(self._using(view.weights or {}))
-            if self.recipe.batch_layout != "padded" and self.model.training and batch.lengths:
+            unpads = self.recipe.batch_layout != "padded" and self.model.training and view.mask is None
+            if unpads and batch.lengths:
                 contexts.enter_context(unpadded(self.model, self._unpadding_of(batch, batch.lengths)))
             if self._is_decoder and (mask := inputs.get("attention_mask")) is not None:
                 contexts.enter_context(last_tokens_read(self.model, mask))

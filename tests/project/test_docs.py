@@ -116,7 +116,7 @@ def test_commands_parse(
     page: Path, load: Callable[[str, str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Options, stacks, values and task names of every command on the page are right; nothing is run."""
-    for source, name in ((METHODS, "entropy_bonus.py"), (TUTORIAL, "neftune.py")):
+    for source, name in ((METHODS, "entropy_bonus.py"), (TUTORIAL, "my_neftune.py")):
         load(name, plugin(source))
     toml, *_ = blocks(PAPER if page == PAPER else GUIDE, "toml")
     (tmp_path / "study.toml").write_text(toml, "utf-8")
@@ -179,8 +179,8 @@ def test_the_pages_name_every_method_task_and_format() -> None:
 def test_the_readme_counts_right() -> None:
     """Its second sentence names five methods, vanilla among them; the others and the tasks are counted in words."""
     text = README.read_text("utf-8")
-    assert "HyPe, R-Drop, R3F, Mixout and nineteen more methods" in text
-    assert len(registry._installed("methods")) == 5 + 19
+    assert "HyPe, R-Drop, R3F, Mixout and twenty-six more methods" in text
+    assert len(registry._installed("methods")) == 5 + 26
     assert "one of eighteen built-in tasks" in text
     assert len(registry._installed("tasks")) == 18
 
@@ -230,11 +230,11 @@ def test_the_plugin_of_the_methods_page(load: Callable[[str, str], Path]) -> Non
 
 @pytest.mark.slow
 def test_the_tutorials_method_passes_its_check(tmp_path: Path) -> None:
-    (tmp_path / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
-    done = call("check", "neftune.py", cwd=tmp_path)
+    (tmp_path / "my_neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    done = call("check", "my_neftune.py", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[0] == "neftune:"
+    assert lines[0] == "my_neftune:"
     assert len(lines) == 1 + len(testing.CHECKS)
     assert not [line for line in lines if line.startswith("FAIL")]
 
@@ -244,16 +244,16 @@ def test_the_tutorials_mistake_is_found(load: Callable[[str, str], Path]) -> Non
     right, wrong = "torch.rand(embeds.shape, generator=generator, device=embeds.device)", "torch.rand_like(embeds)"
     assert f"`{right}`" in page
     assert f"`{wrong}`" in page
-    load("neftune.py", plugin(TUTORIAL).replace(right, wrong))
+    load("my_neftune.py", plugin(TUTORIAL).replace(right, wrong))
     with pytest.raises(AssertionError) as failure:
-        testing.neutral_is_vanilla(registry.method_class("neftune"))
+        testing.neutral_is_vanilla(registry.method_class("my_neftune"))
     assert f"    FAIL  neutral is vanilla: {failure.value}\n" in page
 
 
 def test_the_tutorials_message_is_the_one_that_comes(load: Callable[[str, str], Path]) -> None:
-    load("neftune.py", plugin(TUTORIAL))
+    load("my_neftune.py", plugin(TUTORIAL))
     with pytest.raises(ParameterError) as error:
-        registry.make_stack("neftune(alpha=-1)")
+        registry.make_stack("my_neftune(alpha=-1)")
     assert str(error.value) in " ".join(TUTORIAL.read_text("utf-8").split())
 
 
@@ -290,7 +290,7 @@ def test_files_that_a_page_names_exist(page: Path) -> None:
 
 
 def test_the_tutorials_own_test_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    (tmp_path / "my_neftune.py").write_text(plugin(TUTORIAL), "utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     (code,) = [block for block in blocks(TUTORIAL, "python") if "def test_" in block]
     names: dict[str, Any] = {}
@@ -298,16 +298,16 @@ def test_the_tutorials_own_test_passes(tmp_path: Path, monkeypatch: pytest.Monke
         exec(code, names)
         names["test_noise_is_bounded_and_centred"]()
     finally:
-        sys.modules.pop("neftune", None)
+        sys.modules.pop("my_neftune", None)
 
 
 @pytest.mark.slow
 def test_the_tutorials_grid_runs(tmp_path: Path, tiny_checkpoint: Path) -> None:
     """The tutorial's comparison, on a tiny checkpoint and a CSV file."""
-    (tmp_path / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    (tmp_path / "my_neftune.py").write_text(plugin(TUTORIAL), "utf-8")
     lines = [f"word{i % 40} word{(7 * i) % 40} {'good' if i % 2 else 'bad'},{i % 2}" for i in range(40)]
     (tmp_path / "toy.csv").write_text("\n".join(["body,stars", *lines]), "utf-8")
-    (command,) = [line for line in commands(TUTORIAL) if "rdrop+neftune" in line and "--plugin" in line]
+    (command,) = [line for line in commands(TUTORIAL) if "rdrop+my_neftune" in line and "--plugin" in line]
     typed = shlex.split(command)[1:]
     typed[typed.index("--seeds") + 1] = "2"
     small = ["--tasks", "toy.csv(text=body,label=stars)", "--model", str(tiny_checkpoint), "--steps", "4"]
@@ -318,12 +318,19 @@ def test_the_tutorials_grid_runs(tmp_path: Path, tiny_checkpoint: Path) -> None:
 
     rows = Store.open(tmp_path / "first").frame()
     assert set(rows["status"]) == {"done"}
-    methods = {"vanilla", "vanilla(dropout=hidden_off)", "neftune", "neftune(alpha=10)", "rdrop", "rdrop+neftune"}
+    methods = {
+        "vanilla",
+        "vanilla(dropout=hidden_off)",
+        "my_neftune",
+        "my_neftune(alpha=10)",
+        "rdrop",
+        "rdrop+my_neftune",
+    }
     assert set(rows["method"]) == methods
     assert len(rows) == 2 * len(methods)
     report = (tmp_path / "first" / "report" / "report.md").read_text("utf-8")
-    assert "`rdrop+neftune`" in report
-    assert "neftune(alpha=10)" in done.stdout
+    assert "`rdrop+my_neftune`" in report
+    assert "my_neftune(alpha=10)" in done.stdout
 
     again = call(
         *typed, *small, "--batch-size", "8", "--workers", "1", "--device", "cpu", "--out", "first", cwd=tmp_path
@@ -339,12 +346,12 @@ def test_the_tutorials_package_is_found(tmp_path: Path) -> None:
     source = tmp_path / "source"
     source.mkdir()
     (source / "pyproject.toml").write_text(toml, "utf-8")
-    (source / "neftune.py").write_text(plugin(TUTORIAL), "utf-8")
+    (source / "my_neftune.py").write_text(plugin(TUTORIAL), "utf-8")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(source)]
     subprocess.run(build, cwd=tmp_path, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     zipfile.ZipFile(wheel).extractall(tmp_path / "site")
-    shown = call("show", "neftune", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
+    shown = call("show", "my_neftune", cwd=tmp_path, PYTHONPATH=str(tmp_path / "site"))
     assert shown.returncode == 0, shown.stderr
     assert shown.stdout.startswith("NEFTune: noise on the token embeddings")
     assert "alpha" in shown.stdout

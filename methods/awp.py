@@ -1,0 +1,141 @@
+"""AWP: adversarial weight perturbation, the gradient is taken where each matrix was moved to make the loss higher.
+
+**In one sentence.** Before each step every weight matrix climbs along its own gradient, by a share of its own norm and
+within a small box around each entry; the gradient found up there moves the weights below.
+
+**Formula.** For each matrix W that trains: W' = clip(W + η · ‖W‖ · g / ‖g‖, W − ε·|W|, W + ε·|W|) with g = ∇L(W); the
+step uses ∇L at W'. Norms are Frobenius norms of single matrices.
+
+**Hyper-parameters.** `radius` is η ≥ 0, 0.005: how far a matrix climbs, as a share of its norm · `box` is ε ≥ 0, 0.01:
+how far an entry may move, as a share of its size. Both are ours, of the size that the paper works with for images.
+Common code for texts has η = 1e-5 with ε = 1e-3, which moves almost nothing, or η = 1 with ε of 1e-3 to 1e-2, where the
+box alone decides. 0 for either is vanilla.
+
+**Where it acts.** In the objective: two evaluations of it, on the same examples with the same dropout masks and noise.
+The second one uses W' in the place of W, which itself never moves; clipping, masks and the optimiser see the second
+gradient alone.
+
+**Cost.** Twice the forward passes, and one more backward pass; W' is kept until the backward pass.
+
+**Randomness drawn.** None; the second evaluation repeats the first one's draws.
+
+**Interactions.** As SAM's: the leftmost is the outermost, `awp+rdrop` climbs R-Drop's whole loss. `child_tuning_d`:
+what D keeps fixed doesn't climb. `top_k`, `lora`: nor do frozen matrices. Refused: `sam` and `recadam`, which decide
+where the gradient is taken as well; `freelb`, `fgm` and `bi_drop`, whose early backward passes can't be climbed;
+gradient accumulation, which would need two sweeps over all micro-batches; fp16, whose loss scaling the climb doesn't
+know; gradient checkpointing, which would compute the layers again at W.
+
+**Deviations from the paper and common code.**
+1. The paper perturbs in adversarial training of image classifiers; here inputs are clean, as in common code for texts.
+2. Matrices are told by their shape; common code takes every name with `weight` in it, norms among them.
+3. The weights are not moved and put back: W' is a function of W, and the gradient at W' reaches W as it is.
+4. The gradient is that of W' alone, as in the code that drops the clean one; other copies add both.
+5. It climbs from the first step on; common code begins at the second epoch.
+6. Both evaluations see the same dropout masks; in common code they differ.
+
+**Source.** Wu, Xia and Wang, NeurIPS 2020 (arXiv 2004.05884).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.step import Inner, Objective, Step, View
+from finetune_bench.parameters import Range, parameter
+
+
+@torch.no_grad()
+def climb_matrix(weight: Tensor, gradient: Tensor, radius: float, box: float) -> Tensor:
+    """Compute W' − W for one matrix: a climb along the gradient, cut to the box around each entry.
+
+    Args:
+        weight: W.
+        gradient: g, of the weight's shape.
+        radius: η, at least 0: the climb's length is η · ‖W‖.
+        box: ε, at least 0: no entry moves by more than ε · |W|.
+
+    Returns:
+        A tensor of the same shape; zero where the gradient is zero.
+    """
+    length = torch.linalg.vector_norm(gradient).clamp(min=torch.finfo(gradient.dtype).tiny)
+    climbed = (gradient / length) * (radius * torch.linalg.vector_norm(weight))
+    bound = box * weight.abs()
+    return torch.minimum(torch.maximum(climbed, -bound), bound)
+
+
+class AWP(Method):
+    """The gradient from where each matrix climbed."""
+
+    name = "awp"
+    # Rows of embeddings that do not occur are part of a matrix's norm.
+    batch_layout = "unpadded"
+
+    radius: float = parameter(
+        0.005,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(5e-4, 0.05, log=True),
+        help="η: climb of a matrix, as a share of its norm (ours)",
+    )
+    box: float = parameter(
+        0.01,
+        interval="[0, inf)",
+        neutral=0.0,
+        search=Range(1e-3, 0.1, log=True),
+        help="ε: largest move of an entry, as a share of its size (ours)",
+    )
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Its climb needs the gradient of the whole loss, and its gradient is taken elsewhere than at the weights."""
+        return ("backward passes of a step", "point at which gradients are taken")
+
+    @property
+    def climbs(self) -> bool:
+        """Say whether any matrix moves."""
+        return self.radius > 0 and self.box > 0
+
+    def unsupported(self, facts: Facts) -> str | None:
+        """Refuse accumulation, gradient checkpointing and fp16."""
+        if facts.recipe.accumulation > 1:
+            return "with gradient accumulation it would need two sweeps over all micro-batches of a step"
+        if facts.recipe.gradient_checkpointing:
+            return "gradient checkpointing computes the layers again with the weights below, not those up there"
+        if facts.dtype == torch.float16:
+            return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
+        return None
+
+    def passes(self, inner: Passes) -> Passes:
+        """Return twice the passes."""
+        return Passes(2 * inner.forwards, 2 * inner.backwards) if self.climbs else inner
+
+    def memory(self, inner: Memory) -> Memory:
+        """Add the weights that the second evaluation uses."""
+        return inner.plus(saved={"P_used": 1}) if self.climbs else inner
+
+    def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        """Evaluate the loss twice, the second time where every matrix climbed."""
+        if not self.climbs:
+            return inner(view)
+        mark = step.mark()
+        first = inner(view)
+        present = view.weights or {}
+        matrices = {
+            name: present.get(name, weight)
+            for name, weight in step.run.params.items()
+            if weight.requires_grad and weight.ndim > 1
+        }
+        gradients = step.run.grad(first.loss, list(matrices.values()), view)
+        above = {}
+        for (name, weight), gradient in zip(matrices.items(), gradients, strict=True):
+            trained = gradient * step.run.trained[name] if name in step.run.trained else gradient
+            above[name] = weight + climb_matrix(weight, trained, self.radius, self.box)
+        with step.replay(mark):
+            second = inner(replace(view, weights={**present, **above}))
+        rise = second.loss.detach() - first.loss.detach()
+        return replace(second, logs={**second.logs, "awp_rise": rise})
