@@ -88,6 +88,8 @@ class Method:
             from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
+        own_learning_rate: why it is no fair comparison at vanilla's learning rate, and which rates to try, as "its loss
+            is smaller: 1 to 10 times vanilla's rate"; empty where one rate suits both.
         search_space: what a search may try, by parameter; read off the parameters.
         neutral: the neutral values by parameter, None where no parameter has one; read off the parameters.
     """
@@ -98,6 +100,7 @@ class Method:
     batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
     noises: ClassVar[str] = ""
+    own_learning_rate: ClassVar[str] = ""
     search_space: ClassVar[Mapping[str, Space]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
 
