@@ -52,7 +52,6 @@ from finetune_bench.model.structure import body, is_linear, layers, weights_repl
 from finetune_bench.parameters import parameter
 
 REFUSED = {
-    "top_k": "it and top_k both choose what trains",
     "reinit_layers": "re-drawn layers would be frozen",
     "layerwise_lr_decay": "layerwise_lr_decay would give its adapters the head's rate",
     **dict.fromkeys(("mixout", "l2_sp", "prior_decay", "recadam"), "its adapters have no pre-trained values"),
@@ -97,6 +96,11 @@ class LoRA(Method):
         8.0, interval="(0, inf)", search=(8.0, 16.0, 32.0), help="α: the update is scaled by α/r (peft)"
     )
     adapter_dropout: float = parameter(0.0, interval="[0, 1)", help="dropout on the updates' input (peft)")
+
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Claim the choice of the weights that train."""
+        return ("weights that train",)
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse where peft or a layer to adapt is missing, and what can't work with frozen weights."""

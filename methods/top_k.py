@@ -58,6 +58,11 @@ class TopKTuning(Method):
     )
     embeddings: bool = parameter(False, neutral=True, help="train the embeddings too")
 
+    @property
+    def exclusive(self) -> tuple[str, ...]:
+        """Claim the choice of the weights that train."""
+        return ("weights that train",)
+
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models of shared layers, and partners that need layers which are frozen."""
         try:

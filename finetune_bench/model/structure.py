@@ -173,6 +173,39 @@ def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tenso
 
 
 @contextmanager
+def layer_outputs_changed(model: nn.Module, change: Callable[[int, Tensor, Tensor], Tensor]) -> Iterator[None]:
+    """Replace the hidden states that leave each layer of one forward pass by `change(index, entered, left)`.
+
+    Args:
+        model: the classifier.
+        change: gets the layer's index from 0, the hidden states that entered it, with the noise that others put on
+            them, and those that leave it, both (batch, seq, dim), and returns what leaves it instead.
+    """
+    runs, sequence_first = layers(model), is_sequence_first(model)
+    index_of = {module: index for index, module in enumerate(runs)}
+    shared = len(index_of) < len(runs)
+    calls = 0
+
+    def changed(index: int, entered: Tensor, left: Tensor) -> Tensor:
+        if sequence_first:
+            return change(index, entered.transpose(0, 1), left.transpose(0, 1)).transpose(0, 1)
+        return change(index, entered, left)
+
+    def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        nonlocal calls
+        index = calls if shared else index_of[module]
+        calls += 1
+        entered = args[0] if args else kwargs["hidden_states"]
+        if isinstance(output, tuple):
+            return changed(index, entered, output[0]), *output[1:]
+        return changed(index, entered, output)
+
+    # First of all hooks: without padding, one on the last layer puts the padding back.
+    with _hooked(module.register_forward_hook(after, prepend=True, with_kwargs=True) for module in index_of):
+        yield
+
+
+@contextmanager
 def attention_outputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
     """Replace what each layer's attention block hands to its feed-forward block by `change(index, hidden)`.
 
@@ -221,6 +254,56 @@ def attention_blocks(model: nn.Module) -> list[nn.Module]:
             )
         blocks.append(candidates[0])
     return blocks
+
+
+def attention_output_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the linear layers that mix what attention heads give, (batch, seq, heads · their width): one per layer.
+
+    Raises:
+        ModelError: a layer's attention has none that is a module, as XLNet's, or its input can't be cut into the heads.
+    """
+    heads: int = getattr(model.config.get_text_config(), "num_attention_heads", 0)  # type: ignore[union-attr, operator]
+    mixing: list[nn.Module] = []
+    for layer in layers(model):
+        # The last one within each attention; a layer of ALBERT's may have several.
+        last: dict[str, nn.Module] = {}
+        for name, module in layer.named_modules():
+            attention, inside, _ = name.partition("att")
+            if inside and is_linear(module):
+                last[attention] = module
+        if not last or not heads or any(_inputs(module) % heads for module in last.values()):
+            raise ModelError(f"no linear layer in {type(model).__name__} takes what its attention heads give")
+        mixing += last.values()
+    return mixing
+
+
+def _inputs(module: nn.Module) -> int:
+    """Return how many numbers a linear layer takes."""
+    # Of GPT-2's, whose weight is (in, out).
+    return module.in_features if isinstance(module, nn.Linear) else len(module.weight)  # type: ignore[arg-type]
+
+
+@contextmanager
+def attention_heads_scaled(model: nn.Module, draw: Callable[[int], Tensor]) -> Iterator[None]:
+    """Multiply what the heads of each layer's attention give, in one forward pass, by `draw(batch)`.
+
+    Args:
+        model: the classifier.
+        draw: gets the number of examples and returns (batch, heads), on their device; it is asked for each layer anew.
+
+    Raises:
+        ModelError: see `attention_output_layers`.
+    """
+
+    def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        mixed = args[0]
+        scales = draw(len(mixed)).to(mixed.dtype)
+        scaled = mixed.unflatten(-1, (scales.shape[1], -1)) * scales[:, None, :, None]
+        return scaled.flatten(-2), *args[1:]
+
+    mixing = dict.fromkeys(attention_output_layers(model))
+    with _hooked(module.register_forward_pre_hook(before) for module in mixing):
+        yield
 
 
 @contextmanager

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from finetune_bench.methods.hype import perturb_hidden
-from finetune_bench.model.structure import attention_outputs_changed, layer_inputs_changed
+from finetune_bench.model.structure import attention_outputs_changed, layer_inputs_changed, layer_outputs_changed
 from finetune_bench.testing import toys
 from tests.tiny_run import tiny_run
 
-HOOKS = [layer_inputs_changed, attention_outputs_changed]
+HOOKS = [layer_inputs_changed, attention_outputs_changed, layer_outputs_changed]
 
 
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
@@ -26,8 +26,9 @@ def test_a_change_of_one_example_changes_its_prediction_alone(architecture: str,
     run.model.eval()
     shapes: list[tuple[int, ...]] = []
 
-    def change(index: int, hidden: Tensor) -> Tensor:
-        shapes.append(tuple(hidden.shape))
+    def change(index: int, *states: Tensor) -> Tensor:
+        hidden = states[-1]
+        shapes.extend(tuple(state.shape) for state in states)
         changed = hidden.clone()
         changed[2] = hidden[2].flip(-1)
         return changed if index == 1 else hidden
@@ -38,7 +39,7 @@ def test_a_change_of_one_example_changes_its_prediction_alone(architecture: str,
             changed = run.model(**batch.inputs).logits
         again = run.model(**batch.inputs).logits
     assert {shape[:2] for shape in shapes} == {(count, length)}
-    assert len(shapes) == 2
+    assert len(shapes) == (4 if hook is layer_outputs_changed else 2)
     differs = (plain - changed).abs().amax(1) > 1e-6
     assert differs.tolist() == [row == 2 for row in range(count)]
     assert torch.equal(plain, again)

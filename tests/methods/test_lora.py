@@ -74,3 +74,8 @@ def test_targets_are_linear_layers_of_the_encoder(architecture: str) -> None:
 def test_what_is_refused(other: str) -> None:
     stack = [LoRA(), registry.method_class(other)()]
     assert REFUSED[other] in str(toys.unsupported(stack))  # type: ignore[arg-type]
+
+
+def test_what_trains_is_chosen_once() -> None:
+    stack = [LoRA(), registry.method_class("top_k")()]
+    assert "lora and top_k both decide about the weights that train" in str(toys.unsupported(stack))  # type: ignore[arg-type]
