@@ -233,7 +233,7 @@ def _train_and_score(
         _save_model(cell, run, scored_weights, model_folder)
 
     outcome = _scores(examples, scored.predictions, cell.model)
-    outcome["training"] = training_facts(examples.task, trace, examples.train.labels)
+    outcome["training"] = training_facts(examples.task, trace, examples.train.labels, cell.recipe.clip)
     outcome["cost"] = cost_of(
         run,
         trace,

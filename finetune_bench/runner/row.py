@@ -21,7 +21,7 @@ from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import HELD_OUT, Task
 from finetune_bench.training import measure
-from finetune_bench.training.record import TrainingResult
+from finetune_bench.training.record import GRAD_NORM, TrainingResult
 from finetune_bench.training.run import TrainingRun
 
 # The mean training loss of the last tenth must lie this far below that of predicting the label's distribution only.
@@ -154,9 +154,17 @@ def collapse_reason(
     return None
 
 
-def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor) -> TrainingFacts:
-    """Return how the training loss fell, beside the loss of predicting the distribution of the training labels."""
-    losses = trace.steps["task_loss"]
+def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor, clip: float) -> TrainingFacts:
+    """Return how the training loss fell, and how large the gradients were.
+
+    Args:
+        task: the task.
+        trace: what was recorded while the cell trained.
+        labels: the labels of its training examples, (examples,): the loss is held against predicting their shares.
+        clip: the norm to which larger gradients were clipped.
+    """
+    losses, norms = trace.steps["task_loss"], trace.steps[GRAD_NORM]
+    finite = norms[np.isfinite(norms)]
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
     if task.kind == "regression":
@@ -170,6 +178,9 @@ def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor) -> T
         "last_loss": last,
         "constant_loss": constant,
         "hardly_moved": last > LEARNT_SHARE * constant,
+        "grad_norm": float(np.median(finite)) if len(finite) else math.nan,
+        # A norm that is not finite is clipped too.
+        "clipped_share": float(np.mean(~(norms <= clip))),
     }
 
 

@@ -45,6 +45,8 @@ class TrainingFacts(TypedDict, total=False):
     last_loss: float
     constant_loss: float  # of predicting the distribution of the labels, whatever the text
     hardly_moved: bool
+    grad_norm: float  # the median over the steps where it is finite, before clipping
+    clipped_share: float  # of the steps: those whose gradient was clipped
 
 
 class Cost(TypedDict, total=False):

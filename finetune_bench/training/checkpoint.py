@@ -37,7 +37,7 @@ from finetune_bench.training.record import Record
 from finetune_bench.training.run import TrainingRun
 from finetune_bench.training.vocabulary import Vocabulary
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)

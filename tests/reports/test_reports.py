@@ -214,7 +214,17 @@ def test_csv_files_hold_the_tables(tmp_path: Path):
     files = {path.name: pd.read_csv(path) for path in paths if path.suffix == ".csv"}
     assert set(files) == {
         f"{n}.csv"
-        for n in ("comparison", "differences", "attribution", "cost", "synergy", "collapsed", "analyses", "rows")
+        for n in (
+            "comparison",
+            "differences",
+            "attribution",
+            "cost",
+            "synergy",
+            "collapsed",
+            "gradients",
+            "analyses",
+            "rows",
+        )
     }
     assert len(files["rows.csv"]) == 30
     rows = pd.read_parquet(folder / "rows.parquet")
