@@ -60,7 +60,7 @@ ADDED = ("data", "weights", "sources", "training.grad_norm", "training.clipped_s
 ADDED_ARRAYS = {"grad_norm"}
 # Keys of a row whose values a clock or the machine gives, or that say how it is stored: arrays are compared themselves.
 MEASURED = re.compile(
-    r"^(schema|sha256|files)($|\.)|(^|\.)(environment|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
+    r"^(schema|sha256|files)($|\.)|(^|\.)(environment|shared_training|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
     r"|examples_per_second)($|\.)"
 )
 # Words of the earlier reports that were renamed on purpose since, by the ending of the file: (pattern, replacement).

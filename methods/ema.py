@@ -60,6 +60,7 @@ class EMA(Method):
 
     name = "ema"
     batch_layout = "unpadded"
+    observer = True
 
     beta: float = parameter(
         0.99,

@@ -63,6 +63,7 @@ class SWA(Method):
 
     name = "swa"
     batch_layout = "unpadded"
+    observer = True
 
     share: float = parameter(
         0.25,

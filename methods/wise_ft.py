@@ -64,6 +64,7 @@ class WiseFT(Method):
     name = "wise_ft"
     batch_layout = "unpadded_trimmed"
     reads_pretrained = True
+    observer = True
 
     alpha: float = parameter(
         0.5,

@@ -87,6 +87,8 @@ class Method:
             `optimizer` on, the token embeddings may have only the rows of tokens that occur, and it holds none of them
             from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
+        observer: whether the training is the same to the last bit without it: it draws nothing, reads in `setup` and
+            `after_step`, and acts in `evaluating` alone. Runs that differ in observers only share one training.
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
         search_space: what a search may try, by parameter; read off the parameters.
         neutral: the neutral values by parameter, None where no parameter has one; read off the parameters.
@@ -97,6 +99,7 @@ class Method:
     phase: ClassVar[Phase] = Phase.MEASURE
     batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
+    observer: ClassVar[bool] = False
     noises: ClassVar[str] = ""
     search_space: ClassVar[Mapping[str, Space]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None

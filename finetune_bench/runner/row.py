@@ -193,9 +193,8 @@ def cost_of(
     peak_reserved_bytes: int | None,
     energy_joules: float | None,
     trainable_parameters: int,
-    evaluation_seconds: float,
 ) -> Cost:
-    """Return what a run took: the sums of its trace, and what was measured beside it.
+    """Return what training a run took: the sums of its trace, and what was measured beside it.
 
     Args:
         run: the run, after the teardown of its methods.
@@ -205,7 +204,6 @@ def cost_of(
         peak_reserved_bytes: bytes that the allocator held at the peak; None on a CPU.
         energy_joules: joules that the device used while training; None where it doesn't tell.
         trainable_parameters: weights that were trained, the methods' own among them.
-        evaluation_seconds: wall seconds of predicting every split.
     """
     timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
     seconds = float(trace.seconds[timed].sum())
@@ -214,7 +212,6 @@ def cost_of(
         "train_seconds": seconds,
         "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),
         "examples_per_second": examples / seconds if seconds else None,
-        "evaluation_seconds": evaluation_seconds,
         "setup_seconds": trace.setup_seconds,
         "forwards_per_step": trace.forwards_per_step,
         "backwards_per_step": trace.backwards_per_step,

@@ -100,6 +100,7 @@ class Outcome(TypedDict, total=False):
     hashes: Hashes
     dropout: dict[str, float]  # realised probability by kind of module
     fresh_weights: list[str]  # names of the parameters that were drawn anew: the head's, and a pooler's if it had none
+    shared_training: int  # cells that one training served, where it served several: seconds and peaks are its own
     accumulated: int  # of a cell that ran out of memory: the accumulation it was trained with in the end
     files: dict[str, FileFacts]  # by name of each file of arrays; a row whose files hold something else is damaged
 

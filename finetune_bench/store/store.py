@@ -59,6 +59,7 @@ MEASURED = (
     "seconds",
     "cpu_seconds",
     "cost",
+    "shared_training",
 )
 COUNTED: Final = (
     "parameters",

@@ -18,6 +18,7 @@ from finetune_bench.reports.topics.dose import TOPIC as DOSE
 from finetune_bench.reports.topics.drift import TOPIC as DRIFT
 from finetune_bench.reports.topics.dropout_controls import TOPIC as DROPOUT_CONTROLS
 from finetune_bench.reports.topics.equal_cost import TOPIC as EQUAL_COST
+from finetune_bench.reports.topics.interpolation import TOPIC as INTERPOLATION
 from finetune_bench.reports.topics.other_analyses import TOPIC as OTHER_ANALYSES
 from finetune_bench.reports.topics.probe import TOPIC as PROBE
 from finetune_bench.reports.topics.ranks import TOPIC as RANKS
@@ -40,6 +41,7 @@ TOPICS: tuple[Topic, ...] = (
     ATTRIBUTION,
     DROPOUT_CONTROLS,
     DOSE,
+    INTERPOLATION,
     RANKS,
     TESTS,
     COLLAPSE,

@@ -178,7 +178,19 @@ def test_the_names_in_the_file_are_those_of_schema_4(tmp_path: Path) -> None:
         *("record seconds", "record cpu_seconds", "record sketches"),
     }
     assert list(facts) == [
-        *("schema", "owner", "step", "groups", "scheduler", "scaler", "method", "decay", "own_blocks", "passes"),
+        *(
+            "schema",
+            "owner",
+            "members",
+            "step",
+            "groups",
+            "scheduler",
+            "scaler",
+            "method",
+            "decay",
+            "own_blocks",
+            "passes",
+        ),
         *("examples", "micro_batches", "sketch_steps"),
     ]
     assert facts["schema"] == 4
