@@ -59,6 +59,7 @@ class EMA(Method):
     """An exponential moving average of the weights, for evaluation."""
 
     name = "ema"
+    acts_on = "averages of weights"
     batch_layout = "unpadded"
     observer = True
 

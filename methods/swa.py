@@ -62,6 +62,7 @@ class SWA(Method):
     """The mean of the last weights, for evaluation."""
 
     name = "swa"
+    acts_on = "averages of weights"
     batch_layout = "unpadded"
     observer = True
 

@@ -62,6 +62,7 @@ class WiseFT(Method):
     """A mean of the pre-trained and the fine-tuned weights, for evaluation."""
 
     name = "wise_ft"
+    acts_on = "averages of weights"
     batch_layout = "unpadded_trimmed"
     reads_pretrained = True
     observer = True

@@ -31,8 +31,11 @@ class ListedMethod(TypedDict):
 
     name: str
     summary: str
+    acts_on: str  # inputs, hidden states, weights, loss, gradients, which weights train, or averages; "" for others
     forwards: float  # passes per step, at the defaults
     backwards: float
+    saved: str  # memory that autograd keeps, in the sizes that `show` explains
+    kept: str  # memory that is kept all along
 
 
 class ListedTask(TypedDict):

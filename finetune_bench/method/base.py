@@ -30,6 +30,17 @@ from finetune_bench.parameters import Space, neutral_setting, parameter, search_
 from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
 from finetune_bench.task import Output, Task
 
+# What a method may change of fine-tuning.
+PLACES = (
+    "inputs",
+    "hidden states",
+    "weights",
+    "loss",
+    "gradients",
+    "which weights train",
+    "averages of weights",
+)
+
 
 class Phase(IntEnum):
     """The phase says when a method's `setup` runs; every setup of a phase ends before the next phase begins.
@@ -80,6 +91,7 @@ class Method:
 
     Class attributes:
         name: the plugin's id, lower case: the file's name and the entry point's.
+        acts_on: which of `PLACES` it changes, under which `list methods` has it; "" for something else.
         version: raised when the method's numbers change, so that stale rows never mix with new ones.
         phase: when `setup` runs.
         batch_layout: the furthest layout in which it works: "padded"; "unpadded" if whatever it does to hidden states
@@ -95,6 +107,7 @@ class Method:
     """
 
     name: ClassVar[str]
+    acts_on: ClassVar[str] = ""
     version: ClassVar[int] = 1
     phase: ClassVar[Phase] = Phase.MEASURE
     batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]

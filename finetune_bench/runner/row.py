@@ -11,6 +11,7 @@ import torch
 
 from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError
+from finetune_bench.method.base import Method
 from finetune_bench.model import pretrained
 from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.runner import analysing
@@ -34,15 +35,19 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
     A long reason is cut; the log of a cell that failed has the whole.
     """
     task = registry.task(cell.task)
-    methods: list[MethodEntry] = [
-        {
-            "name": method.name,
-            "version": method.version,
-            "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
-        }
-        for method in cell.make_stack().methods
-    ]
+    methods = [_entry_of(method) for method in cell.make_stack().methods]
     return _row(cell, status, reason, label=cell.label, methods=methods, kind=task.kind, metric=task.metrics[0])
+
+
+def _entry_of(method: Method) -> MethodEntry:
+    entry: MethodEntry = {
+        "name": method.name,
+        "version": method.version,
+        "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
+    }
+    if type(method).losses is not Method.losses:
+        entry["changes_losses"] = True
+    return entry
 
 
 def score_of(row: Row) -> float:

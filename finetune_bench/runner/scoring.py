@@ -39,7 +39,7 @@ class Examples:
 
 @dataclass(frozen=True)
 class Scored:
-    """A Scored holds what a trained model predicted.
+    """Scored holds the predictions of a trained model.
 
     Attributes:
         predictions: by split, (examples, outputs).

@@ -35,6 +35,7 @@ class MethodEntry(TypedDict):
     name: str
     version: int
     parameters: dict[str, Any]
+    changes_losses: NotRequired[bool]  # there, and true, where it changes the losses of single examples
 
 
 class TrainingFacts(TypedDict, total=False):
