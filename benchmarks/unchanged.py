@@ -55,10 +55,12 @@ REPORTS = {"": [], "-options": ["--margin", "0.5", "--bootstrap"], "-rdrop": ["-
 # No method of these reports is labelled "rdrop".
 WITHOUT_RDROP = ("search", "dose", "dose of a stack")
 # Keys that rows of earlier commits may not have.
-ADDED = ("data", "weights", "sources")
+ADDED = ("data", "weights", "sources", "training.grad_norm", "training.clipped_share")
+# Arrays that those of earlier commits may not have.
+ADDED_ARRAYS = {"grad_norm"}
 # Keys of a row whose values a clock or the machine gives, or that say how it is stored: arrays are compared themselves.
 MEASURED = re.compile(
-    r"^(schema|sha256|files)($|\.)|(^|\.)(environment|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
+    r"^(schema|sha256|files)($|\.)|(^|\.)(environment|shared_training|started|finished|seconds|cpu_seconds|peak_\w+|energy_joules|resumed_at|\w+_seconds"
     r"|examples_per_second)($|\.)"
 )
 # Words of the earlier reports that were renamed on purpose since, by the ending of the file: (pattern, replacement).
@@ -148,7 +150,9 @@ def compare_stores(old: Path, new: Path) -> tuple[list[str], int]:
         ]
         for path in sorted(folders[0].glob("*.npz")):
             with np.load(path) as before, np.load(folders[1] / path.name) as after:
-                same = set(before) == set(after) and all(np.array_equal(before[name], after[name]) for name in before)
+                same = set(before) | ADDED_ARRAYS >= set(after) and all(
+                    np.array_equal(before[name], after[name]) for name in before
+                )
             differences += [] if same else [f"{cell}: {path.name} differs"]
     return differences, len(cells)
 

@@ -147,8 +147,10 @@ def _check_installed(name: str) -> None:
 def _check_method(owner: type[Method]) -> None:
     """Refuse a method from elsewhere that is written for an earlier contract, or whose parameters can't be read."""
     from finetune_bench.method.former import refuse_former_code
+    from finetune_bench.method.observing import check_observer
 
     refuse_former_code(owner)
+    check_observer(owner)
     check_fields(owner)
 
 

@@ -131,6 +131,7 @@ class ChildTuningF(Method):
     """Random gradient masks, fresh at every step."""
 
     name = "child_tuning_f"
+    acts_on = "gradients"
     batch_layout = "unpadded_trimmed"
 
     reserve_p: float = parameter(
@@ -153,6 +154,7 @@ class ChildTuningD(Method):
     """One gradient mask, from the Fisher information of the task."""
 
     name = "child_tuning_d"
+    acts_on = "gradients"
     batch_layout = "unpadded_trimmed"
 
     reserve_p: float = parameter(

@@ -59,7 +59,9 @@ class EMA(Method):
     """An exponential moving average of the weights, for evaluation."""
 
     name = "ema"
+    acts_on = "averages of weights"
     batch_layout = "unpadded"
+    observer = True
 
     beta: float = parameter(
         0.99,

@@ -93,6 +93,7 @@ class FreeLB(Method):
     """Gradients averaged over a climb in the embeddings."""
 
     name = "freelb"
+    acts_on = "inputs"
     version = 2  # 1 had another default of `steps`, under the same label
     batch_layout = "unpadded_trimmed"
     noises = "token embeddings"

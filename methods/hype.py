@@ -94,6 +94,7 @@ class HyPe(Method):
     """Noise between layers, hidden dropout off."""
 
     name = "hype"
+    acts_on = "hidden states"
     batch_layout = "unpadded_trimmed"
     phase = Phase.WRAP
     noises = "layer inputs"

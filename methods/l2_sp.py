@@ -60,6 +60,7 @@ class L2SP(Method):
     """A penalty on the distance to the pre-trained weights."""
 
     name = "l2_sp"
+    acts_on = "loss"
     batch_layout = "unpadded"
     reads_pretrained = True
 

@@ -61,6 +61,7 @@ class LayerwiseLRDecay(Method):
     """Smaller learning rates for lower layers."""
 
     name = "layerwise_lr_decay"
+    acts_on = "gradients"
     batch_layout = "unpadded_trimmed"
 
     decay: float = parameter(

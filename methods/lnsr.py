@@ -85,6 +85,7 @@ class LNSR(Method):
     """A penalty on what noise at one layer does to the states above."""
 
     name = "lnsr"
+    acts_on = "hidden states"
     version = 2  # in 1 long texts counted more
     noises = "layer inputs"
 

@@ -88,6 +88,7 @@ class LoRA(Method):
     """Low-rank updates of frozen weights."""
 
     name = "lora"
+    acts_on = "which weights train"
     batch_layout = "unpadded_trimmed"
     phase = Phase.SELECT
 

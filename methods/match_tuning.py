@@ -69,6 +69,7 @@ class MatchTuning(Method):
     """Representations mixed within the batch."""
 
     name = "match_tuning"
+    acts_on = "hidden states"
     version = 2  # 1 mixed in the run's precision
     batch_layout = "unpadded_trimmed"
     # Before anyone measures with it.

@@ -129,6 +129,7 @@ class Mixout(Method):
     """Weights mixed with their pre-trained values in every training forward."""
 
     name = "mixout"
+    acts_on = "weights"
     batch_layout = "unpadded_trimmed"
     phase = Phase.WRAP
     reads_pretrained = True

@@ -59,6 +59,7 @@ class NoisyTune(Method):
     """Uniform noise on the weights, once, before training."""
 
     name = "noisytune"
+    acts_on = "weights"
     batch_layout = "unpadded_trimmed"
     phase = Phase.SURGERY
 

@@ -64,6 +64,7 @@ class PriorDecay(Method):
     """Weight decay toward the pre-trained weights."""
 
     name = "prior_decay"
+    acts_on = "gradients"
     batch_layout = "unpadded"
     reads_pretrained = True
 

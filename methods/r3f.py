@@ -108,6 +108,7 @@ class R3F(Method):
     """A penalty on the change of the prediction under embedding noise."""
 
     name = "r3f"
+    acts_on = "inputs"
     batch_layout = "unpadded_trimmed"
     noises = "token embeddings"
 
@@ -192,6 +193,7 @@ class R4F(R3F):
     """R3F with a spectrally normalised head."""
 
     name = "r4f"
+    acts_on = "inputs"
     version = 2  # 1 found the singular value in the run's precision
 
     # Declared anew, for nothing makes a divided head vanilla's.

@@ -59,6 +59,7 @@ class RDrop(Method):
     """Two passes, pulled together."""
 
     name = "rdrop"
+    acts_on = "loss"
     batch_layout = "unpadded_trimmed"
 
     alpha: float = parameter(

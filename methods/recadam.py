@@ -82,6 +82,7 @@ class RecAdam(Method):
     """A pull to the pre-trained weights that fades."""
 
     name = "recadam"
+    acts_on = "gradients"
     batch_layout = "unpadded"
     reads_pretrained = True
 

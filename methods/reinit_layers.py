@@ -70,6 +70,7 @@ class ReinitLayers(Method):
     """Top layers drawn anew."""
 
     name = "reinit_layers"
+    acts_on = "weights"
     batch_layout = "unpadded_trimmed"
     phase = Phase.SURGERY
 

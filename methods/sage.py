@@ -82,6 +82,7 @@ class SAGE(Method):
     """Learning rates by sensitivity."""
 
     name = "sage"
+    acts_on = "gradients"
     batch_layout = "unpadded_trimmed"
 
     beta0: float = parameter(

@@ -73,6 +73,7 @@ class SAM(Method):
     """The gradient from the highest point near by."""
 
     name = "sam"
+    acts_on = "weights"
     batch_layout = "unpadded_trimmed"
 
     rho: float = parameter(

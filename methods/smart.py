@@ -90,6 +90,7 @@ class SMART(Method):
     """Smooth predictions, and no sudden changes of them."""
 
     name = "smart"
+    acts_on = "inputs"
     batch_layout = "unpadded"
     noises = "token embeddings"
 

@@ -62,7 +62,9 @@ class SWA(Method):
     """The mean of the last weights, for evaluation."""
 
     name = "swa"
+    acts_on = "averages of weights"
     batch_layout = "unpadded"
+    observer = True
 
     share: float = parameter(
         0.25,

@@ -46,6 +46,7 @@ class TopKTuning(Method):
     """The lower layers frozen."""
 
     name = "top_k"
+    acts_on = "which weights train"
     batch_layout = "unpadded_trimmed"
     phase = Phase.SELECT
 

@@ -31,8 +31,11 @@ class ListedMethod(TypedDict):
 
     name: str
     summary: str
+    acts_on: str  # inputs, hidden states, weights, loss, gradients, which weights train, or averages; "" for others
     forwards: float  # passes per step, at the defaults
     backwards: float
+    saved: str  # memory that autograd keeps, in the sizes that `show` explains
+    kept: str  # memory that is kept all along
 
 
 class ListedTask(TypedDict):
@@ -183,6 +186,7 @@ class PlanDocument(Document):
     folder: str
     runs: int
     to_run: int
+    trainings: int  # that they take: runs that differ in observers only, as averages of weights, share one
     cached: int
     skipped: int
     failed_before: int

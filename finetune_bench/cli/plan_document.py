@@ -26,6 +26,7 @@ def plan_values(plan: Plan, expected: Forecast | None) -> dict[str, Any]:
         "folder": str(plan.store.root),
         "runs": len(plan.cells),
         "to_run": len(plan.todo),
+        "trainings": len(plan.trainings),
         "cached": len(plan.cached),
         "skipped": len(plan.skipped),
         "failed_before": len(plan.failed),

@@ -14,7 +14,7 @@ from finetune_bench.cli.documents import show_document
 from finetune_bench.errors import UnknownName, UsageError
 
 _HEADS = {
-    "methods": {"name": "method", "summary": "what it is", "passes": "passes per step (forward + backward)"},
+    "methods": {"name": "method", "summary": "what it is", "passes": "passes", "memory": "memory beside vanilla's"},
     "tasks": {"name": "task", "kind": "kind", "metrics": "metrics (the first is compared)", "classes": "classes"},
     "models": {"name": "model", "summary": "what it is", "licence": "licence", "place": "here"},
     "analyses": {"name": "analysis", "summary": "what it is", "needs_model": "needs the trained model"},
@@ -34,6 +34,7 @@ def list_command(parsed: argparse.Namespace) -> int:
     for entry in entries:
         if parsed.group == "methods":
             entry["passes"] = f"{entry['forwards']} + {entry['backwards']}"
+            entry["memory"] = _memory_beside(entry["name"])
         elif parsed.group == "tasks":
             entry |= {"metrics": ", ".join(entry["metrics"]), "classes": len(entry["labels"]) or ""}
         elif parsed.group == "models":
@@ -41,9 +42,41 @@ def list_command(parsed: argparse.Namespace) -> int:
         elif parsed.group == "analyses":
             entry["needs_model"] = "yes" if entry["needs_model"] else "no: made of every run"
     heads = _HEADS[parsed.group]
+    if parsed.group == "methods":
+        show(tabulate(_grouped(entries, list(heads)), headers=list(heads.values()), tablefmt="simple"))
+        show("\npasses: forward + backward, per step; memory: in the sizes that 'finetune-bench show NAME' explains")
+        return 0
     lines = [[entry[key] for key in heads] for entry in entries]
     show(tabulate(lines, headers=list(heads.values()), tablefmt="simple"))
     return 0
+
+
+def _grouped(entries: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[list[str]]:
+    """Return the lines of a table of methods by what they act on, the baseline first, each group under its name."""
+    from finetune_bench import registry
+    from finetune_bench.method.base import PLACES
+
+    lines = [[entry[key] for key in keys] for entry in entries if entry["name"] == registry.BASELINE]
+    others = [entry for entry in entries if entry["name"] != registry.BASELINE]
+    for place in (*PLACES, ""):
+        of_place = [[entry[key] for key in keys] for entry in others if entry["acts_on"] == place]
+        if of_place:
+            lines += [[f"-- {place or 'something else'}", *[""] * (len(keys) - 1)], *of_place]
+    return lines
+
+
+def _memory_beside(name: str) -> str:
+    """Return what a method keeps in memory at its defaults beside what vanilla keeps; "" for nothing."""
+    from finetune_bench import registry
+    from finetune_bench.method.asking import ask
+    from finetune_bench.method.cost import SIZES, Memory
+
+    before, after = Memory(), ask(registry.method_class(name)(), "memory", Memory())
+    counts = {
+        size: after.saved.get(size, 0) + after.kept.get(size, 0) - before.saved.get(size, 0) - before.kept.get(size, 0)
+        for size in SIZES
+    }
+    return " ".join(f"{count:+g}·{size}" for size, count in counts.items() if count).replace("-", "−")
 
 
 def _entries(group: str) -> list[dict[str, Any]]:
@@ -57,12 +90,19 @@ def _entries(group: str) -> list[dict[str, Any]]:
     for name in registry.names(group):
         if group == "methods":
             from finetune_bench.method.asking import ask
-            from finetune_bench.method.cost import Passes
+            from finetune_bench.method.cost import Memory, Passes
 
             method = registry.method_class(name)()
-            passes = ask(method, "passes", Passes())
+            passes, memory = ask(method, "passes", Passes()), ask(method, "memory", Memory())
             summary = (type(method).__doc__ or "").strip().partition("\n")[0]
-            entry = {"summary": summary, "forwards": passes.forwards, "backwards": passes.backwards}
+            entry = {
+                "summary": summary,
+                "acts_on": method.acts_on,
+                "forwards": passes.forwards,
+                "backwards": passes.backwards,
+                "saved": memory.saved_formula,
+                "kept": memory.kept_formula,
+            }
         elif group == "tasks":
             task = registry.task(name)
             entry = {"kind": task.kind, "metrics": task.metrics, "labels": task.labels}

@@ -103,6 +103,8 @@ def _show_forecast(plan: Plan, expected: Forecast) -> None:
     bytes_each = expected.memory_bytes
     memory = "not measured here" if bytes_each is None else f"{bytes_each / 2**20:.0f} MiB a worker"
     show(f"\ncells      {len(plan.todo)}, with {expected.workers} workers on {plan.devices[0]}")
+    if len(plan.trainings) < len(plan.todo):
+        show(f"trainings  {len(plan.trainings)}: cells that differ in observers only are scored from one")
     start = f"{expected.start_seconds:.0f} s of it to start each worker"
     show(f"{clock} time   {expected.cpu_seconds:.0f} s in all, {start}")
     show(f"wall time  {expected.wall_seconds:.0f} s, if nothing else runs")
@@ -211,7 +213,8 @@ def _intention(plan: Plan) -> str:
         parts.append("--retry-failed runs those that failed again")
     if not plan.todo:
         return ", ".join(parts) + ": nothing to do."
-    workers = min(len(plan.devices), len(plan.todo))
-    return (
-        ", ".join(parts) + f": {len(plan.todo)} to run with {workers} worker{'s' * (workers > 1)} on {plan.devices[0]}."
-    )
+    trainings = len(plan.trainings)
+    workers = min(len(plan.devices), trainings)
+    shared = f" in {trainings} training{'s' * (trainings > 1)}" if trainings < len(plan.todo) else ""
+    where = f"with {workers} worker{'s' * (workers > 1)} on {plan.devices[0]}"
+    return ", ".join(parts) + f": {len(plan.todo)} to run{shared} {where}."

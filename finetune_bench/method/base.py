@@ -30,6 +30,17 @@ from finetune_bench.parameters import Space, neutral_setting, parameter, search_
 from finetune_bench.recipe import BATCH_LAYOUTS, FORMER_LAYOUTS, Recipe
 from finetune_bench.task import Output, Task
 
+# What a method may change of fine-tuning.
+PLACES = (
+    "inputs",
+    "hidden states",
+    "weights",
+    "loss",
+    "gradients",
+    "which weights train",
+    "averages of weights",
+)
+
 
 class Phase(IntEnum):
     """The phase says when a method's `setup` runs; every setup of a phase ends before the next phase begins.
@@ -89,6 +100,7 @@ class Method:
 
     Class attributes:
         name: the plugin's id, lower case: the file's name and the entry point's.
+        acts_on: which of `PLACES` it changes, under which `list methods` has it; "" for something else.
         version: raised when the method's numbers change, so that stale rows never mix with new ones.
         phase: when `setup` runs.
         batch_layout: the furthest layout in which it works: "padded"; "unpadded" if whatever it does to hidden states
@@ -96,6 +108,8 @@ class Method:
             `optimizer` on, the token embeddings may have only the rows of tokens that occur, and it holds none of them
             from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
+        observer: whether the training is the same to the last bit without it: it draws nothing, reads in `setup` and
+            `after_step`, and acts in `evaluating` alone. Runs that differ in observers only share one training.
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
         own_learning_rate: why it is no fair comparison at vanilla's learning rate, and which rates to try, as "its loss
             is smaller: 1 to 10 times vanilla's rate"; empty where one rate suits both.
@@ -104,10 +118,12 @@ class Method:
     """
 
     name: ClassVar[str]
+    acts_on: ClassVar[str] = ""
     version: ClassVar[int] = 1
     phase: ClassVar[Phase] = Phase.MEASURE
     batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
+    observer: ClassVar[bool] = False
     noises: ClassVar[str] = ""
     own_learning_rate: ClassVar[str] = ""
     search_space: ClassVar[Mapping[str, Space]] = {}

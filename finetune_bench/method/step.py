@@ -143,6 +143,7 @@ class Run(Protocol):
         undecayed: names of the parameters that the recipe's weight decay leaves out: biases and norms.
         weights: while a pass runs, what it uses in the place of the parameters of these names.
         trained: masks of the entries that train, for parameters of which a method fixed the others.
+        reanchored: names of the parameters that a method drew anew, so that `pretrained` isn't the checkpoint's.
         task: the task, with its loss and divergence.
         recipe: how the run is trained.
         total_steps: how many optimiser steps the run has.
@@ -155,6 +156,7 @@ class Run(Protocol):
     undecayed: set[str]
     weights: Mapping[str, Tensor]
     trained: dict[str, Tensor]
+    reanchored: set[str]
     task: Task
     recipe: Recipe
     total_steps: int

@@ -7,34 +7,34 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from finetune_bench import device as devices
-from finetune_bench.errors import DataError, Diverged
+from finetune_bench.errors import Diverged
+from finetune_bench.method.observing import Observed
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import pretrained
 from finetune_bench.model import weights as checkpoint_weights
 from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.printable import LONGEST_REASON, brief
-from finetune_bench.runner import analysing
+from finetune_bench.runner import analysing, scoring
 from finetune_bench.runner.environment import environment
-from finetune_bench.runner.inputs import encoded, facts_of, initial_model, load_data
-from finetune_bench.runner.row import collapse_reason, constant_prediction, cost_of, row_of, training_facts
+from finetune_bench.runner.inputs import facts_of, initial_model
+from finetune_bench.runner.row import cost_of, row_of, training_facts
 from finetune_bench.store import analyses as results
 from finetune_bench.store.row import Outcome, Retry, Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import CHECKPOINT_EVERY
-from finetune_bench.task import Task, TaskData
-from finetune_bench.training import evaluation, loop, measure, memory
+from finetune_bench.training import loop, memory
 from finetune_bench.training.checkpoint import Checkpoints
-from finetune_bench.training.examples import Encoded, truncation
 from finetune_bench.training.record import TrainingResult
 from finetune_bench.training.run import TrainingRun
 
@@ -42,7 +42,7 @@ OUT_OF_MEMORY = "out of memory"
 # A signal's handler that is about to end this process sets it: what it then raises is no failure of the cell.
 PROCESS_ENDS = threading.Event()
 
-Arrays = dict[str, dict[str, np.ndarray]]  # of a cell, by file
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
@@ -75,71 +75,106 @@ class _Attempt:
     status: Status
     reason: str | None
     outcome: Outcome
-    arrays: Arrays = dataclasses.field(default_factory=dict)
+    arrays: scoring.Arrays = dataclasses.field(default_factory=dict)
     log: str = ""
     analyses: Sequence[analysing.Measured] = ()
 
 
 def run_cell(cell: Cell, context: WorkerContext) -> Row:
-    """Run a cell and write its row, whatever comes of it; return the row.
+    """Run a cell alone and write its row, whatever comes of it; return the row."""
+    return run_cells([cell], context)[0]
 
-    A cell whose process was killed goes on from its last checkpoint. A failure of the cell is a row with its reason,
-    never an exception; an interruption passes through. A cell that runs out of memory is tried once more in
-    micro-batches of half the size, which keeps the batch the same.
+
+def run_cells(cells: Sequence[Cell], context: WorkerContext) -> list[Row]:
+    """Run cells that are equal but for observers: one training, and each scored from it; return their rows.
+
+    All rows are written, whatever comes of the cells. A training whose process was killed goes on from its last
+    checkpoint. A failure is a row with its reason, never an exception; an interruption passes through. Cells that run
+    out of memory are tried once more in micro-batches of half the size, which keeps the batch the same.
     """
     started, clock, cpu_clock = time.time(), time.monotonic(), time.process_time()
     store, device = context.store, context.device
-    recipe = cell.recipe
+    recipe = cells[0].recipe
     devices.prepare(
-        device, threads=max(1, cell.threads), deterministic=recipe.deterministic, precision=recipe.precision
+        device, threads=max(1, cells[0].threads), deterministic=recipe.deterministic, precision=recipe.precision
     )
-    with store.writing(cell.id) as folder:
-        model_folder = folder / "model" if context.save_model else None
-        attempt = _attempt(cell, context, model_folder, _checkpoints(cell, recipe.accumulation, context))
-        is_hungry = attempt.reason == OUT_OF_MEMORY and not attempt.outcome.get("broken")
-        if is_hungry and (halved := _in_halves(cell)) is not None:
-            checkpoints = _checkpoints(cell, halved.recipe.accumulation, context)
-            attempt = _second_attempt(attempt, halved, context, model_folder, checkpoints)
-        row: Row = {
-            **row_of(cell, attempt.status, attempt.reason),
-            **attempt.outcome,
-            "environment": environment(device),
-            "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            "seconds": time.monotonic() - clock,
-            "cpu_seconds": time.process_time() - cpu_clock,
-        }
-        store.write(cell.to_dict(), row, arrays=attempt.arrays, log=attempt.log, into=folder)
-        for result, arrays in attempt.analyses:
-            results.write(folder, result, arrays)
-        analysing.take_over(store.folder(cell.id), folder, cell.id, store.row(cell.id), row)
-    if not store.has_lost(cell.id):  # or the checkpoint is of the process that has the cell now
-        remove_checkpoints(cell.id, store)
-    return row
+    with ExitStack() as writing:
+        folders = {cell.id: writing.enter_context(store.writing(cell.id)) for cell in cells}
+        model_folder = folders[cells[0].id] / "model" if context.save_model else None
+        attempts = _attempts(cells, cells, context, model_folder)
+        hungry = [cell for cell in cells if _is_hungry(attempts[cell.id])]
+        halved = [half for cell in hungry if (half := _in_halves(cell)) is not None]
+        if halved and len(halved) == len(hungry):
+            seconds = _attempts(hungry, halved, context, model_folder)
+            for cell, half in zip(hungry, halved, strict=True):
+                attempts[cell.id] = _second_attempt(attempts[cell.id], seconds[cell.id], half)
+        rows = []
+        for cell in cells:
+            attempt = attempts[cell.id]
+            row: Row = {
+                **row_of(cell, attempt.status, attempt.reason),
+                **attempt.outcome,
+                "environment": environment(device),
+                "started": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+                "seconds": time.monotonic() - clock,
+                "cpu_seconds": time.process_time() - cpu_clock,
+            }
+            if len(cells) > 1:
+                row["shared_training"] = len(cells)
+            _write(cell, row, attempt, folders[cell.id], store)
+            rows.append(row)
+    if not any(store.has_lost(cell.id) for cell in cells):  # or the checkpoint is of the process that has them now
+        remove_checkpoints(cells[0].training_id, store)
+    return rows
 
 
-def remove_checkpoints(cell_id: str, store: Store) -> None:
-    """Remove the checkpoints of a cell, also what was half-written when a process was killed."""
-    for checkpoint in store.checkpoints.glob(f"*{cell_id}-*"):
+def _write(cell: Cell, row: Row, attempt: _Attempt, folder: Path, store: Store) -> None:
+    store.write(cell.to_dict(), row, arrays=attempt.arrays, log=attempt.log, into=folder)
+    for result, arrays in attempt.analyses:
+        results.write(folder, result, arrays)
+    analysing.take_over(store.folder(cell.id), folder, cell.id, store.row(cell.id), row)
+
+
+def remove_checkpoints(training_id: str, store: Store) -> None:
+    """Remove the checkpoints of a training, also what was half-written when a process was killed."""
+    for checkpoint in store.checkpoints.glob(f"*{training_id}-*"):
         checkpoint.unlink(missing_ok=True)
 
 
-def _attempt(cell: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints) -> _Attempt:
+def _attempts(
+    cells: Sequence[Cell], trained: Sequence[Cell], context: WorkerContext, model_folder: Path | None
+) -> dict[str, _Attempt]:
+    """Return an attempt at each cell, by its id; an error of the training is that of all of them.
+
+    Args:
+        cells: the cells, of one training.
+        trained: the same cells as they are trained, which may be in smaller micro-batches.
+        context: that of the worker.
+        model_folder: the folder that takes the model; None where none is kept.
+    """
+    checkpoints = _checkpoints(cells, trained[0].recipe.accumulation, context)
     try:
-        outcome, arrays, analyses = _train_and_score(cell, context, model_folder, checkpoints)
+        attempts = _train_and_score(trained, context, model_folder, checkpoints)
     except (Exception, SystemExit) as error:  # a plugin may call sys.exit
         if PROCESS_ENDS.is_set():
             raise
-        reason, outcome = _failure(error, context.device)
-        return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
-    return _Attempt(Status.DONE, None, outcome, arrays, analyses=analyses)
+        # Each row has a table of its own.
+        attempts = [_failed(error, context.device) for _ in cells]
+    return {cell.id: attempt for cell, attempt in zip(cells, attempts, strict=True)}
 
 
-def _second_attempt(
-    first: _Attempt, halved: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints
-) -> _Attempt:
-    """Try a cell that ran out of memory again, in smaller micro-batches; the log is that of both attempts."""
-    second = _attempt(halved, context, model_folder, checkpoints)
+def _failed(error: BaseException, device: torch.device) -> _Attempt:
+    reason, outcome = _failure(error, device)
+    return _Attempt(Status.FAILED, reason, outcome, log=traceback.format_exc())
+
+
+def _is_hungry(attempt: _Attempt) -> bool:
+    return attempt.reason == OUT_OF_MEMORY and not attempt.outcome.get("broken")
+
+
+def _second_attempt(first: _Attempt, second: _Attempt, halved: Cell) -> _Attempt:
+    """Return the second attempt at a cell that ran out of memory, in smaller micro-batches; the log is that of both."""
     reason, outcome = second.reason, second.outcome
     if reason == OUT_OF_MEMORY:
         reason += f", also with accumulation {halved.recipe.accumulation}"
@@ -180,62 +215,58 @@ def _first_line(error: BaseException) -> str:
 
 
 @dataclass(frozen=True)
-class _Examples:
-    """The examples of a cell, as they are and tokenised."""
-
-    task: Task
-    data: TaskData
-    train: Encoded
-    splits: dict[str, Encoded]  # of evaluation, by name
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """What a trained model predicted.
+class _Trained:
+    """What one training gave, whatever it is scored as.
 
     Attributes:
-        predictions: by split, (examples, outputs).
-        sketch: of the weights that were scored, (64,).
-        seconds: that it took.
+        trace: what was recorded.
+        facts: what the rows say of it; `cost` has no seconds of evaluation yet.
     """
 
-    predictions: dict[str, np.ndarray]
-    sketch: np.ndarray
-    seconds: float
+    trace: TrainingResult
+    facts: Outcome
 
 
 def _train_and_score(
-    cell: Cell, context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints
-) -> tuple[Outcome, Arrays, list[analysing.Measured]]:
-    """Train a cell's model, score it and measure; return what its row says of that, its arrays, and its analyses."""
+    cells: Sequence[Cell], context: WorkerContext, model_folder: Path | None, checkpoints: Checkpoints
+) -> list[_Attempt]:
+    """Train a model once, score it as each cell has it and measure; return what came of each."""
     device = context.device
-    examples = _load_examples(cell, context.data_root)
-    stack = cell.make_stack()
+    examples = scoring.load_examples(cells[0], context.data_root)
+    stack = Observed({cell.id: cell.make_stack() for cell in cells})
+    members = [stack.members[cell.id] for cell in cells]
     peak_is_measured = devices.reset_peak(device)
-    classifier = initial_model(cell, stack, device)
+    classifier = initial_model(cells[0], stack, device)
     initial_digest = pretrained.digest(classifier)
-    run = _make_run(cell, stack, classifier, examples, device)
+    run = scoring.make_run(cells[0], stack, classifier, examples, device)
+    is_alone = len(cells) == 1
     try:
         energy_before = devices.energy(device)
         trace = loop.train(run, checkpoints, _teller(run, context))
+        stack.check()
         energy_after = devices.energy(device)
         allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
-        scored = _score(run, stack, examples.splits)
+        scored = [
+            _settle(partial(scoring.score, run, member, examples.splits, trace), is_alone, device) for member in members
+        ]
         trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
         saved_bytes = memory.saved_activation_bytes(run)
-        scored_weights = _scored_weights(run, stack) if model_folder else {}
-        analysed = analysing.Scored(
-            examples.task, examples.data, examples.splits, scored.predictions, context.data_root
-        )
-        analyses = analysing.at_the_end(cell, run, stack, analysed, context.analyses)
+        kept_weights = scoring.scored_weights(run, members[0]) if model_folder else {}
+        analyses = [
+            result
+            if isinstance(result, _Attempt)
+            else _settle(
+                partial(_analyse, cell, run, member, result, examples=examples, context=context), is_alone, device
+            )
+            for cell, member, result in zip(cells, members, scored, strict=True)
+        ]
     finally:
         stack.teardown(run)
     if model_folder:
-        _save_model(cell, run, scored_weights, model_folder)
+        scoring.save_model(cells[0], run, kept_weights, model_folder)
 
-    outcome = _scores(examples, scored.predictions, cell.model)
-    outcome["training"] = training_facts(examples.task, trace, examples.train.labels)
-    outcome["cost"] = cost_of(
+    facts: Outcome = {"training": training_facts(examples.task, trace, examples.train.labels, cells[0].recipe.clip)}
+    facts["cost"] = cost_of(
         run,
         trace,
         saved_activation_bytes=saved_bytes,
@@ -243,13 +274,55 @@ def _train_and_score(
         peak_reserved_bytes=reserved,
         energy_joules=None if energy_before is None or energy_after is None else energy_after - energy_before,
         trainable_parameters=trainable,
-        evaluation_seconds=scored.seconds,
     )
-    outcome["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cell.data}
-    outcome["dropout"] = active_dropout_under(classifier, stack.rates)
-    taken = checkpoint_weights.taken(cell.model)
-    outcome["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cell.weights else taken.fresh)
-    return outcome, _arrays(examples.splits, trace, scored), analyses
+    facts["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cells[0].data}
+    facts["dropout"] = active_dropout_under(classifier, stack.rates)
+    taken = checkpoint_weights.taken(cells[0].model)
+    facts["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cells[0].weights else taken.fresh)
+    return [
+        result
+        if isinstance(result, _Attempt)
+        else _settle(partial(_done, cell, examples, _Trained(trace, facts), *result), is_alone, device)
+        for cell, result in zip(cells, analyses, strict=True)
+    ]
+
+
+def _settle(make: Callable[[], _Result], is_alone: bool, device: torch.device) -> _Result | _Attempt:
+    """Return what is made, or the failed attempt of the one of several cells that it is made for."""
+    try:
+        return make()
+    except (Exception, SystemExit) as error:
+        if is_alone or PROCESS_ENDS.is_set():
+            raise
+        return _failed(error, device)
+
+
+def _analyse(
+    cell: Cell,
+    run: TrainingRun,
+    stack: Stack,
+    scored: scoring.Scored,
+    *,
+    examples: scoring.Examples,
+    context: WorkerContext,
+) -> tuple[scoring.Scored, list[analysing.Measured]]:
+    """Return what was scored, with its analyses."""
+    analysed = analysing.Scored(examples.task, examples.data, examples.splits, scored.predictions, context.data_root)
+    return scored, analysing.at_the_end(cell, run, stack, analysed, context.analyses)
+
+
+def _done(
+    cell: Cell,
+    examples: scoring.Examples,
+    trained: _Trained,
+    scored: scoring.Scored,
+    analyses: list[analysing.Measured],
+) -> _Attempt:
+    """Return the attempt at a cell that was trained, scored and analysed."""
+    outcome: Outcome = {**scoring.scores(examples, scored.predictions, cell.model), **trained.facts}
+    outcome["cost"] = {**trained.facts["cost"], "evaluation_seconds": scored.seconds}
+    arrays = scoring.arrays_of(examples.splits, trained.trace, scored)
+    return _Attempt(Status.DONE, None, outcome, arrays, analyses=analyses)
 
 
 def _teller(run: TrainingRun, context: WorkerContext) -> Callable[[int, float], None] | None:
@@ -258,111 +331,11 @@ def _teller(run: TrainingRun, context: WorkerContext) -> Callable[[int, float], 
     return None if tell is None else lambda step, loss: tell(step, run.total_steps, loss)
 
 
-def _load_examples(cell: Cell, data_root: Path | None) -> _Examples:
-    """Return the examples of a cell.
+def _checkpoints(cells: Sequence[Cell], accumulation: int, context: WorkerContext) -> Checkpoints:
+    """Return where a training's checkpoints are; a second attempt, in smaller micro-batches, doesn't read the first's.
 
-    Raises:
-        DataError: they are not those that the plan of the run found.
+    Where only some of the cells got their rows before a process was killed, the others go on from there.
     """
-    task, data = load_data(cell.task, cell.limit_train, data_root, cell.held_out)
-    if data.fingerprint() != cell.data:
-        raise DataError(f"the data of '{cell.task}' changed after the run was planned; start it again")
-    train, splits = encoded(
-        cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length, held_out=cell.held_out
-    )
-    return _Examples(task, data, train, splits)
-
-
-def _make_run(
-    cell: Cell, stack: Stack, classifier: torch.nn.Module, examples: _Examples, device: torch.device
-) -> TrainingRun:
-    recipe = cell.recipe
-    if cell.step_factor != 1:
-        steps = round(cell.step_factor * recipe.total_steps(len(examples.train)))
-        recipe = dataclasses.replace(recipe, epochs=None, steps=steps)
-    return TrainingRun(
-        classifier,
-        examples.task,
-        examples.train,
-        recipe,
-        stack,
-        seed=cell.seed,
-        device=device,
-    )
-
-
-def _checkpoints(cell: Cell, accumulation: int, context: WorkerContext) -> Checkpoints:
-    """Return where a cell's checkpoints are; a second attempt, in smaller micro-batches, doesn't read the first's."""
-    owner = f"{cell.id}-{accumulation}"
-    return Checkpoints(context.store.checkpoints / f"{owner}.safetensors", context.checkpoint_every, owner)
-
-
-def _score(run: TrainingRun, stack: Stack, splits: dict[str, Encoded]) -> _Scored:
-    """Predict every evaluation split, with the weights that the methods want to be scored.
-
-    Raises:
-        Diverged: a prediction is not finite. The last update did it, and no later loss could show that.
-    """
-    start = time.perf_counter()
-    with stack.evaluating(run):
-        predictions = {name: evaluation.predict(run, split) for name, split in splits.items()}
-        sketch = measure.sketch(run.params.values())
-    seconds = time.perf_counter() - start
-    if not all(np.isfinite(values).all() for values in predictions.values()):
-        raise Diverged(run.total_steps)
-    return _Scored(predictions, sketch, seconds)
-
-
-def _scored_weights(run: TrainingRun, stack: Stack) -> dict[str, Tensor]:
-    """Return a copy of the weights that are scored: averages, where a method swaps them in."""
-    with stack.evaluating(run):
-        return {name: weight.detach().clone() for name, weight in run.params.items()}
-
-
-def _save_model(cell: Cell, run: TrainingRun, weights: dict[str, Tensor], folder: Path) -> None:
-    """Save the model with these weights, after the methods have taken away what they had added to it."""
-    with torch.no_grad():
-        for name, weight in run.params.items():
-            weight.copy_(weights[name])
-    config = pretrained.config(cell.model, run.task.outputs)
-    pretrained.save(run.model, pretrained.tokenizer(cell.model), config, folder, run.task.labels)
-
-
-def _scores(examples: _Examples, predictions: dict[str, np.ndarray], model: str) -> Outcome:
-    """Return the scores of predictions, beside those of the constant prediction of the majority."""
-    task, train = examples.task, examples.train
-    labels = _labels(examples.splits)
-    metrics = {name: task.score(values, labels[name]) for name, values in predictions.items()}
-    majority = {
-        name: task.score(constant_prediction(train.labels, values, task), values) for name, values in labels.items()
-    }
-    all_splits = {"train": examples.data.train, **examples.data.evaluation}
-    scores: Outcome = {
-        "metrics": metrics,
-        "majority": majority,
-        "collapsed": collapse_reason(task, predictions, metrics, majority),
-        "subset": [name for name, split in all_splits.items() if split.is_subset],
-        "notes": [*examples.data.notes, *_truncation_notes(examples, pretrained.label(model))],
-    }
-    if task.licence:
-        scores["licence"] = task.licence
-    return scores
-
-
-def _truncation_notes(examples: _Examples, label: str) -> list[str]:
-    """Return what is to be said of how the splits were tokenised, by the model of that label."""
-    splits = {"train": examples.train, **examples.splits}
-    return [note for name, split in splits.items() for note in truncation(name, split, label)]
-
-
-def _labels(splits: dict[str, Encoded]) -> dict[str, np.ndarray]:
-    return {name: split.labels.numpy() for name, split in splits.items()}
-
-
-def _arrays(splits: dict[str, Encoded], trace: TrainingResult, scored: _Scored) -> Arrays:
-    predictions = {f"{name}.predictions": values for name, values in scored.predictions.items()}
-    predictions |= {f"{name}.labels": values for name, values in _labels(splits).items()}
-    sketches = {"sketch": np.array(trace.sketches), "sketch_steps": np.array(trace.sketch_steps)}
-    if not np.array_equal(scored.sketch, trace.sketches[-1]):  # other weights were scored than those of the last step
-        sketches["scored_sketch"] = scored.sketch
-    return {"predictions": predictions, "trace": trace.steps | sketches}
+    owner = f"{cells[0].training_id}-{accumulation}"
+    path = context.store.checkpoints / f"{owner}.safetensors"
+    return Checkpoints(path, context.checkpoint_every, owner, tuple(cell.id for cell in cells))

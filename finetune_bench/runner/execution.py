@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from finetune_bench import registry
@@ -19,6 +20,7 @@ from finetune_bench.runner.progress import Counts, Ended, Reporter
 from finetune_bench.runner.row import row_of, score_of
 from finetune_bench.spec import short_names
 from finetune_bench.store.row import Status
+from finetune_bench.store.store import Store
 from finetune_bench.study import grid
 from finetune_bench.study.attribution import effect_chain, label_of
 from finetune_bench.study.grid import Cell
@@ -75,16 +77,32 @@ def execute(plan: Plan, reporter: Reporter | None = None) -> Counts:
         _show_scores(plan, reporter)
     executor = make_executor(plan.study, plan.devices, _worker_settings(plan), (plan.store.root / "logs").resolve())
     try:
-        for event in executor.run(plan.todo):
+        for event in executor.run(plan.trainings):
             if event.status in _UNENDED:
                 _tell(event, plan, reporter)
             else:
-                _take(event, plan, counts, reporter)
+                for each in _of_each(event, plan):
+                    _take(each, plan, counts, reporter)
     except (KeyboardInterrupt, GeneratorExit):
-        _write_interrupted(plan, executor.running.values())
+        running = [member for cell in executor.running.values() for member in (cell, *cell.companions)]
+        _write_interrupted(plan, running)
         raise
     _clear_up(plan)
     return counts
+
+
+def _of_each(event: Event, plan: Plan) -> Iterator[Event]:
+    """Yield what has happened to a cell and to its companions, of which their rows tell; the seconds count once."""
+    cell = event.cell
+    yield dataclasses.replace(event, cell=dataclasses.replace(cell, companions=()))
+    for companion in cell.companions:
+        row = None if event.status == EventStatus.DIED else plan.store.row(companion.id)
+        if row is not None and row["status"] in (Status.DONE, Status.FAILED):
+            yield Event(companion, EventStatus(row["status"]), row["reason"])
+        elif event.status == EventStatus.DIED:
+            yield dataclasses.replace(event, cell=companion, seconds=0.0)
+        else:
+            yield Event(companion, EventStatus.DIED, "its worker ended without a row of it")
 
 
 def _clear_up(plan: Plan) -> None:
@@ -92,12 +110,21 @@ def _clear_up(plan: Plan) -> None:
     store = plan.store
     folders = [folder for folder in (store.checkpoints, store.root / "locks") if folder.is_dir()]
     left = {path.name.lstrip(".")[:ID_DIGITS] for folder in folders for path in folder.iterdir()}
-    for cell in plan.cells:
-        if cell.id not in left or (row := store.row(cell.id)) is None or row["status"] != Status.DONE:
-            continue
-        with store.claim(cell.id) as claimed:  # which ends the lease of a process that is gone
+    touched = [cell for cell in plan.cells if left & {cell.id, cell.training_id}] if left else []
+    # A training that was killed while its rows were written goes on for those that are missing.
+    trainings = {cell.training_id for cell in touched}
+    unended = {cell.training_id for cell in plan.cells if touched and not _is_done(cell, store)} & trainings
+    for name in dict.fromkeys(
+        name for cell in touched if cell.training_id not in unended for name in (cell.id, cell.training_id)
+    ):
+        with store.claim(name) as claimed:  # which ends the lease of a process that is gone
             if claimed:
-                remove_checkpoints(cell.id, store)
+                remove_checkpoints(name, store)
+
+
+def _is_done(cell: Cell, store: Store) -> bool:
+    row = store.row(cell.id)
+    return row is not None and row["status"] == Status.DONE
 
 
 def _write_study(plan: Plan) -> None:

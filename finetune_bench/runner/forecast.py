@@ -20,6 +20,8 @@ import torch
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.method.cost import SIZES, Memory
+from finetune_bench.method.observing import Observed, is_observer
+from finetune_bench.method.stack import Stack
 from finetune_bench.model import pretrained
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner.calibration import LEAST_STEPS, Allowance, Calibration, clock, tokens_of
@@ -156,6 +158,7 @@ def _foretell(
     foreign = foreign_names()
     seconds: dict[str, float] = {}
     peaks, disk_bytes = [], 0
+    companions = {companion.id for cell in plan.trainings for companion in cell.companions}
     for cell in plan.todo:
         load, base = loads[_load_key(cell)], vanilla[_setting(cell)]
         step, setup = base.seconds_of(load.mean_tokens), base.setup_seconds
@@ -170,14 +173,18 @@ def _foretell(
             step = base.step_seconds + _passes(cell.method) * base.token_seconds * load.mean_tokens
         # One step more is taken to count saved bytes.
         training = setup + step * (load.steps + 1)
-        seconds[cell.id] = base.load_seconds + base.scored_token_seconds * load.scored_tokens + training
+        seconds[cell.id] = base.scored_token_seconds * load.scored_tokens
+        if cell.id not in companions:  # which are scored from a training that another cell pays for
+            seconds[cell.id] += base.load_seconds + training
         if is_foreign(cell, foreign):
             seconds[cell.id] += plan.start_seconds  # the next cell needs another process
-        if base.peak_bytes is not None:
-            peaks.append(_peak_bytes(cell, base, load.largest_tokens))
         disk_bytes += load.disk_bytes
         disk_bytes += 4 * _parameters(cell.model, registry.task(cell.task).outputs) if plan.study.save_model else 0
-    workers = min(len(plan.devices), len(plan.todo))
+    for cell in plan.trainings:
+        base = vanilla[_setting(cell)]
+        if base.peak_bytes is not None:
+            peaks.append(_peak_bytes(cell, base, loads[_load_key(cell)].largest_tokens))
+    workers = min(len(plan.devices), len(plan.trainings))
     names = {_vanilla(): ", ".join(dict.fromkeys(pretrained.label(setting[0]) for setting in vanilla))}
     names |= {method: pretrained.label(setting[0]) for method, (setting, _) in timed.items()}
     return Forecast(seconds, plan.start_seconds, max(peaks, default=None), disk_bytes, workers, names)
@@ -242,11 +249,17 @@ def _passes(method: str) -> float:
 
 
 def _peak_bytes(cell: Cell, vanilla: Calibration, tokens: int) -> int:
-    """Return the bytes at the peak: vanilla's on so many tokens, and what the method declares that it keeps beside."""
+    """Return the bytes at the peak: vanilla's on so many tokens, and what the methods declare that they keep beside.
+
+    Observers that share the training keep theirs at the same time; of the pre-trained weights there is one copy.
+    """
+    observed = Observed({member.id: member.make_stack() for member in (cell, *cell.companions)})
+    readers = [method for method in observed.methods if is_observer(method) and method.reads_pretrained]
+    stack = Stack([method for method in observed.methods if method not in readers[1:]])
     weights = 4 * _parameters(cell.model, registry.task(cell.task).outputs)
     sizes = {name: weights if name.startswith("P") else 0 for name in SIZES}
     sizes |= {"P_head": 0, "P_frozen": 0, "F": int(vanilla.token_bytes * tokens)}
-    more = sum(expected_bytes(cell.make_stack().memory(Memory()), sizes)) - sum(expected_bytes(Memory(), sizes))
+    more = sum(expected_bytes(stack.memory(Memory()), sizes)) - sum(expected_bytes(Memory(), sizes))
     later = vanilla.token_bytes * max(0, tokens - vanilla.measured_tokens)
     return int((vanilla.peak_bytes or 0) + later + max(0.0, more))
 

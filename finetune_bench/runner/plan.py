@@ -60,6 +60,15 @@ class Plan:
     start_seconds: float
     other_shards: list[str] = field(default_factory=list)
 
+    @property
+    def trainings(self) -> list[Cell]:
+        """Return the cells that have to run as trainings: one of each, with those that share it as its companions.
+
+        There is one for every cell with --no-sharing, and with --save-model: a shared one has no one model to save.
+        """
+        alone = self.study.save_model or not self.study.sharing
+        return self.todo if alone else grid.sharing(self.todo)
+
 
 def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> Plan:
     """Check a study and compare it with its store; loads data, and runs every checkpoint on three texts.

@@ -11,6 +11,7 @@ import torch
 
 from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError
+from finetune_bench.method.base import Method
 from finetune_bench.model import pretrained
 from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.runner import analysing
@@ -21,7 +22,7 @@ from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell
 from finetune_bench.task import HELD_OUT, Task
 from finetune_bench.training import measure
-from finetune_bench.training.record import TrainingResult
+from finetune_bench.training.record import GRAD_NORM, TrainingResult
 from finetune_bench.training.run import TrainingRun
 
 # The mean training loss of the last tenth must lie this far below that of predicting the label's distribution only.
@@ -34,15 +35,19 @@ def row_of(cell: Cell, status: Status, reason: str | None = None) -> Row:
     A long reason is cut; the log of a cell that failed has the whole.
     """
     task = registry.task(cell.task)
-    methods: list[MethodEntry] = [
-        {
-            "name": method.name,
-            "version": method.version,
-            "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
-        }
-        for method in cell.make_stack().methods
-    ]
+    methods = [_entry_of(method) for method in cell.make_stack().methods]
     return _row(cell, status, reason, label=cell.label, methods=methods, kind=task.kind, metric=task.metrics[0])
+
+
+def _entry_of(method: Method) -> MethodEntry:
+    entry: MethodEntry = {
+        "name": method.name,
+        "version": method.version,
+        "parameters": {field.name: getattr(method, field.name) for field in dataclasses.fields(method)},
+    }
+    if type(method).losses is not Method.losses:
+        entry["changes_losses"] = True
+    return entry
 
 
 def score_of(row: Row) -> float:
@@ -154,9 +159,17 @@ def collapse_reason(
     return None
 
 
-def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor) -> TrainingFacts:
-    """Return how the training loss fell, beside the loss of predicting the distribution of the training labels."""
-    losses = trace.steps["task_loss"]
+def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor, clip: float) -> TrainingFacts:
+    """Return how the training loss fell, and how large the gradients were.
+
+    Args:
+        task: the task.
+        trace: what was recorded while the cell trained.
+        labels: the labels of its training examples, (examples,): the loss is held against predicting their shares.
+        clip: the norm to which larger gradients were clipped.
+    """
+    losses, norms = trace.steps["task_loss"], trace.steps[GRAD_NORM]
+    finite = norms[np.isfinite(norms)]
     tenth = max(1, len(losses) // 10)
     first, last = float(losses[:tenth].mean()), float(losses[-tenth:].mean())
     if task.kind == "regression":
@@ -170,6 +183,9 @@ def training_facts(task: Task, trace: TrainingResult, labels: torch.Tensor) -> T
         "last_loss": last,
         "constant_loss": constant,
         "hardly_moved": last > LEARNT_SHARE * constant,
+        "grad_norm": float(np.median(finite)) if len(finite) else math.nan,
+        # A norm that is not finite is clipped too.
+        "clipped_share": float(np.mean(~(norms <= clip))),
     }
 
 
@@ -182,9 +198,8 @@ def cost_of(
     peak_reserved_bytes: int | None,
     energy_joules: float | None,
     trainable_parameters: int,
-    evaluation_seconds: float,
 ) -> Cost:
-    """Return what a run took: the sums of its trace, and what was measured beside it.
+    """Return what training a run took: the sums of its trace, and what was measured beside it.
 
     Args:
         run: the run, after the teardown of its methods.
@@ -194,7 +209,6 @@ def cost_of(
         peak_reserved_bytes: bytes that the allocator held at the peak; None on a CPU.
         energy_joules: joules that the device used while training; None where it doesn't tell.
         trainable_parameters: weights that were trained, the methods' own among them.
-        evaluation_seconds: wall seconds of predicting every split.
     """
     timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
     seconds = float(trace.seconds[timed].sum())
@@ -203,7 +217,6 @@ def cost_of(
         "train_seconds": seconds,
         "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),
         "examples_per_second": examples / seconds if seconds else None,
-        "evaluation_seconds": evaluation_seconds,
         "setup_seconds": trace.setup_seconds,
         "forwards_per_step": trace.forwards_per_step,
         "backwards_per_step": trace.backwards_per_step,

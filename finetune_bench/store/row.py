@@ -35,6 +35,7 @@ class MethodEntry(TypedDict):
     name: str
     version: int
     parameters: dict[str, Any]
+    changes_losses: NotRequired[bool]  # there, and true, where it changes the losses of single examples
 
 
 class TrainingFacts(TypedDict, total=False):
@@ -45,6 +46,8 @@ class TrainingFacts(TypedDict, total=False):
     last_loss: float
     constant_loss: float  # of predicting the distribution of the labels, whatever the text
     hardly_moved: bool
+    grad_norm: float  # the median over the steps where it is finite, before clipping
+    clipped_share: float  # of the steps: those whose gradient was clipped
 
 
 class Cost(TypedDict, total=False):
@@ -98,6 +101,7 @@ class Outcome(TypedDict, total=False):
     hashes: Hashes
     dropout: dict[str, float]  # realised probability by kind of module
     fresh_weights: list[str]  # names of the parameters that were drawn anew: the head's, and a pooler's if it had none
+    shared_training: int  # cells that one training served, where it served several: seconds and peaks are its own
     accumulated: int  # of a cell that ran out of memory: the accumulation it was trained with in the end
     files: dict[str, FileFacts]  # by name of each file of arrays; a row whose files hold something else is damaged
 

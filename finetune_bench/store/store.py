@@ -4,8 +4,8 @@
     RUN/cells/<id>/cell.json  the cell's full specification
     RUN/cells/<id>/row.json   what came of it: see `row.py` for its keys
     RUN/cells/<id>/predictions.npz   per evaluation split: `<split>.predictions`, `<split>.labels`
-    RUN/cells/<id>/trace.npz         per step: `loss` and whatever the methods log; `sketch`, `sketch_steps`,
-                                     and `scored_sketch` where averaged weights were scored
+    RUN/cells/<id>/trace.npz         per step: `loss`, `task_loss`, `grad_norm` and whatever the methods log; `sketch`,
+                                     `sketch_steps`, and `scored_sketch` where averaged weights were scored
     RUN/cells/<id>/log.txt           of a failed cell: traceback and what the worker printed
     RUN/cells/<id>/analysis-*.json, .npz   results of analyses, see `analyses.py`
     RUN/cells/<id>/model/            with --save-model: a plain Hugging Face folder
@@ -59,6 +59,7 @@ MEASURED = (
     "seconds",
     "cpu_seconds",
     "cost",
+    "shared_training",
 )
 COUNTED: Final = (
     "parameters",

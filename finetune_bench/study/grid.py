@@ -14,6 +14,7 @@ from typing import Any
 from finetune_bench import registry
 from finetune_bench.errors import UsageError
 from finetune_bench.method.cost import Passes
+from finetune_bench.method.observing import is_observer
 from finetune_bench.method.stack import Stack
 from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
 from finetune_bench.spec import parse_stack
@@ -45,6 +46,7 @@ class Cell:
         held_out: the share of the training examples that a search chooses by; 0 for none.
         step_factor: the factor on the recipe's number of steps; ids and files call it `stretch`.
         sources: what `sources_of` gives; nothing where all of the code is this package's.
+        companions: other cells of the same training, which a worker scores with this one; no part of what the cell is.
     """
 
     method: str
@@ -62,6 +64,7 @@ class Cell:
     held_out: float = 0.0
     step_factor: float = 1.0
     sources: tuple[str, ...] = ()
+    companions: tuple[Cell, ...] = dataclasses.field(default=(), compare=False)
 
     @cached_property
     def id(self) -> str:
@@ -77,6 +80,17 @@ class Cell:
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property
+    def training_id(self) -> str:
+        """Return the id of the training: that of the same cell without observers, which shares it."""
+        methods = self.make_stack().methods
+        kept = [method for method in methods if not is_observer(method)]
+        if len(kept) == len(methods):
+            return self.id
+        stack = Stack(kept) if kept else registry.make_stack(registry.BASELINE)
+        method = registry.describe(stack, full=True)
+        return dataclasses.replace(self, method=method, versions=_versions(stack)).id
+
+    @cached_property
     def label(self) -> str:
         """The method goes by this name in reports."""
         steps = f" ×{self.step_factor:g} steps" if self.step_factor != 1 else ""
@@ -90,21 +104,36 @@ class Cell:
         """Return the cell as JSON can hold it; `from_dict` reads it back."""
         return self._stored() | {"id": self.id}
 
+    def to_message(self) -> dict[str, Any]:
+        """Return the cell as a worker is given it, with its companions; `from_dict` reads it back."""
+        return self.to_dict() | {"companions": [cell.to_dict() for cell in self.companions]}
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cell:
-        """Return the cell that `to_dict` gave."""
+        """Return the cell that `to_dict` or `to_message` gave."""
         fields: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value
             for key, value in values.items()
-            if key not in ("id", "recipe", "stretch")
+            if key not in ("id", "recipe", "stretch", "companions")
         }
-        return cls(recipe=Recipe.from_dict(values["recipe"]), step_factor=values["stretch"], **fields)
+        companions = tuple(map(cls.from_dict, values.get("companions", ())))
+        recipe = Recipe.from_dict(values["recipe"])
+        return cls(recipe=recipe, step_factor=values["stretch"], companions=companions, **fields)
 
     def _stored(self) -> dict[str, Any]:
         """Return the fields under the names that ids and files have for them."""
-        values = dataclasses.asdict(self) | {"recipe": self.recipe.to_dict()}
-        values["stretch"] = values.pop("step_factor")
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del values["companions"]
+        values["recipe"], values["stretch"] = self.recipe.to_dict(), values.pop("step_factor")
         return values
+
+
+def sharing(cells: Sequence[Cell]) -> list[Cell]:
+    """Return one cell per training, in the order of the first of each, with those that share it as its companions."""
+    trainings: dict[str, list[Cell]] = {}
+    for cell in cells:
+        trainings.setdefault(cell.training_id, []).append(cell)
+    return [dataclasses.replace(first, companions=tuple(others)) for first, *others in trainings.values()]
 
 
 @cache

@@ -188,6 +188,13 @@ class Study:
     save_model: bool = option(
         False, read=readers.switch, help="keep every trained model, as a plain Hugging Face folder", group="where"
     )
+    sharing: bool = option(
+        True,
+        name="no_sharing",
+        read=readers.switch,
+        help="train every run for itself, also where runs differ in averages of weights only",
+        group="where",
+    )
     baseline: bool = option(
         True, name="no_baseline", read=readers.switch, help="don't add vanilla and its dropout-off control"
     )

@@ -37,7 +37,7 @@ from finetune_bench.training.record import Record
 from finetune_bench.training.run import TrainingRun
 from finetune_bench.training.vocabulary import Vocabulary
 
-SCHEMA = 3
+SCHEMA = 4
 
 
 @dataclass(frozen=True)
@@ -48,11 +48,13 @@ class Checkpoints:
         path: the file.
         every: steps from one checkpoint to the next, at least 1.
         owner: names the run and no other; a checkpoint of another owner is not gone on from.
+        members: ids of the cells that share the run; a checkpoint that doesn't have all of them is not gone on from.
     """
 
     path: Path
     every: int
     owner: str
+    members: tuple[str, ...] = ()
 
     def due(self, step: int, total_steps: int) -> bool:
         """Return whether one is written after this step, from 1; after the last there is nothing to resume."""
@@ -74,7 +76,9 @@ class Loop:
 def save(checkpoints: Checkpoints, loop: Loop, step: int) -> None:
     """Keep a loop as it stands after a step; a disk that is full costs the checkpoint, not the run."""
     tensors, facts = _flatten(loop)
-    header = json.dumps({"schema": SCHEMA, "owner": checkpoints.owner, "step": step, **facts})
+    header = json.dumps(
+        {"schema": SCHEMA, "owner": checkpoints.owner, "members": checkpoints.members, "step": step, **facts}
+    )
     path = checkpoints.path
     temporary = path.parent / f".{path.name}-{secrets.token_hex(4)}"
     try:
@@ -118,7 +122,7 @@ def read(checkpoints: Checkpoints) -> tuple[dict[str, Tensor], dict[str, Any]] |
             # Cloned: in the file they lie anywhere, and matrix products round by where their operands begin.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
         facts = json.loads(metadata["facts"])
-        refusal = _refusal(facts, checkpoints.owner)
+        refusal = _refusal(facts, checkpoints)
         if refusal is None and metadata["hash"] != _hash(metadata["facts"], tensors):
             refusal = "its content is not what was saved"
     except Exception as error:  # a file may hold anything, and the reader's errors are of many classes
@@ -129,12 +133,14 @@ def read(checkpoints: Checkpoints) -> tuple[dict[str, Tensor], dict[str, Any]] |
     return tensors, facts
 
 
-def _refusal(facts: dict[str, Any], owner: str) -> str | None:
+def _refusal(facts: dict[str, Any], checkpoints: Checkpoints) -> str | None:
     """Return why a checkpoint with these facts is not this run's; None where it is."""
     if facts["schema"] != SCHEMA:
         return "another version of finetune-bench wrote it"
-    if facts["owner"] != owner:
-        return f"it belongs to '{facts['owner']}', and this run is '{owner}'"
+    if facts["owner"] != checkpoints.owner:
+        return f"it belongs to '{facts['owner']}', and this run is '{checkpoints.owner}'"
+    if absent := [member for member in checkpoints.members if member not in facts["members"]]:
+        return f"it was written without '{absent[0]}', which shares the training now"
     return None
 
 

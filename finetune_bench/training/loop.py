@@ -30,7 +30,7 @@ from finetune_bench.recipe import Recipe
 from finetune_bench.seeds import derive
 from finetune_bench.training import measure
 from finetune_bench.training.checkpoint import Checkpoints, Loop, restore, save
-from finetune_bench.training.record import Record, TrainingResult
+from finetune_bench.training.record import GRAD_NORM, Record, TrainingResult
 from finetune_bench.training.run import TrainingRun, TrainingStep
 from finetune_bench.training.vocabulary import Vocabulary, trimmed
 
@@ -159,7 +159,7 @@ def _train_steps(
 
 
 def _train_step(loop: Loop, parts: list[list[int]]) -> dict[str, Tensor | float]:
-    """Make one optimiser step; return its logs, the mean over its examples."""
+    """Make one optimiser step; return its logs, the mean over its examples, and the gradient's norm before clipping."""
     run, optimizer = loop.run, loop.optimizer
     optimizer.zero_grad()
     examples = sum(map(len, parts))
@@ -169,7 +169,7 @@ def _train_step(loop: Loop, parts: list[list[int]]) -> dict[str, Tensor | float]
         for name, value in _train_micro_batch(run, part, share, loop.scaler).items():
             logs[name] = logs.get(name, 0.0) + value * share
     loop.scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(run.params.values(), run.recipe.clip)
+    logs[GRAD_NORM] = nn.utils.clip_grad_norm_(run.params.values(), run.recipe.clip).detach()
     run.method.gradients(run)
     if loop.vocabulary:
         loop.vocabulary.before_step(optimizer)
@@ -187,7 +187,7 @@ def _train_micro_batch(
     step = TrainingStep(run, run.examples.batch(part, run.device), share, scaler)
     objective = step.objective()
     step.backward(objective.loss)
-    if taken := sorted({"loss", "task_loss", "sketch", "sketch_steps"} & set(objective.logs)):
+    if taken := sorted({"loss", "task_loss", GRAD_NORM, "sketch", "sketch_steps"} & set(objective.logs)):
         raise FinetuneBenchError(f"A method logs '{taken[0]}', which is the name of the run's own record; rename it.")
     task_loss = torch.stack(step.task_losses).mean()
     logs = {name: value.detach() if isinstance(value, Tensor) else value for name, value in objective.logs.items()}

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# Under this name a trace has the norm of each step's gradient, before it is clipped.
+GRAD_NORM = "grad_norm"
+
 
 def _no_times() -> np.ndarray:
     return np.zeros(0)
@@ -106,7 +109,7 @@ class TrainingResult:
 
     Attributes:
         steps: by name, one value per step: `loss` (what was minimised), `task_loss` (the mean of the task's losses
-            among it), and whatever the methods log.
+            among it), `grad_norm` (of the gradient, before it is clipped), and whatever the methods log.
         sketch_steps: after which steps, from 1, the weights were sketched; the last is the run's last.
         sketches: the sketches of the weights, each (64,).
         examples: how many examples each step had, (steps,).

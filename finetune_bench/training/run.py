@@ -65,6 +65,7 @@ class TrainingRun:
         self.total_steps = recipe.total_steps(len(examples)) if steps is None else len(steps)
         self.weights: Mapping[str, Tensor] = {}
         self.trained: dict[str, Tensor] = {}
+        self.reanchored: set[str] = set()
         self.counter = measure.Counter()
         self.order = hashlib.sha256()
         self._steps, self._batches = steps, batches
@@ -85,8 +86,9 @@ class TrainingRun:
 
     def reanchor(self, names: Iterable[str]) -> None:
         """Let `pretrained` hold these parameters' present values from here on; nothing to do where nobody reads it."""
+        self.reanchored |= (anew := set(names))
         if self._pretrained is not None:
-            self._pretrained |= {name: self.params[name].detach().clone() for name in names}
+            self._pretrained |= {name: self.params[name].detach().clone() for name in anew}
 
     def generator(self, name: str) -> Generator:
         """Return the stream of that name; the same object at each call."""

@@ -347,5 +347,5 @@ def _own_memory(paper: Paper, data: Data, method: str, other: str) -> float:
 
 
 def _peak(row: Row) -> float:
-    peak = (row.get("cost") or {}).get("peak_memory_bytes")
+    peak = None if row.get("shared_training") else (row.get("cost") or {}).get("peak_memory_bytes")
     return math.nan if peak is None else float(peak)

@@ -1,9 +1,9 @@
 """A report tells these topics of every section, in the order of `TOPICS`.
 
 Each file of this folder that ends with a `TOPIC` is one: its records, the blocks that tell them, and its plots. To add
-a topic, write such a file and put it into `TOPICS`; every format then has it. Four files are no topics: `topic.py`
+a topic, write such a file and put it into `TOPICS`; every format then has it. Five files are no topics: `topic.py`
 says what a topic is, `contrasts.py` holds methods against each other for all of them, `analysed.py` tells the results
-of an analysis, and `search.py` tells a search, which has sections of its own.
+of an analysis, `likelihood.py` a table beside the scores, and `search.py` a search, which has sections of its own.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from finetune_bench.reports.topics.dose import TOPIC as DOSE
 from finetune_bench.reports.topics.drift import TOPIC as DRIFT
 from finetune_bench.reports.topics.dropout_controls import TOPIC as DROPOUT_CONTROLS
 from finetune_bench.reports.topics.equal_cost import TOPIC as EQUAL_COST
+from finetune_bench.reports.topics.interpolation import TOPIC as INTERPOLATION
 from finetune_bench.reports.topics.other_analyses import TOPIC as OTHER_ANALYSES
 from finetune_bench.reports.topics.probe import TOPIC as PROBE
 from finetune_bench.reports.topics.ranks import TOPIC as RANKS
@@ -40,6 +41,7 @@ TOPICS: tuple[Topic, ...] = (
     ATTRIBUTION,
     DROPOUT_CONTROLS,
     DOSE,
+    INTERPOLATION,
     RANKS,
     TESTS,
     COLLAPSE,

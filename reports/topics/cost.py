@@ -34,6 +34,7 @@ from finetune_bench.reports.plots.style import (
 )
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data, Section
+from finetune_bench.reports.rows.shared import OF_THE_TRAINING, is_shared, notes_on_shared
 from finetune_bench.reports.text import with_interval
 from finetune_bench.reports.topics.contrasts import paired_runs
 from finetune_bench.reports.topics.scores import scores
@@ -136,7 +137,9 @@ def seconds(row: Row) -> float:
 
 
 def number(row: Row, name: CostName) -> float:
-    """Return a figure of a row's cost, NaN where there is none."""
+    """Return a figure of a row's cost, NaN where there is none, or it is that of a training that others shared."""
+    if is_shared(row) and name in OF_THE_TRAINING:
+        return math.nan
     cost = row.get("cost")
     value = cost.get(name) if cost else None
     return math.nan if value is None else float(value)
@@ -287,6 +290,7 @@ def _table(section: Section) -> list[TopicBlock]:
         "evaluation; on a machine shared with others, trust the ratios of counts rather than of seconds.",
         "Passes: forwards + backwards, per step and for all of the set-up.",
         *(["Energy: the whole device's, by NVML, over set-up and training."] if joules else []),
+        *notes_on_shared(section),
     ]
     return [table("cost", header, rows), *bullets(notes)]
 

@@ -33,6 +33,7 @@ from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
 from finetune_bench.reports.text import FEWEST_SEEDS, interval, listed, points
 from finetune_bench.reports.topics.contrasts import cell_ids, complete_block, suite_column
+from finetune_bench.reports.topics.likelihood import likelihood_blocks
 from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
@@ -163,6 +164,7 @@ def _blocks(data: Data, section: Section) -> list[TopicBlock]:
         table("scores", ["method", *(column.title for column in columns)], rows),
         *bullets([*_mixed_metrics(section), *_missing_suite(suite)] if suite else [], findings=True),
         *bullets(notes),
+        *likelihood_blocks(data, section),
         Drawing("scores", "Scores: every seed as a dot, the mean and its interval", partial(draw_scores, section)),
     ]
 

@@ -1,13 +1,15 @@
-"""Draw the training loss of each method by step, to see how it falls."""
+"""Tell how each method's runs train: the loss by step, the gradient's norm, and how often it is clipped."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from finetune_bench.reports.document import Entry, bullets, code, table
 from finetune_bench.reports.plots.style import (
     left_out_text,
     legend,
@@ -19,14 +21,76 @@ from finetune_bench.reports.plots.style import (
     small_multiples,
     tell,
 )
+from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Data, Section
-from finetune_bench.reports.topics.topic import Drawing, Topic, TopicBlock
+from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
 from finetune_bench.store.row import Status
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A Gradient says how large a method's gradients were on a task.
+
+    Attributes:
+        section: Title of the section.
+        method: Label of the method.
+        task: The task.
+        runs: Runs that ended well and have the figures below, which are medians over them.
+        norm: The gradient's norm before clipping, a run's median over its steps.
+        clipped_share: Share of a run's steps whose gradient was clipped.
+    """
+
+    section: str
+    method: str
+    task: str
+    runs: int
+    norm: float
+    clipped_share: float
+
+
+@cached
+def gradients(section: Section) -> list[Gradient]:
+    """Return the gradients of every method on every task; runs of earlier versions have none recorded."""
+    result = []
+    for method in section.methods:
+        for task in section.tasks:
+            facts = [row.get("training") or {} for row in section.rows(method, task, Status.DONE)]
+            pairs = [(f.get("grad_norm"), f.get("clipped_share")) for f in facts]
+            known = [(norm, share) for norm, share in pairs if norm is not None and share is not None]
+            if known:
+                norm, share = np.median(known, axis=0)
+                result.append(Gradient(section.title, method, task, len(known), float(norm), float(share)))
+    return result
 
 
 def _blocks(data: Data, section: Section) -> list[TopicBlock]:
     alt = "Training loss of the task by step: mean over seeds, smoothed"
-    return [Drawing("curves", alt, partial(draw_curves, data, section))]
+    return [Drawing("curves", alt, partial(draw_curves, data, section)), *_gradient_blocks(section)]
+
+
+def _gradient_blocks(section: Section) -> list[TopicBlock]:
+    by_place = {(gradient.method, gradient.task): gradient for gradient in gradients(section)}
+    if not by_place:
+        return []
+    tasks = [task for task in section.tasks if any(task == key[1] for key in by_place)]
+    rows: list[list[str | Entry]] = [
+        [code(method), *(_gradient_entry(section, by_place.get((method, task)), method, task) for task in tasks)]
+        for method in section.methods
+        if any(method == key[0] for key in by_place)
+    ]
+    note = (
+        "The gradient's norm before clipping, and behind it the share of the steps in which it was clipped: a run's "
+        "median over its steps, medians over runs. A method that scales the loss moves it and, where clipping is rare, "
+        "hardly changes the training: AdamW divides the scale out again."
+    )
+    return [table("gradients", ("method", *tasks), rows, in_paper=False), *bullets([note])]
+
+
+def _gradient_entry(section: Section, gradient: Gradient | None, method: str, task: str) -> str | Entry:
+    if gradient is None:
+        return "—"
+    runs = tuple(row["id"] for row in section.rows(method, task, Status.DONE))
+    return Entry(f"{gradient.norm:.2g} ({gradient.clipped_share:.0%} clipped)", gradient.norm, runs)
 
 
 def draw_curves(data: Data, section: Section) -> Figure | None:
@@ -89,4 +153,8 @@ def _centres(steps: int, window: int) -> np.ndarray:
     return np.arange(steps - window + 1) + (window + 1) / 2
 
 
-TOPIC = Topic(title="Training", blocks=_blocks)
+TOPIC = Topic(
+    title="Training",
+    blocks=_blocks,
+    frame=Frame(file="gradients", record=Gradient, records=lambda data, section: gradients(section)),
+)

@@ -156,6 +156,21 @@ def test_costs_are_paired_ratios(tmp_path: Path):
     assert (cost.forwards_per_step, cost.backwards_per_step) == (2, 1)
 
 
+def test_seconds_and_peaks_of_a_shared_training_are_in_no_figure(tmp_path: Path):
+    def share(row: dict) -> None:
+        if row["method"] == "rdrop":
+            row["shared_training"] = 5
+
+    store = make_store(tmp_path / "store", change=share)
+    cost = next(cost for cost in costs(only_section(store)) if cost.method == "rdrop")
+    assert (cost.time.n, cost.memory.n) == (0, 0)
+    assert math.isnan(cost.seconds)
+    assert math.isnan(cost.peak_memory_bytes)
+    assert (cost.forwards_per_step, cost.activations.n) == (2, 6)
+    (report, *_) = Markdown().write(store, tmp_path)
+    assert "Runs of `rdrop` were scored from trainings that they shared." in report.read_text("utf-8")
+
+
 def test_on_a_gpu_time_is_the_wall_clocks(tmp_path: Path):
     section = only_section(make_store(tmp_path, change=lambda row: row.update(device="cuda", threads=0)))
     row = section.rows("vanilla")[0]
@@ -214,7 +229,18 @@ def test_csv_files_hold_the_tables(tmp_path: Path):
     files = {path.name: pd.read_csv(path) for path in paths if path.suffix == ".csv"}
     assert set(files) == {
         f"{n}.csv"
-        for n in ("comparison", "differences", "attribution", "cost", "synergy", "collapsed", "analyses", "rows")
+        for n in (
+            "comparison",
+            "differences",
+            "attribution",
+            "cost",
+            "synergy",
+            "collapsed",
+            "gradients",
+            "interpolation",
+            "analyses",
+            "rows",
+        )
     }
     assert len(files["rows.csv"]) == 30
     rows = pd.read_parquet(folder / "rows.parquet")

@@ -158,7 +158,7 @@ def test_a_run_that_ends_first_writes_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_names_in_the_file_are_those_of_schema_3(tmp_path: Path) -> None:
+def test_the_names_in_the_file_are_those_of_schema_4(tmp_path: Path) -> None:
     """Whoever moves names or header raises the schema: a checkpoint of another one is not gone on from."""
     checkpoints = Checkpoints(tmp_path / "run.safetensors", every=5, owner="a run")
     run, _, _ = toy_train([RDrop(), EMA()], checkpoints=checkpoints)
@@ -167,7 +167,7 @@ def test_the_names_in_the_file_are_those_of_schema_3(tmp_path: Path) -> None:
     tensors, facts = content
     weights = dict(run.model.state_dict())
     moments = {f"optimizer {i} {name}" for i in range(len(run.params)) for name in ("step", "exp_avg", "exp_avg_sq")}
-    logs = {f"record log {name}" for name in ("loss", "task_loss", "rdrop_divergence")}
+    logs = {f"record log {name}" for name in ("loss", "task_loss", "grad_norm", "rdrop_divergence")}
     assert set(tensors) == {
         "stream cpu",
         *(f"weight {name}" for name in weights),
@@ -178,10 +178,22 @@ def test_the_names_in_the_file_are_those_of_schema_3(tmp_path: Path) -> None:
         *("record seconds", "record cpu_seconds", "record sketches"),
     }
     assert list(facts) == [
-        *("schema", "owner", "step", "groups", "scheduler", "scaler", "method", "decay", "own_blocks", "passes"),
+        *(
+            "schema",
+            "owner",
+            "members",
+            "step",
+            "groups",
+            "scheduler",
+            "scaler",
+            "method",
+            "decay",
+            "own_blocks",
+            "passes",
+        ),
         *("examples", "micro_batches", "sketch_steps"),
     ]
-    assert facts["schema"] == 3
+    assert facts["schema"] == 4
     assert facts["method"] == {"1 steps": 5}
 
 

@@ -325,3 +325,24 @@ def test_mask_keeps_the_stated_share() -> None:
         assert mask.shape == (1000, 999)
         assert float(mask.float().mean()) == pytest.approx(p, abs=5 * (p * (1 - p) / 999_000) ** 0.5)
     assert bernoulli_mask(torch.Size((999,)), 1.0, generator).all()
+
+
+def test_the_trace_has_the_gradients_norm_before_it_is_clipped() -> None:
+    class Watching(Method):
+        """Measures the gradients after clipping."""
+
+        name = "watching"
+
+        def gradients(self, run: Any) -> None:
+            self.__dict__.setdefault("norms_", []).append(
+                float(torch.stack([p.grad.norm() for p in run.params.values()]).norm())
+            )
+
+    norms = {}
+    for clip in (1e9, 0.1):
+        watching = Watching()
+        _, result, _ = toys.toy_train(watching, recipe=Recipe(batch_size=8, epochs=1, clip=clip))
+        norms[clip] = result.steps["grad_norm"], np.array(watching.norms_)  # type: ignore[attr-defined]
+    np.testing.assert_allclose(*norms[1e9], rtol=1e-5)
+    assert norms[0.1][0][0] == norms[1e9][0][0] > 0.1
+    np.testing.assert_allclose(norms[0.1][1], 0.1, rtol=1e-4)

@@ -126,7 +126,7 @@ class LocalExecutor:
         # A new worker says when it is ready, so that no cell pays for imports.
         while is_new and worker.is_running and worker.answer(TICK_SECONDS) is None:
             pass
-        worker.ask(json.dumps(cell.to_dict()))
+        worker.ask(json.dumps(cell.to_message()))
         answer, ended = self._wait(worker, cell)
         if self._stopped:
             return None

@@ -15,7 +15,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.metrics import compute
 from finetune_bench.runner import analysing
-from finetune_bench.runner.cell import WorkerContext, run_cell
+from finetune_bench.runner.cell import WorkerContext, run_cells
 from finetune_bench.runner.executors.messages import Answer, EventStatus, Progress, WorkerSettings
 from finetune_bench.runner.leftovers import import_plugins, is_foreign
 from finetune_bench.runner.row import final_row, refused_row
@@ -63,25 +64,51 @@ class Worker:
         )
 
     def work(self, cell: Cell) -> Answer:
-        """Run a cell, if no other process does and it isn't done."""
-        if answer := self._stored(cell):
+        """Run a cell with its companions, those of them that aren't done, if no other process runs one of them.
+
+        The answer is about the cell; what came of its companions, their rows say.
+        """
+        members, store = (cell, *cell.companions), self.context.store
+        if answer := self._all_stored(members):
             return answer
-        with self.context.store.claim(cell.id) as claimed:
-            if not claimed:
+        with ExitStack() as claims:
+            if not all(claims.enter_context(store.claim(member.id)) for member in members):
                 return Answer(cell.id, EventStatus.BUSY)
-            if answer := self._stored(cell):
+            if answer := self._all_stored(members):
                 return answer
             foreign = is_foreign(cell, self.foreign, self.context.analyses)
             if foreign and (reason := import_plugins(cell, self.plugins)) is not None:
-                self.context.store.write(cell.to_dict(), refused_row(cell, reason))
+                for member in members:
+                    if self._stored(member) is None:
+                        store.write(member.to_dict(), refused_row(member, reason))
                 return Answer(cell.id, EventStatus.FAILED, reason, foreign=True)
-            if foreign and (answer := self._stored(cell)):
+            if foreign and (answer := self._all_stored(members)):
                 return answer
-            row = self._analysed(cell) or run_cell(cell, self.context)
-            if self.context.store.has_lost(cell.id):
+            # Its checkpoint has the training's name, which another process may be writing for other cells.
+            is_apart = all(member.id != cell.training_id for member in members)
+            if is_apart and not claims.enter_context(store.claim(cell.training_id)):
                 return Answer(cell.id, EventStatus.BUSY)
-        status, broken = EventStatus(row["status"]), row.get("broken", False)
-        return Answer(cell.id, status, row["reason"], row["seconds"], broken, foreign and not self.trusts)
+            return self._run(cell, members, is_last=foreign and not self.trusts)
+
+    def _run(self, cell: Cell, members: Sequence[Cell], *, is_last: bool) -> Answer:
+        """Analyse or train what isn't done of some cells that this process has claimed; return what is said of one."""
+        stored = self._stored(cell)
+        todo = [member for member in members if self._stored(member) is None]
+        analysed = {member.id: row for member in todo if (row := self._analysed(member)) is not None}
+        left = [member for member in todo if member.id not in analysed]
+        rows = analysed | {row["id"]: row for row in (run_cells(left, self.context) if left else [])}
+        if any(self.context.store.has_lost(member.id) for member in members):
+            return Answer(cell.id, EventStatus.BUSY)
+        broken = any(row.get("broken", False) for row in rows.values())
+        if stored is not None:
+            return replace(stored, broken=broken, foreign=is_last)
+        row = rows[cell.id]
+        return Answer(cell.id, EventStatus(row["status"]), row["reason"], row["seconds"], broken, is_last)
+
+    def _all_stored(self, members: Sequence[Cell]) -> Answer | None:
+        """Return the answer about the first of some cells where none of them needs a run."""
+        answers = list(map(self._stored, members))
+        return None if None in answers else answers[0]
 
     def _stored(self, cell: Cell) -> Answer | None:
         """Return the answer where no run is needed: another process may have made the row since the run was planned."""
