@@ -22,9 +22,10 @@ from finetune_bench.store.row import Row, Status
 _ORDER = ("stsb", "cola", "mrpc", "rte", "sst2", "qnli", "qqp", "mnli", "mnli_mm")
 _HOW = (
     "Scores are in points: mean ± standard deviation over runs, with the number of runs where it is ours. In brackets: "
-    "the difference of the means to vanilla. A dash: not printed, or not run.",
-    "Ours is the best setting of each method where several ran, chosen as told under “What was chosen”, as the paper's "
-    "is the best of its own on the reported scores.",
+    "the difference of the means to vanilla. A dash: not printed, or not run. Collapsed runs learned nothing, so that "
+    "their differences say nothing.",
+    "Ours is the best setting of each method where several ran, by held-out training data where some were set aside, "
+    "else by the reported scores.",
 )
 
 
@@ -146,7 +147,9 @@ def _entry(runs: Chosen | None, vanilla: Chosen | None) -> str | Entry:
     if vanilla is not None and vanilla.label != runs.label:
         gain = f" ({points(own.mean - vanilla.summary.mean, sign=True, decimals=2)})"
     cells = tuple(row["id"] for row in runs.rows.values())
-    return Entry(f"{points(own.mean, decimals=2)}{spread}{gain}, n = {own.n}", sort=own.mean, cells=cells)
+    collapsed = sum(bool(row.get("collapsed")) for row in runs.rows.values())
+    count = f"n = {own.n}" + (f", {collapsed} collapsed" if collapsed else "")
+    return Entry(f"{points(own.mean, decimals=2)}{spread}{gain}, {count}", sort=own.mean, cells=cells)
 
 
 def _how_chosen(runs: Chosen, score: Score) -> str:

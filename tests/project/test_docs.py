@@ -181,8 +181,8 @@ def test_the_readme_counts_right() -> None:
     text = README.read_text("utf-8")
     assert "HyPe, R-Drop, R3F, Mixout and nineteen more methods" in text
     assert len(registry._installed("methods")) == 5 + 19
-    assert "one of eighteen built-in tasks" in text
-    assert len(registry._installed("tasks")) == 18
+    assert "one of twenty built-in tasks" in text
+    assert len(registry._installed("tasks")) == 20
 
 
 def test_the_readme_gives_the_passes_right() -> None:
