@@ -245,6 +245,8 @@ class Probe(Analysis):
             }
             if self.checked:
                 numbers[f"{name}: last layer, standardised"] = curves[", standardised"][-1]
+        # The heads of the paper come first: a plot shows the first curves.
+        layers = dict(sorted(layers.items(), key=lambda curve: ", " in curve[0].removesuffix(", before training")))
         better: dict[str, Better] = {key: "higher" for key in [*layers, *numbers] if "shuffled" not in key}
         return Findings(numbers=numbers, layers=layers, better=better, facts=facts)
 

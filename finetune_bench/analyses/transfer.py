@@ -27,9 +27,10 @@ from finetune_bench.tasks import glue, nli
 from finetune_bench.tasks.hub import HubTask
 
 ALL = "all"
-ENTAILMENT, OTHER = "entailment", "non-entailment"
-MERGED = {"entailment": ENTAILMENT, "neutral": OTHER, "contradiction": OTHER}
-SNLI_LIKE = ("mnli", "snli")
+ENTAILMENT, OTHER = nli.ENTAILMENT, nli.OTHER
+MERGED = dict(nli.TWO_WAY) | {OTHER: OTHER}  # models of three classes, and those that were trained on two
+MNLI_LIKE, SNLI_LIKE = ("mnli", "mnli2"), ("snli", "snli2")
+NLI = (*MNLI_LIKE, *SNLI_LIKE)
 
 
 @dataclass(frozen=True)
@@ -93,19 +94,19 @@ SETS: dict[str, tuple[TransferSet, ...]] = {
     "adv_mnli_mismatched": (_adversarial(glue.mnli, "adv_mnli_mismatched", 162),),
     "adv_qnli": (_adversarial(glue.qnli, "adv_qnli", 148),),
     "adv_rte": (_adversarial(glue.rte, "adv_rte", 81),),
-    "snli": (TransferSet(_split(nli.snli, "validation"), ("mnli",), MERGED, MERGED),),
-    "sick": (TransferSet(_split(nli.sick, "validation"), SNLI_LIKE, MERGED, MERGED),),
-    "mnli_matched": (TransferSet(_split(glue.mnli, "validation_matched"), ("snli",), MERGED, MERGED),),
-    "mnli_mismatched": (TransferSet(_split(glue.mnli, "validation_mismatched"), ("snli",), MERGED, MERGED),),
+    "snli": (TransferSet(_split(nli.snli, "validation"), MNLI_LIKE, MERGED, MERGED),),
+    "sick": (TransferSet(_split(nli.sick, "validation"), NLI, MERGED, MERGED),),
+    "mnli_matched": (TransferSet(_split(glue.mnli, "validation_matched"), SNLI_LIKE, MERGED, MERGED),),
+    "mnli_mismatched": (TransferSet(_split(glue.mnli, "validation_mismatched"), SNLI_LIKE, MERGED, MERGED),),
     "scitail": (
-        TransferSet(_split(nli.scitail, "validation"), SNLI_LIKE, {"entails": ENTAILMENT, "neutral": OTHER}, MERGED),
+        TransferSet(_split(nli.scitail, "validation"), NLI, {"entails": ENTAILMENT, "neutral": OTHER}, MERGED),
     ),
-    "qqp": (TransferSet(_split(glue.qqp, "validation"), SNLI_LIKE, _DUPLICATE, MERGED),),
-    "hans": (TransferSet(_HANS, SNLI_LIKE, {ENTAILMENT: ENTAILMENT, OTHER: OTHER}, MERGED, group="heuristic"),),
+    "qqp": (TransferSet(_split(glue.qqp, "validation"), NLI, _DUPLICATE, MERGED),),
+    "hans": (TransferSet(_HANS, NLI, {ENTAILMENT: ENTAILMENT, OTHER: OTHER}, MERGED, group="heuristic"),),
     "paws": (
         TransferSet(_PAWS, ("qqp",), None, {"not_duplicate": "0", "duplicate": "1"}, positive="1"),
         TransferSet(_PAWS, ("mrpc",), None, {"not_equivalent": "0", "equivalent": "1"}, positive="1"),
-        TransferSet(_PAWS, SNLI_LIKE, _PARAPHRASE, MERGED),
+        TransferSet(_PAWS, NLI, _PARAPHRASE, MERGED),
     ),
 }
 

@@ -124,7 +124,7 @@ def _add_reproduce(commands: Commands) -> None:
     reproduce.add_argument(
         "--scale", metavar="NAME", default="full", help="full (default), or small for small checkpoints and little data"
     )
-    left_out = {option.name for option in OPTIONS if option.group != "where" and option.name != "seeds"}
+    left_out = {option.name for option in OPTIONS if option.group != "where"} - {"seeds", "hold_out"}
     _add_options(reproduce, without=tuple(left_out))
     reproduce.set_defaults(command=reproduce_command)
 

@@ -12,7 +12,7 @@ from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.method.base import Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run, State
-from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.dropout import Dropout, Rates
 
 # What would make another training of it.
 _OF_TRAINING = ("optimizer", "schedule", "perturbing", "objective", "losses", "gradients")
@@ -20,7 +20,7 @@ _OF_TRAINING = ("optimizer", "schedule", "perturbing", "objective", "losses", "g
 
 def is_observer(method: Method) -> bool:
     """Return whether the training of a stack is the same to the last bit without this method."""
-    return method.observer and method.dropout == Dropout.KEEP
+    return method.observer and method.dropout == Dropout.KEEP and method.rates == Rates()
 
 
 def check_observer(owner: type[Method]) -> None:

@@ -6,12 +6,17 @@ A preset is a study file in `presets/`, with a table beside its options:
     title = "Table 1: ..."        what it reproduces
     source = "..."                where that stands
     paper = "hype"                whose numbers it can be held against; "" for none
+    table = 1                     the number of the table that is laid beside the run; none for a picture
     our_choice = ["..."]          what is not printed there
     analyses = ["transfer"]       analyses that the table is made of
 
-    [preset.small]                what replaces checkpoints and sizes on a small machine
+    [[preset.published]]          a printed number where there is no such table: its source, method, task, metric, score
 
-At the small scale all of its methods and tasks make one grid, on small checkpoints and little data.
+    [preset.small]                what replaces checkpoints, tasks, methods, analyses and sizes on a small machine
+
+At the small scale its methods and tasks make one grid, on small checkpoints and little data; what it leaves out is
+told.
+How large the checkpoints are stands in `checkpoints.toml`.
 """
 
 from __future__ import annotations
@@ -31,6 +36,44 @@ _SUFFIX = ".toml"
 
 
 @dataclass(frozen=True)
+class Size:
+    """A Size tells how large a checkpoint is, without any head.
+
+    Attributes:
+        parameters: how many it has.
+        bytes: what they take in float32.
+        body: how many of them every token passes: all but the embeddings of words.
+        layers: the number of its layers.
+        hidden: their width.
+    """
+
+    parameters: int
+    bytes: int
+    body: int
+    layers: int
+    hidden: int
+
+
+@dataclass(frozen=True)
+class Printed:
+    """A Printed score stands in no table of a paper that is here.
+
+    Attributes:
+        source: who printed it.
+        method: the method, without parameters.
+        task: the task.
+        metric: the score's name.
+        score: in points.
+    """
+
+    source: str
+    method: str
+    task: str
+    metric: str
+    score: float
+
+
+@dataclass(frozen=True)
 class Preset:
     """A preset is a published study.
 
@@ -39,6 +82,8 @@ class Preset:
         title: what it reproduces.
         source: where that stands.
         paper: the paper whose numbers it can be held against; "" for none.
+        table: the number of the paper's table; None for a picture, and without a paper.
+        published: printed numbers that stand in no such table.
         our_choice: what is not printed there.
         analyses: the analyses that it needs.
         values: the options and blocks of the study, as a file has them.
@@ -49,6 +94,8 @@ class Preset:
     title: str
     source: str
     paper: str
+    table: int | None
+    published: tuple[Printed, ...]
     our_choice: tuple[str, ...]
     analyses: tuple[str, ...]
     values: Mapping[str, Any]
@@ -60,7 +107,12 @@ class Preset:
             return dict(self.values)
         gone = {"grid", *(("epochs",) if "steps" in self.small else ())}
         common = {key: value for key, value in self.values.items() if key not in gone}
-        return common | {"tasks": self.listed("tasks"), "methods": self.listed("methods")} | dict(self.small)
+        small = {key: value for key, value in self.small.items() if key != "analyses"}
+        return common | {"tasks": self.listed("tasks"), "methods": self.listed("methods")} | small
+
+    def analyses_at(self, scale: str) -> list[str]:
+        """Return the analyses that it needs at a scale."""
+        return list(self.analyses if scale == FULL else self.small.get("analyses", self.analyses))
 
     def listed(self, key: str) -> list[str]:
         """Return all tasks, methods or models of its blocks, each once."""
@@ -75,11 +127,18 @@ class Preset:
         text = f"This is the preset {self.name}: {self.title} ({self.source})."
         if scale == FULL:
             return f"{text} Our choice, since it is not printed: {'; '.join(self.our_choice)}."
-        models = self.small["model"]
-        examples = f" and {self.small['limit_train']:,} training examples in place of its own sizes"
+        left_out = [
+            f"{', '.join(gone)} left out"
+            for key in ("tasks", "methods")
+            if (gone := [name for name in self.listed(key) if name not in self.small.get(key, self.listed(key))])
+        ]
+        sizes = (
+            f"{self.small['limit_train']:,} training examples and {self.small['seeds']} seeds unless others were named"
+        )
         return (
-            f"{text} It ran at a small scale: {', '.join(models)} in place of {', '.join(self.listed('model'))}"
-            f"{examples}, with one recipe for all tasks. Its scores are not to be held against the published ones."
+            f"{text} It ran at a small scale: {', '.join(self.small['model'])} in place of "
+            f"{', '.join(self.listed('model'))}; {sizes}; one recipe for all tasks"
+            f"{''.join(f'; {gone}' for gone in left_out)}. Its scores are not to be held against the published ones."
         )
 
 
@@ -105,8 +164,17 @@ def load_preset(name: str) -> Preset:
         title=preset["title"],
         source=preset["source"],
         paper=preset["paper"],
+        table=preset.get("table"),
+        published=tuple(Printed(**printed) for printed in preset.get("published", [])),
         our_choice=tuple(preset["our_choice"]),
         analyses=tuple(preset["analyses"]),
         values=values,
         small=preset["small"],
     )
+
+
+@cache
+def checkpoint_sizes() -> dict[str, Size]:
+    """Return the sizes of the checkpoints that the presets name, by the checkpoint's name."""
+    values = tomllib.loads(files(__package__).joinpath("checkpoints.toml").read_text("utf-8"))
+    return {name: Size(**size) for name, size in values.items()}

@@ -154,11 +154,15 @@ def _effects(cells: Sequence[Cell]) -> dict[str, list[list[str]]]:
 
 
 def _searched(study: Study) -> dict[str, list[list[Any]]]:
-    """Return, by the label of its default, the labels and learning rates that a search tries of each method."""
-    if study.search is None:
-        return {}
-    tried = {method: settings(method, study.search, study.lrs[0]) for method in grid.stacks(study)[0]}
-    return {label_of(method): [[label_of(stack), lr] for stack, lr in pairs] for method, pairs in tried.items()}
+    """Return, by the label of its default, the labels and learning rates that are tried of each method."""
+    if study.search is not None:
+        tried = {method: settings(method, study.search, study.lrs[0]) for method in grid.stacks(study)[0]}
+        return {label_of(method): [[label_of(stack), lr] for stack, lr in pairs] for method, pairs in tried.items()}
+    rates: dict[str, dict[float, None]] = {}
+    for block in study.blocks or (study,):
+        for method in grid.stacks(block)[0] if block.hold_out else ():
+            rates.setdefault(label_of(method), {}).update(dict.fromkeys(block.lrs or (block.recipe.lr,)))
+    return {label: [[label, lr] for lr in of_method] for label, of_method in rates.items()}
 
 
 def _write_skipped(plan: Plan) -> None:

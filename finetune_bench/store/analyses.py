@@ -46,6 +46,7 @@ class Result(TypedDict):
     notes: list[str]
     facts: dict[str, Any]
     seconds: float
+    order: NotRequired[list[str]]  # of numbers and curves, as the analysis gave them
     files: NotRequired[dict[str, FileFacts]]
 
 
@@ -54,7 +55,10 @@ def write(folder: Path, result: Result, arrays: Mapping[str, np.ndarray]) -> Non
     name = result["analysis"]
     target = folder / f"analysis-{name}.json"
     target.unlink(missing_ok=True)  # the arrays are replaced first, and don't belong to the earlier result
-    content = dict(result)
+    content = {
+        **result,
+        "order": list(dict.fromkeys([*result["numbers"], *result["layers"]])),
+    }  # a file has its keys sorted
     arrays_file = folder / f"analysis-{name}.npz"
     if arrays:
         with replacing(arrays_file) as temporary, open(temporary, "w+b") as file:
@@ -98,7 +102,13 @@ def read(folder: Path, name: str, cell_id: str | None = None) -> Result | None:
         if file != f"analysis-{name}.npz":
             raise Damaged(path, "names files that no analysis has")
         array_hash(folder / file, facts)
+    place = {name: index for index, name in enumerate(result.get("order") or ())}
+    result["numbers"], result["layers"] = (_sorted(result[part], place) for part in ("numbers", "layers"))
     return result
+
+
+def _sorted(values: dict[str, Any], place: Mapping[str, int]) -> dict[str, Any]:
+    return dict(sorted(values.items(), key=lambda item: place.get(item[0], len(place))))
 
 
 def read_arrays(folder: Path, name: str) -> dict[str, np.ndarray]:

@@ -123,7 +123,10 @@ def join(studies: Sequence[Study]) -> Study:
     if len(studies) == 1:
         return studies[0]
     if any(study.search is not None for study in studies):
-        raise UsageError(f"--search: leave it out with [[{GRID}]] blocks or [{RECIPE}.TASK]; search each block alone.")
+        raise UsageError(
+            f"--search: leave it out with [[{GRID}]] blocks or [{RECIPE}.TASK]: each would draw its own settings. "
+            "Give several learning rates and --hold-out, or search each block alone."
+        )
 
     def union(field: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value for study in studies for value in getattr(study, field)))

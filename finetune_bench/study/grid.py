@@ -262,7 +262,7 @@ def in_shard(cells: Sequence[Cell], shard: tuple[int, int]) -> list[Cell]:
 
 def held_out(study: Study) -> float:
     """Return the share of the training examples that a study sets aside to choose by."""
-    return HELD_OUT_SHARE if study.search else 0.0
+    return HELD_OUT_SHARE if study.search or study.hold_out else 0.0
 
 
 def _arms(study: Study, methods: list[str]) -> list[tuple[str, float, float]]:

@@ -214,6 +214,11 @@ class Study:
         help="try N settings of every method, the first its default",
         in_run_name=True,
     )
+    hold_out: bool = option(
+        False,
+        read=readers.switch,
+        help="set a fifth of the training examples aside, to choose each method's learning rate on them, too",
+    )
     fair_cost: bool = option(
         False,
         read=readers.switch,
@@ -267,7 +272,8 @@ class Study:
             )
         if self.search is not None:
             axes = {"several learning rates": len(self.lrs) > 1, "--attribution": self.attribution}
-            if clash := [name for name, asked in {**axes, "--fair-cost": self.fair_cost}.items() if asked]:
+            others = {"--fair-cost": self.fair_cost, "--hold-out, which it does by itself": self.hold_out}
+            if clash := [name for name, asked in {**axes, **others}.items() if asked]:
                 raise UsageError(f"--search draws learning rates and settings itself; leave out {clash[0]}.")
 
     def _check_executor(self) -> None:
@@ -313,8 +319,9 @@ def as_dict(study: Study) -> dict[str, Any]:
         for key, value in (in_files(dataclasses.asdict(study)) | {"recipe": study.recipe.to_dict()}).items()
     }
     del values["blocks"]
-    if not study.preset:
-        del values["preset"]
+    for later in ("preset", "hold_out"):  # what earlier versions did not know is left out where it says nothing
+        if not values[later]:
+            del values[later]
     return values | ({"blocks": [as_dict(block) for block in study.blocks]} if study.blocks else {})
 
 

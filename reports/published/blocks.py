@@ -10,6 +10,7 @@ from tabulate import tabulate
 
 from finetune_bench.papers.published import Paper, Score
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Table, bullets, code, table
+from finetune_bench.reports.published.adversarial import OwnPair, own_pair_blocks
 from finetune_bench.reports.published.judge import Gain, Judged, JudgedClaim
 from finetune_bench.reports.text import counted, interval, listed, points
 from finetune_bench.stats.estimates import Estimate, holm
@@ -32,6 +33,7 @@ def blocks_of(
     claims: Sequence[JudgedClaim],
     *,
     memory: Mapping[tuple[str, str], tuple[float, float]],
+    pairs: Sequence[OwnPair],
     left: Sequence[str],
     notes: Sequence[str],
 ) -> list[Block]:
@@ -42,6 +44,7 @@ def blocks_of(
         judged: every number that the run has a counterpart of.
         claims: every claim.
         memory: ratios of memory, as published and here, by pair of methods.
+        pairs: own pairs on AdvGLUE's development sets.
         left: labels of the run's methods that the paper has no number of.
         notes: sentences about what of the run was read.
     """
@@ -55,8 +58,8 @@ def blocks_of(
     blocks += [Heading(2, "Claims"), *_claim_blocks(claims)]
     blocks += [Heading(2, "Means in the same setting"), *_level_blocks(judged)]
     blocks += [Heading(2, "Gains over vanilla, task by task"), *_gain_blocks(judged)]
-    blocks += [Heading(2, "AdvGLUE: two rows, two sets"), *_recount_blocks(paper)]
-    blocks += [Heading(2, "Memory"), *_memory_blocks(memory)]
+    blocks += [Heading(2, "AdvGLUE: two rows, two sets"), *_recount_blocks(paper), *own_pair_blocks(pairs)]
+    blocks += [Heading(2, "Memory"), *memory_blocks(memory)]
     blocks += [Heading(2, "What the paper leaves open"), _slips(paper)]
     blocks += bullets(
         f"{name}: {shows}; it prints no number, and is not judged." for name, shows in paper.figures.items()
@@ -317,13 +320,14 @@ def _recount_blocks(paper: Paper) -> list[Block]:
         "An accuracy is a whole number of right answers over the examples. Each cell holds the numbers that would be "
         "printed so, a dash where there is none. The row of vanilla fits AdvGLUE's hidden test set and no development "
         "set; HyPe's row fits three runs on the public development set. The printed gain is therefore no comparison of "
-        "the two methods on one set, and is not judged: own runs of both are to be held against each other on the "
-        "development set."
+        "the two methods on one set, and is not judged. Own runs of both are held against each other on the "
+        "development set below."
     )
     return [Paragraph(text), table("recount", header, rows, in_paper=False)]
 
 
-def _memory_blocks(memory: Mapping[tuple[str, str], tuple[float, float]]) -> list[Block]:
+def memory_blocks(memory: Mapping[tuple[str, str], tuple[float, float]]) -> list[Block]:
+    """Return the printed sizes in memory as ratios, beside ours."""
     rows = [
         [f"{method} ÷ {other}", f"{theirs:.2f}", "—" if math.isnan(ours) else f"{ours:.2f}"]
         for (method, other), (theirs, ours) in memory.items()

@@ -233,9 +233,9 @@ def _gain(
     published_baselines: Sequence[float],
 ) -> Gain:
     """Return our mean gain over tasks, judged against a published one."""
-    own = suite_mean([_paired(better, other) for better, other in ours])
+    own = suite_mean([paired(better, other) for better, other in ours])
     collapsed = any(row.get("collapsed") for pair in ours for side in pair for row in side.rows.values())
-    uncollapsed = suite_mean([_paired(better, other, collapsed=False) for better, other in ours])
+    uncollapsed = suite_mean([paired(better, other, collapsed=False) for better, other in ours])
     theirs = sum(published_baselines) / len(published_baselines)
     summaries = [other.summary.mean for _, other in ours]
     baseline = sum(summaries) / len(summaries)
@@ -254,7 +254,7 @@ def _gain(
     )
 
 
-def _paired(better: Chosen, other: Chosen, *, collapsed: bool = True) -> Estimate:
+def paired(better: Chosen, other: Chosen, *, collapsed: bool = True) -> Estimate:
     """Return the mean difference over seeds whose runs began from the same head, order and data."""
     differences = []
     for seed in sorted(better.rows.keys() & other.rows.keys()):

@@ -7,16 +7,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from finetune_bench.files import Damaged
 from finetune_bench.papers.published import Paper, Score
-from finetune_bench.reports.rows.sections import canonical
+from finetune_bench.reports.rows.sections import Data, canonical
 from finetune_bench.reports.text import counted
 from finetune_bench.stats.estimates import t_interval
 from finetune_bench.stats.published import Summary
+from finetune_bench.store import analyses
 from finetune_bench.store.row import MethodEntry, Row, Status
 from finetune_bench.task import HELD_OUT
 
 # What a published score's task is called here, where it is one split of a task.
 SPLITS = {"mnli": ("mnli", "validation_matched"), "mnli_mm": ("mnli", "validation_mismatched")}
+# A set of the analysis `transfer` counts as a split of the task that was trained on, named with this before it.
+TRANSFERRED = "transfer "
+# What the sets of published scores are called there, where that is another name.
+_SETS = {"mnli": "mnli_matched", "mnli_mm": "mnli_mismatched", "adv_mnli_mm": "adv_mnli_mismatched"}
 # Fields of a recipe that decide whether two baselines are the same; what else differs is told.
 _DECISIVE = ("epochs", "steps", "batch_size", "warmup", "weight_decay", "beta1", "beta2", "max_length")
 _TOLD = ("adam_eps",)
@@ -87,6 +93,33 @@ def groups(rows: Sequence[Row]) -> list[list[Row]]:
     return [found[key] for key in sorted(found)]
 
 
+def split_of(score: Score) -> tuple[str, str]:
+    """Return the task that a published score's model was trained on, and the split that it was scored on."""
+    of_set = TRANSFERRED + _SETS.get(score.task, score.task)
+    if score.task.startswith("adv_"):
+        return score.task.split("_")[1], of_set
+    if score.trained_on:
+        return score.trained_on, of_set
+    return SPLITS.get(score.task, (score.task, "validation"))
+
+
+def with_transfer(data: Data) -> list[Row]:
+    """Return all rows, with the accuracies of the analysis `transfer` among the metrics where it was made."""
+    rows: list[Row] = []
+    for row in data.rows:
+        try:
+            result = analyses.read(data.store.folder(row["id"]), "transfer") if row["status"] == Status.DONE else None
+        except Damaged:  # the report of the run tells
+            result = None
+        sets = {
+            TRANSFERRED + name.removesuffix(": accuracy"): {"accuracy": value}
+            for name, value in ({} if result is None else result["numbers"]).items()
+            if name.endswith(": accuracy")
+        }
+        rows.append({**row, "metrics": {**(row.get("metrics") or {}), **sets}} if sets else row)
+    return rows
+
+
 def choose(paper: Paper, score: Score, group: Sequence[Row]) -> tuple[Chosen, Standing] | None:
     """Return the runs of a group that a published score can be held against; None where there are none.
 
@@ -94,14 +127,14 @@ def choose(paper: Paper, score: Score, group: Sequence[Row]) -> tuple[Chosen, St
     seeds the best counts: by held-out training data where the runs set some aside, else by the reported scores, as the
     paper's own choice.
     """
-    task, split = SPLITS.get(score.task, (score.task, "validation"))
+    task, split = split_of(score)
     rows = [row for row in group if row["task"] == task and _is(paper.methods.get(score.method), score.scale, row)]
     recipes: dict[str, list[Row]] = {}
     for row in rows:
         recipes.setdefault(canonical({**row["recipe"], "lr": None}), []).append(row)
     best: tuple[Chosen, Standing] | None = None
     for _, variant in sorted(recipes.items()):
-        chosen = _best_setting(variant, split, score.metric)
+        chosen = best_setting(variant, split, score.metric)
         if chosen is not None:
             place = standing(paper, score, chosen)
             if best is None or place.tier < best[1].tier:
@@ -172,7 +205,8 @@ def _same(value: Any, allowed: Any) -> bool:
     return bool(value is None if allowed == "none" else value == allowed)
 
 
-def _best_setting(rows: Sequence[Row], split: str, metric: str) -> Chosen | None:
+def best_setting(rows: Sequence[Row], split: str, metric: str) -> Chosen | None:
+    """Return the best setting of some runs of one method, of those with the most seeds; None where none has a score."""
     settings: dict[tuple[str, float], list[Row]] = {}
     for row in rows:
         settings.setdefault((row["method"], float(row["recipe"]["lr"])), []).append(row)

@@ -18,6 +18,7 @@ from finetune_bench.reports.document import Block
 from finetune_bench.reports.html import render
 from finetune_bench.reports.latex import write_blocks
 from finetune_bench.reports.markdown import as_markdown
+from finetune_bench.reports.published.adversarial import own_pairs
 from finetune_bench.reports.published.blocks import blocks_of
 from finetune_bench.reports.published.judge import Gain, Judged, JudgedClaim, judge_claims, judge_scores, memory_ratios
 from finetune_bench.reports.published.own import without_counterpart
@@ -55,7 +56,8 @@ def verification(paper: Paper, store: Store, margin: float | None = None) -> Ver
     data = load(store, Options(all_cells=True))
     judged, claims = judge_scores(paper, data, margin), judge_claims(paper, data, margin)
     left = without_counterpart(paper, data.rows)
-    blocks = blocks_of(paper, judged, claims, memory=memory_ratios(paper, data), left=left, notes=data.notes)
+    memory, pairs = memory_ratios(paper, data), own_pairs(paper, data)
+    blocks = blocks_of(paper, judged, claims, memory=memory, pairs=pairs, left=left, notes=data.notes)
     blocks[1:1] = preset_blocks(data)
     return Verification(data, judged, claims, blocks)
 

@@ -264,7 +264,9 @@ def written(estimate: Estimate, *, sign: bool = False) -> str:
 def _number(value: float, *, sign: bool = False) -> str:
     if math.isnan(value):
         return "—"
-    text = f"{value:+.3g}" if sign else f"{value:.3g}"
+    # Three digits, but a large number in full: a count of examples is no power of ten.
+    digits = ",.0f" if abs(value) >= 999.5 else ".3g"
+    text = f"{value:{'+' if sign else ''}{digits}}"
     return text.replace("-", "−")
 
 

@@ -8,9 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from finetune_bench.analyses.similarity import curves, drawn_tokens, mean_cosine, top_share
+from finetune_bench.analyses.similarity import (
+    cosine_with_mean,
+    curves,
+    drawn_tokens,
+    mean_cosine,
+    repeated_tokens,
+    top_share,
+)
 from finetune_bench.analysis import Network
 from finetune_bench.testing.toys import ARCHITECTURES, toy_examples
+from finetune_bench.training.examples import Encoded
 from tests.tiny_run import tiny_model
 
 CPU = torch.device("cpu")
@@ -67,6 +75,40 @@ def test_curves_are_those_of_a_computation_text_by_text(architecture: str) -> No
     assert measured["across texts"] == pytest.approx([pairwise(of_layer) for of_layer in drawn])
 
 
+def test_a_token_is_held_against_its_other_texts_and_against_the_mean_of_its_own() -> None:
+    """Both of Ethayarajh's measures, pair by pair and text by text, with the same baseline taken off."""
+    examples, net, special = toy_examples("classification", 40), network(), torch.tensor([0, 7])
+    measured = curves(net, examples, special)
+    states: dict[int, list[np.ndarray]] = {}
+    means = []
+    for index in range(len(examples)):
+        alone = {name: [column[index]] for name, column in examples.columns.items()}
+        (batch,) = net.states(Encoded(alone, examples.padding, False, examples.labels[[index]]))
+        ids, last = batch.ids[0].tolist(), batch.layers[-1][0].double().numpy()
+        words = [place for place, id_ in enumerate(ids) if id_ not in (0, 7)]
+        means.append(np.mean([cosine(last[place], last[words].mean(axis=0)) for place in words]))
+        for id_ in dict.fromkeys(ids):
+            states.setdefault(id_, []).append(last[ids.index(id_)])
+    repeated = {id_: vectors for id_, vectors in states.items() if len(vectors) >= 5 and id_ not in (0, 7)}
+    assert repeated_tokens(examples, special) == sorted(repeated)
+    assert len(repeated) > 1
+    expected = np.mean([pairwise(np.stack(vectors)) for vectors in repeated.values()])
+    assert measured["self-similarity"][-1] == pytest.approx(expected, abs=2e-5)
+    assert measured["intra-sentence similarity"][-1] == pytest.approx(np.mean(means), abs=2e-5)
+    for kind in ("self-similarity", "intra-sentence similarity"):
+        above = np.subtract(measured[kind], measured["across texts"])
+        assert measured[f"{kind} − across"] == pytest.approx(above)
+
+
+def test_a_text_is_held_against_its_mean_by_hand() -> None:
+    """(1, 0) and (0, 1) lie at 45° to their mean; a token of length 0 and padding are left out."""
+    vectors = torch.tensor([[[1.0, 0], [0, 1], [0, 0], [9, 9]], [[0, 0], [0, 0], [1, 1], [1, 1]]])
+    mask = torch.tensor([[1, 1, 1, 0], [1, 1, 0, 0]]).bool()
+    first, second = cosine_with_mean(vectors, mask).tolist()
+    assert first == pytest.approx(0.707107, abs=5e-7)
+    assert np.isnan(second)
+
+
 def test_the_drawn_tokens_do_not_depend_on_the_model() -> None:
     """Layer 0 of BERT is the embeddings', so equal words at equal places tell which tokens were drawn."""
     examples = toy_examples("classification", 6)
@@ -79,6 +121,11 @@ def test_the_drawn_tokens_do_not_depend_on_the_model() -> None:
 def test_texts_without_a_word_have_no_baseline() -> None:
     examples = toy_examples("classification", 3)
     measured = curves(network(), examples, torch.arange(60))
-    for kind in ("across texts", "within texts, words only", "share of the first principal component"):
+    for kind in (
+        "across texts",
+        "within texts, words only",
+        "self-similarity − across",
+        "share of the first principal component",
+    ):
         assert np.isnan(measured[kind]).all()
     assert np.isfinite(measured["within texts"]).all()

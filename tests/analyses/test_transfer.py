@@ -18,10 +18,12 @@ from finetune_bench.analyses.transfer import SETS, Transfer, mapped, readings, s
 from finetune_bench.analysis import Network, Trained
 from finetune_bench.errors import DataError, UnknownName, UsageError
 from finetune_bench.task import Split, TaskData
+from finetune_bench.tasks import nli
 from tests.tiny_run import tiny_model
 
 THREE_WAY = ("entailment", "neutral", "contradiction")
 LOGITS = np.array([[1.0, 0.8, 0.7]])
+TWO_WAY = {task.name: task for task in (nli.mnli2, nli.snli2)}
 (HANS,) = SETS["hans"]
 (ADV_SST2,) = SETS["adv_sst2"]
 
@@ -49,6 +51,17 @@ def test_entailment_is_never_likelier_by_sum() -> None:
     logits = np.random.default_rng(1).normal(size=(500, 3))
     merge, added = readings(logits, mapped(THREE_WAY, HANS.model, "the model"), ["entailment", "non-entailment"])
     assert set(np.flatnonzero(added == 0)) < set(np.flatnonzero(merge == 0))
+
+
+def test_a_model_of_two_classes_has_one_reading_on_the_same_sets() -> None:
+    """Where entailment and the rest are trained as two classes there is nothing left to merge."""
+    of = sets_for(nli.mnli2)
+    assert of.keys() == sets_for(registry.task("mnli")).keys() - {"adv_mnli", "adv_mnli_mismatched"}
+    assert sets_for(nli.snli2).keys() == sets_for(registry.task("snli")).keys()
+    logits, gold = np.array([[0.2, 0.1], [0.0, 0.3], [0.5, 0.0]]), np.array([0, 1, 2])
+    scores = scores_of(logits, nli.mnli2.labels, gold, of["snli"].data.labels, of["snli"])
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert "accuracy (sum)" not in scores
 
 
 def test_an_unmapped_class_is_refused() -> None:
@@ -82,7 +95,7 @@ def test_every_mapping_fits_its_set_and_its_source() -> None:
     for several in SETS.values():
         for of in several:
             for source in of.sources:
-                model = registry.task(source).labels
+                model = (TWO_WAY.get(source) or registry.task(source)).labels
                 scores = scores_of(np.eye(len(model)), model, np.zeros(len(model), int), of.data.labels, of)
                 assert 0 <= scores["accuracy"] <= 1
 

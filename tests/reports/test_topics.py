@@ -16,7 +16,9 @@ from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.section import section_blocks
 from finetune_bench.reports.topics import TOPICS
+from finetune_bench.reports.topics.analysed import written
 from finetune_bench.reports.topics.topic import Topic, TopicBlock
+from finetune_bench.stats.estimates import t_interval
 from tests.synthetic_store import make_store
 
 
@@ -51,3 +53,10 @@ def test_every_frame_has_its_file(tmp_path: Path) -> None:
     paths = Csv().write(make_store(tmp_path / "store"), tmp_path)
     frames = [topic.frame for topic in TOPICS if topic.frame is not None]
     assert [path.name for path in paths] == [*(f"{frame.file}.csv" for frame in frames), "rows.csv", "rows.parquet"]
+
+
+def test_a_count_is_written_in_full() -> None:
+    """1,304 examples are neither a power of ten nor rounded to three digits."""
+    assert written(t_interval([1304.0])) == "1,304"
+    assert written(t_interval([0.12345])) == "0.123"
+    assert written(t_interval([-2500.4]), sign=True) == "−2,500"

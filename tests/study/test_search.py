@@ -20,7 +20,8 @@ from finetune_bench.reports.terminal import summary
 from finetune_bench.reports.topics.search import Search, searches
 from finetune_bench.spec import parse_stack
 from finetune_bench.store.store import Store
-from finetune_bench.study import search
+from finetune_bench.study import grid, search
+from finetune_bench.study.study import Study, as_dict
 from finetune_bench.task import HELD_OUT, Split, TaskData, hold_out
 from finetune_bench.testing.checks import Skip, can_be_searched
 from tests.synthetic_store import fail, make_row, put
@@ -249,9 +250,42 @@ def test_a_search_runs_and_reports(tmp_path: Path, tiny_checkpoint: Path, tiny_d
     assert cli.main(["report", str(tmp_path), "--check"]) == 0
 
 
+@pytest.mark.slow
+def test_blocks_choose_their_rates_on_held_out_data_with_equal_budgets(
+    tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any
+) -> None:
+    """Two grids with a learning rate more or less; both protocols are told of each method."""
+    common = f'tasks = ["{tiny_data}"]\nmodel = "{tiny_checkpoint}"\nlr = [1e-4, 1e-2]\n'
+    (tmp_path / "study.toml").write_text(
+        f'seeds = 1\nsteps = 2\nwarmup = 0\nworkers = 1\n[[grid]]\nmethods = ["noisytune"]\n{common}'
+        f'[[grid]]\nmethods = ["top_k"]\n{common}',
+        "utf-8",
+    )
+    out = tmp_path / "run"
+    assert cli.main(["run", "--config", str(tmp_path / "study.toml"), "--hold-out", "--out", str(out)]) == 0
+    capsys.readouterr()
+    store = Store(out)
+    rows = store.rows()
+    assert len(rows) == 4 * 2  # vanilla and its control, which the grids share, and one method of each
+    assert all(row["held_out"] == search.HELD_OUT_SHARE for row in rows)
+    found = only_search(store)
+    assert {choice.method for choice in found.choices} == {row["method"] for row in rows}
+    assert {choice.budget for choice in found.choices} == {2}
+    assert all(choice.optimism.value >= 0 for choice in found.choices)
+    assert store.study()["hold_out"] is True
+    assert "## Search: settings chosen on held-out training data" in (out / "report" / "report.md").read_text("utf-8")
+
+
+def test_a_study_that_holds_nothing_out_is_written_as_before() -> None:
+    assert "hold_out" not in as_dict(Study())
+    assert "hold_out" in as_dict(Study(hold_out=True))
+    assert (grid.held_out(Study()), grid.held_out(Study(hold_out=True))) == (0.0, search.HELD_OUT_SHARE)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--search", "3", "--hold-out"], "leave out --hold-out, which it does by itself"),
         (["--search", "1"], "--search"),
         (["--search", "3", "--lr", "1e-5,2e-5"], "leave out several learning rates"),
         (["--search", "3", "--attribution"], "leave out --attribution"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features, Value
 from finetune_bench.errors import DataError
 from finetune_bench.metrics import METRICS
 from finetune_bench.model import hub as client
-from finetune_bench.task import TaskData
+from finetune_bench.task import Split, TaskData
 from finetune_bench.tasks import glue, hub, nli
 from finetune_bench.tasks.hub import HubTask
 from tests import ROOT
@@ -340,3 +341,23 @@ def test_progress_bars_are_left_as_they_were(tmp_path: Path, capfd: pytest.Captu
     glue.wnli.load(tmp_path)
     assert datasets.are_progress_bars_disabled() == before
     assert capfd.readouterr() == ("", "")
+
+
+def test_merged_classes_go_by_name_and_texts_stay() -> None:
+    """`mnli2` is MNLI with neutral and contradiction as one class, in every split."""
+    three = Split(["a", "b", "c"], ["x", "y", "z"], [2, 0, 1], published=9)
+
+    class Stub(HubTask):
+        def load(self, data_root: Path | None) -> TaskData:
+            return TaskData(three, {"validation": three}, ("a note",))
+
+    reordered = ("neutral", "entailment", "contradiction")
+    for of, expected in ((nli.THREE_WAY, [1, 0, 1]), (reordered, [1, 1, 0])):
+        data = dataclasses.replace(nli.mnli2, of=Stub("stub", labels=of)).load(None)
+        for split in (data.train, *data.evaluation.values()):
+            assert list(split.labels) == expected
+            assert (split.texts, split.pairs, split.published) == (three.texts, three.pairs, 9)
+        assert data.notes == ("a note",)
+    assert (nli.mnli2.of, nli.snli2.of) == (glue.mnli, nli.snli)
+    assert nli.mnli2.labels == nli.snli2.labels == ("entailment", "non-entailment")
+    assert nli.mnli2.provenance() == glue.mnli.provenance()
