@@ -114,8 +114,8 @@ def dropout_rates(module: nn.Module) -> dict[str, float]:
 def attention_dropout(model: nn.Module) -> frozenset[tuple[str, str]]:
     """Return module and attribute of the rates that act on attention probabilities, and on nothing else."""
     rates = {(name, key) for name, module in model.named_modules() for key in dropout_rates(module)}
-    on_attention, on_hidden = (frozenset(seen) for seen in traced(model))
-    return frozenset(rates & on_attention - on_hidden)
+    found = traced(model)
+    return frozenset(rates & found.on_attention.keys() - found.on_hidden.keys())
 
 
 def stays_on(skeleton: nn.Module, policy: Dropout) -> bool:
@@ -151,8 +151,19 @@ class _Key:
 Widths = dict[tuple[str, str], set[int]]
 
 
-def traced(model: nn.Module, *, whole: bool = False) -> tuple[Widths, Widths]:
-    """Return which rates act on attention probabilities, and which on something else, in a pass without weights.
+class Traced(NamedTuple):
+    """A Traced is what a pass without weights shows: rates that act on attention, others, and what is dropped as it is.
+
+    `dropped` names the modules of which the output goes into a dropout as it is.
+    """
+
+    on_attention: Widths
+    on_hidden: Widths
+    dropped: frozenset[str]
+
+
+def traced(model: nn.Module, *, whole: bool = False) -> Traced:
+    """Return where dropout acts in a pass without weights.
 
     Args:
         model: the model; its architecture and configuration alone are read.
@@ -165,7 +176,7 @@ def traced(model: nn.Module, *, whole: bool = False) -> tuple[Widths, Widths]:
 
 
 @lru_cache(maxsize=64)
-def _traced(key: _Key, whole: bool) -> tuple[Widths, Widths]:
+def _traced(key: _Key, whole: bool) -> Traced:
     """Trace a model of that key; every rate is replaced by another number, by which it is known again where it acts."""
     with torch.device("meta"):
         model = key.make(copy.deepcopy(key.config)).train()
@@ -177,6 +188,9 @@ def _traced(key: _Key, whole: bool) -> tuple[Widths, Widths]:
             if (rate > 0 or whole) and "layerdrop" not in attribute:
                 by_tag[tag := 1e-6 * (len(by_tag) + 1)] = (name, attribute)
                 setattr(module, attribute, tag)
+    outputs: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        module.register_forward_hook(lambda _, args, output, name=name: outputs.update({name: output}))
     watch = _observe(model)
     if whole and not watch.is_finished:
         raise ModelError(f"where dropout acts in {type(model).__name__} can't be found out without its weights")
@@ -185,7 +199,8 @@ def _traced(key: _Key, whole: bool) -> tuple[Widths, Widths]:
     for drop in watch.seen:
         if drop.rate in by_tag:
             (on_attention if drop.is_attention else on_hidden).setdefault(by_tag[drop.rate], set()).add(drop.width)
-    return on_attention, on_hidden
+    dropped = frozenset(name for name, output in outputs.items() if id(output) in watch.dropped)
+    return Traced(on_attention, on_hidden, dropped)
 
 
 TRACED = (2, 13)  # sentences and tokens of the batch that is traced
@@ -224,6 +239,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.seen: list[_Drop] = []
         self.is_finished = False
+        self.dropped: dict[int, Tensor | None] = {}  # held for the same reason
         self.probabilities: dict[int, Tensor] = {}  # held, so that no other tensor gets the same id
 
     def __torch_function__(
@@ -239,6 +255,7 @@ class _Watch(TorchFunctionMode):
             rate = kwargs["p"] if "p" in kwargs else args[1] if len(args) > 1 else 0.5
             training = kwargs["training"] if "training" in kwargs else args[2] if len(args) > 2 else True
             if training:
+                self.dropped[id(operand)] = operand
                 self.seen.append(_Drop(float(rate), id(operand) in self.probabilities, _width(operand)))
             return operand
         if name == F.scaled_dot_product_attention.__name__:

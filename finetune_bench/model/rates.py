@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from finetune_bench.errors import ModelError
-from finetune_bench.model.dropout import Rates, Widths, active_dropout, shown, traced
+from finetune_bench.model.dropout import Rates, Traced, active_dropout, shown, traced
 from finetune_bench.model.structure import body, is_linear, layers, output_layer
 
 # What transformers calls the module of a layer's attention.
@@ -46,7 +46,8 @@ def plan_rates(model: nn.Module, rates: Rates) -> RateChanges:
     changes = RateChanges()
     if rates == Rates():
         return changes
-    on_attention, on_hidden = traced(model, whole=True)
+    found = traced(model, whole=True)
+    on_attention, on_hidden = found.on_attention, found.on_hidden
     if on_attention.keys() & on_hidden.keys() and rates.attention != rates.hidden:
         raise ModelError(
             f"{type(model).__name__} has one rate for attention probabilities and hidden states; give hidden and "
@@ -57,7 +58,7 @@ def plan_rates(model: nn.Module, rates: Rates) -> RateChanges:
             raise ModelError(f"{type(model).__name__} has no rate for the dropout of attention probabilities")
         changes.rates.update(dict.fromkeys(on_attention, rates.attention))
     if rates.hidden is not None:
-        _plan_hidden(model, rates.hidden, on_hidden, changes)
+        _plan_hidden(model, rates.hidden, found, changes)
     if rates.head is not None:
         inside = set(body(model).modules())
         places = [place for place in on_hidden if model.get_submodule(place[0]) not in inside]
@@ -67,13 +68,13 @@ def plan_rates(model: nn.Module, rates: Rates) -> RateChanges:
     return changes
 
 
-def _plan_hidden(model: nn.Module, rate: float, on_hidden: Widths, changes: RateChanges) -> None:
+def _plan_hidden(model: nn.Module, rate: float, found: Traced, changes: RateChanges) -> None:
     """Add what gives the embeddings, and the output of attention and feed-forward blocks, that rate."""
     width = model.config.get_text_config().hidden_size  # type: ignore[union-attr, operator]
     inside, stack = set(body(model).modules()), list(dict.fromkeys(layers(model)))
     of_layers = {module for layer in stack for module in layer.modules()}
     places: dict[nn.Module, list[tuple[str, str]]] = {}
-    for place, widths in on_hidden.items():
+    for place, widths in found.on_hidden.items():
         module = model.get_submodule(place[0])
         # ModernBERT's feed-forward block has a rate between its two matrices, which is none of its output.
         if module in inside and (module not in of_layers or width in widths):
@@ -88,8 +89,17 @@ def _plan_hidden(model: nn.Module, rate: float, on_hidden: Widths, changes: Rate
         of_attention = dict.fromkeys(attention.modules())
         rest = [module for module in layer.modules() if module not in of_attention]
         for block in (list(of_attention), rest):
-            if not places.keys() & set(block):
-                changes.outputs[_name_of(_last_linear(block, width, model), model)] = rate
+            last = _last_linear(block, width)
+            # Phi's and GPT-NeoX's layers have the dropout of the attention block's output outside of that block.
+            has_own = bool(places.keys() & set(block)) and (last is None or block is not rest)
+            if has_own or (last is not None and _name_of(last, model) in found.dropped):
+                continue
+            if last is None:
+                raise ModelError(
+                    f"a block of {type(model).__name__} has no hidden dropout, and ends in no linear layer behind "
+                    "which it could be put"
+                )
+            changes.outputs[_name_of(last, model)] = rate
 
 
 def _attention_of(layer: nn.Module, model: nn.Module) -> nn.Module:
@@ -99,16 +109,12 @@ def _attention_of(layer: nn.Module, model: nn.Module) -> nn.Module:
     raise ModelError(f"no attention block was found in the layers of {type(model).__name__}, so none for dropout")
 
 
-def _last_linear(block: Iterable[nn.Module], width: int, model: nn.Module) -> nn.Module:
-    """Return the linear layer that a block ends in: what it puts out is added to the hidden states."""
+def _last_linear(block: Iterable[nn.Module], width: int) -> nn.Module | None:
+    """Return the linear layer that a block ends in, if what it puts out can be added to the hidden states."""
     linear = [module for module in block if is_linear(module)]
     # GPT-2's says `nf`.
-    if not linear or getattr(linear[-1], "out_features", getattr(linear[-1], "nf", 0)) != width:
-        raise ModelError(
-            f"a block of {type(model).__name__} has no hidden dropout, and ends in no linear layer behind which it "
-            "could be put"
-        )
-    return linear[-1]
+    fits = linear and getattr(linear[-1], "out_features", getattr(linear[-1], "nf", 0)) == width
+    return linear[-1] if fits else None
 
 
 def _name_of(wanted: nn.Module, model: nn.Module) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from finetune_bench import home, registry, testing
 from finetune_bench.errors import ParameterError, UsageError
@@ -17,7 +18,7 @@ from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.methods.dropout import DropoutRates
 from finetune_bench.model import rates
-from finetune_bench.model.dropout import Dropout, Rates, active_dropout
+from finetune_bench.model.dropout import Dropout, Rates, Traced, active_dropout
 from finetune_bench.model.pretrained import skeleton
 from finetune_bench.parameters import parameter
 from finetune_bench.testing import toys
@@ -63,6 +64,21 @@ def test_every_place_has_dropout_of_the_rate(architecture: str) -> None:
     assert dropped.count(0.3) >= 5  # embeddings and two blocks of two layers
     undo.close()
     assert (toys.shape(model), active_dropout(model)) == before
+
+
+SIZES = {"vocab_size": 60, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+
+
+@pytest.mark.parametrize(
+    ("family", "values", "inputs"),
+    [("phi", {}, 0), ("gpt_neox", {}, 0), ("opt", {"ffn_dim": 24, "word_embed_proj_dim": 16}, 1)],
+)
+def test_dropout_behind_a_block_is_not_put_in_again(family: str, values: dict[str, int], inputs: int) -> None:
+    """In these layers the dropout of the attention block's output lies outside of that block."""
+    config = AutoConfig.for_model(family, **SIZES, **values, pad_token_id=0)
+    changes = rates.plan_rates(skeleton(config), Rates(hidden=0.3))
+    assert changes.rates != {}
+    assert (changes.outputs, len(changes.inputs)) == ({}, inputs)
 
 
 def test_what_is_put_in_is_inverted_dropout() -> None:
@@ -191,7 +207,7 @@ def test_what_an_architecture_has_no_place_for_is_refused(monkeypatch: pytest.Mo
     for numbers in ({"hidden": 0.1}, {"attention": 0.1}, {"hidden": 0.1, "attention": 0.2}):
         assert "one rate for attention" in str(toys.unsupported(DropoutRates(**numbers), "xlnet"))
     assert toys.unsupported(DropoutRates(hidden=0.1, attention=0.1), "xlnet") is None
-    monkeypatch.setattr(rates, "traced", lambda *_, **__: ({}, {}))
+    monkeypatch.setattr(rates, "traced", lambda *_, **__: Traced({}, {}, frozenset()))
     assert "has no rate for the dropout of attention" in str(toys.unsupported(DropoutRates(attention=0.1)))
     monkeypatch.setattr(rates, "is_linear", lambda _: False)
     assert "ends in no linear layer" in str(toys.unsupported(DropoutRates(hidden=0.1)))
