@@ -110,13 +110,15 @@ def _clear_up(plan: Plan) -> None:
     store = plan.store
     folders = [folder for folder in (store.checkpoints, store.root / "locks") if folder.is_dir()]
     left = {path.name.lstrip(".")[:ID_DIGITS] for folder in folders for path in folder.iterdir()}
-    touched = [cell for cell in plan.cells if left & {cell.id, cell.training_id}] if left else []
+    if not left:
+        return
+    trainings = grid.training_ids(plan.cells)
     # A training that was killed while its rows were written goes on for those that are missing.
-    trainings = {cell.training_id for cell in touched}
-    unended = {cell.training_id for cell in plan.cells if touched and not _is_done(cell, store)} & trainings
-    for name in dict.fromkeys(
-        name for cell in touched if cell.training_id not in unended for name in (cell.id, cell.training_id)
-    ):
+    touched = {trainings[cell.id] for cell in plan.cells if left & {cell.id, trainings[cell.id]}}
+    members = [cell for cell in plan.cells if trainings[cell.id] in touched]
+    unended = {trainings[cell.id] for cell in members if not _is_done(cell, store)}
+    ended = [cell.id for cell in members if trainings[cell.id] not in unended]
+    for name in dict.fromkeys([*ended, *(touched - unended)]):
         with store.claim(name) as claimed:  # which ends the lease of a process that is gone
             if claimed:
                 remove_checkpoints(name, store)

@@ -82,13 +82,7 @@ class Cell:
     @cached_property
     def training_id(self) -> str:
         """Return the id of the training: that of the same cell without observers, which shares it."""
-        methods = self.make_stack().methods
-        kept = [method for method in methods if not is_observer(method)]
-        if len(kept) == len(methods):
-            return self.id
-        stack = Stack(kept) if kept else registry.make_stack(registry.BASELINE)
-        method = registry.describe(stack, full=True)
-        return dataclasses.replace(self, method=method, versions=_versions(stack)).id
+        return training_ids([self])[self.id]
 
     @cached_property
     def label(self) -> str:
@@ -128,11 +122,35 @@ class Cell:
         return values
 
 
+def training_ids(cells: Sequence[Cell]) -> dict[str, str]:
+    """Return the id of every cell's training, by the cell's: that of the same cell without observers."""
+    # Of a grid's thousands of cells, few differ in their stack.
+    beneath = {method: _without_observers(registry.make_stack(method)) for method in {cell.method for cell in cells}}
+    ids = {}
+    for cell in cells:
+        stack = beneath[cell.method]
+        if stack is None:
+            ids[cell.id] = cell.id
+        else:
+            method = registry.describe(stack, full=True)
+            ids[cell.id] = dataclasses.replace(cell, method=method, versions=_versions(stack)).id
+    return ids
+
+
+def _without_observers(stack: Stack) -> Stack | None:
+    """Return what is trained beneath the observers of a stack; None where it has none."""
+    kept = [method for method in stack.methods if not is_observer(method)]
+    if len(kept) == len(stack.methods):
+        return None
+    return Stack(kept) if kept else registry.make_stack(registry.BASELINE)
+
+
 def sharing(cells: Sequence[Cell]) -> list[Cell]:
     """Return one cell per training, in the order of the first of each, with those that share it as its companions."""
+    ids = training_ids(cells)
     trainings: dict[str, list[Cell]] = {}
     for cell in cells:
-        trainings.setdefault(cell.training_id, []).append(cell)
+        trainings.setdefault(ids[cell.id], []).append(cell)
     return [dataclasses.replace(first, companions=tuple(others)) for first, *others in trainings.values()]
 
 

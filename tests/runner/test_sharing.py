@@ -29,6 +29,7 @@ from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.messages import EventStatus
 from finetune_bench.runner.executors.worker import Worker
 from finetune_bench.runner.plan import Plan, make_plan
+from finetune_bench.runner.row import row_of
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell, sharing
@@ -311,3 +312,18 @@ def test_an_observer_with_a_hook_of_training_is_refused() -> None:
         check_observer(Both)
     for name in registry.names("methods"):
         check_observer(registry.method_class(name))
+
+
+def test_a_checkpoint_stays_as_long_as_a_row_of_its_training_is_missing(plan: Plan) -> None:
+    first, *others = plan.cells
+    plan.store.checkpoints.mkdir(parents=True)
+    checkpoint = plan.store.checkpoints / f"{first.training_id}-1.safetensors"
+    checkpoint.touch()
+    plan.todo = []
+    plan.store.write(first.to_dict(), row_of(first, Status.DONE))
+    execute(plan)
+    assert checkpoint.exists()
+    for cell in others:
+        plan.store.write(cell.to_dict(), row_of(cell, Status.DONE))
+    execute(plan)
+    assert not checkpoint.exists()
