@@ -101,7 +101,7 @@ def _add_dose(commands: Commands) -> None:
     )
     dose.takes_parameter = True
     dose.add_argument("method", metavar="METHOD", help="a method or stack, as 'hype(noise=uniform_onesided)'")
-    _add_options(dose, without=("methods", "attribution", "search", "fair_cost", "budget", "shard"))
+    _add_options(dose, without=("methods", "attribution", "search", "hold_out", "fair_cost", "budget", "shard"))
     dose.set_defaults(command=dose_command)
 
 

@@ -270,6 +270,10 @@ class Study:
                 "--budget: it is spent on whole comparisons, and a shard holds parts of them; leave one of --budget "
                 "and --shard out."
             )
+        if self.hold_out and self.fair_cost:
+            raise UsageError(
+                "--hold-out: vanilla with more steps is no setting to choose among; leave --fair-cost out."
+            )
         if self.search is not None:
             axes = {"several learning rates": len(self.lrs) > 1, "--attribution": self.attribution}
             others = {"--fair-cost": self.fair_cost, "--hold-out, which it does by itself": self.hold_out}

@@ -285,6 +285,7 @@ def test_a_study_that_holds_nothing_out_is_written_as_before() -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--hold-out", "--fair-cost"], "--hold-out: vanilla with more steps is no setting to choose among"),
         (["--search", "3", "--hold-out"], "leave out --hold-out, which it does by itself"),
         (["--search", "1"], "--search"),
         (["--search", "3", "--lr", "1e-5,2e-5"], "leave out several learning rates"),

@@ -94,7 +94,7 @@ def test_every_option_is_a_flag() -> None:
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
         "batch-layout budget executor gpus-per-worker slurm "
         "timeout memory checkpoint-every save-model no-baseline retry-failed config plugin trust-plugins attribution "
-        "search fair-cost keep-head shard analyses no-sharing"
+        "search hold-out fair-cost keep-head shard analyses no-sharing"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
 
