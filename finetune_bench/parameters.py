@@ -12,6 +12,7 @@ import dataclasses
 import math
 import typing
 from enum import Enum
+from functools import cache
 from typing import Any
 
 from finetune_bench.errors import ParameterError, UnknownName
@@ -83,11 +84,16 @@ def inside(value: float, interval: str) -> bool:
 
 def kind_of(owner: type, field: dataclasses.Field[Any]) -> tuple[type, bool]:
     """Return the declared type of a field, and whether None is allowed too."""
-    hint = typing.get_type_hints(owner)[field.name]
+    hint = _hints(owner)[field.name]
     options = typing.get_args(hint)
     if not options:
         return hint, False
     return next(option for option in options if option is not type(None)), type(None) in options
+
+
+@cache  # a plan makes hundreds of methods and recipes, and each has all of its fields checked
+def _hints(owner: type) -> dict[str, Any]:
+    return typing.get_type_hints(owner)
 
 
 def check_fields(owner: type) -> None:

@@ -29,7 +29,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("model",),
     ("task", "recipe", "report"),
     ("store", "metrics", "parameters", "spec", "device", "papers"),
-    ("stats", "functional", "seeds", "errors", "files", "cache", "packages", "printable", "source_files", "_version"),
+    (
+        *("stats", "functional", "seeds", "errors", "files", "cache", "packages", "printable", "source_files"),
+        *("launch", "_version"),
+    ),
 )
 FLOOR = {room: len(FLOORS) - number for number, rooms in enumerate(FLOORS) for room in rooms}
 

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from finetune_bench import launch
 from finetune_bench.cli.console import say, show
 from finetune_bench.cli.documents import show_document
 from finetune_bench.cli.plan_document import plan_values
@@ -177,18 +181,28 @@ def _covering(plan: Plan) -> Options:
 def _train(study: Study) -> tuple[Plan, Counts]:
     """Check a study and run what is missing of it; return the plan, and what became of its cells."""
     say(CHECKING)
+    with launch.early_ended():
+        return _train_with_early_workers(study)
+
+
+def _train_with_early_workers(study: Study) -> tuple[Plan, Counts]:
+    """Check a study and run what is missing of it, with workers that import their libraries at the same time."""
+    early, environment = _early_workers(study), launch.environment_of("cpu", study.threads)
+    launch.launch_early(environment, min(1, early))
     from rich.console import Console
 
     from finetune_bench.runner.execution import execute
     from finetune_bench.runner.plan import make_plan, untold
     from finetune_bench.runner.progress import Counts, Reporter
 
+    # The others come now: two processes that import the same for the first time would both compile it.
+    launch.launch_early(environment, max(0, early - 1))
     plan = make_plan(study, say)
     for note in untold(plan):
         say(note)
     tally = Counts(len(plan.cells))
     tally.begin(plan)
-    reporter = Reporter(tally, Console(stderr=True))
+    reporter = Reporter(tally, Console(stderr=True), min(len(plan.devices), len(plan.todo)), _import_reports)
     say(_intention(plan))
     if plan.todo and plan.study.budget is not None:
         from finetune_bench.runner.forecast import forecast, within_budget
@@ -202,6 +216,29 @@ def _train(study: Study) -> tuple[Plan, Counts]:
     else:
         execute(plan, reporter)
     return plan, tally
+
+
+def _import_reports() -> None:
+    """Import what the report needs, which takes a second or more, while the last run trains and a core is free."""
+    from finetune_bench import registry
+
+    with contextlib.suppress(Exception):  # it will be told by the report
+        for name in FORMATS.split(","):
+            registry.report_class(name)
+        importlib.import_module("finetune_bench.reports.terminal")
+
+
+def _early_workers(study: Study) -> int:
+    """Return how many workers a new study needs at least on a CPU of this machine; 0 where that isn't known yet."""
+    from finetune_bench.study.study import run_name
+
+    store = study.out or Path("runs") / run_name(study)
+    if study.executor != DEFAULT_EXECUTOR or study.device not in (None, "cpu") or store.exists():
+        return 0
+    if study.blocks or study.plugins:  # a plugin's code may change what a worker is started with
+        return 0
+    cells = len(study.methods) * len(study.tasks) * len(study.models) * len(study.seeds)
+    return min(study.workers or launch.cores() // study.threads, cells)
 
 
 def _intention(plan: Plan) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from finetune_bench import registry
+from finetune_bench import launch, registry
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged
 from finetune_bench.runner import checks
@@ -224,14 +224,10 @@ def _worker_devices(study: Study, devices: Sequence[torch.device]) -> list[str]:
     if study.workers:
         count = study.workers
     elif devices[0].type == "cpu":
-        count = max(1, _cores() // study.threads)
+        count = max(1, launch.cores() // study.threads)
     else:
         count = int(1 / study.gpus_per_worker + 1e-9) * len(devices)
     return [str(devices[index % len(devices)]) for index in range(count)]
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def remaining(cells: Sequence[Cell], store: Store, study: Study) -> tuple[list[Cell], dict[str, float], list[Row]]:

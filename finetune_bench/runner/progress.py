@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -134,10 +135,16 @@ class Reporter:
     Args:
         counts: the run's; whoever runs the cells keeps them up to date.
         console: the console; a terminal gets a live view.
+        workers: the number of workers.
+        when_idle: is called once, in a thread of its own, when a worker has no cell left and another still has; None
+            for nothing.
     """
 
-    def __init__(self, counts: Counts, console: Console) -> None:
+    def __init__(
+        self, counts: Counts, console: Console, workers: int = 0, when_idle: Callable[[], None] | None = None
+    ) -> None:
         self.counts, self.console = counts, console
+        self._workers, self._when_idle = workers, when_idle
         self.view = View(console.encoding)
         self._live: Live | None = None
 
@@ -180,6 +187,10 @@ class Reporter:
     def ended(self, cell: Ended) -> None:
         """Tell that a cell ended; the counts hold it already."""
         self.view.stop(cell.id)
+        if self._when_idle is not None and 0 < self.counts.left < self._workers:
+            # No daemon: an interpreter that ends in the middle of an import may crash.
+            threading.Thread(target=self._when_idle).start()
+            self._when_idle = None
         if self._live is None:
             self.say(f"[{self.counts.ended}/{self.counts.total}] {cell}; {self.counts}")
             return

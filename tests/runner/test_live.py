@@ -10,6 +10,7 @@ import pty
 import re
 import struct
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -202,3 +203,19 @@ def test_a_dumb_terminal_gets_lines(reporter: tuple[Reporter, Screen], monkeypat
         told.ended(Ended("a", "hype · rte · seed 1", EventStatus.DONE, 3.0))
     assert screen.text().startswith("[1/2] done: hype · rte · seed 1 in 3.0 s; 1 done, 1 left")
     assert b"\x1b" not in screen.raw
+
+
+def test_the_report_is_imported_once_when_a_worker_has_no_cell_left() -> None:
+    """Before that no core is free, and after the last cell there is nothing left to wait for."""
+    counts, called = Counts(4), []
+    idle = threading.Event()
+    reporter = Reporter(counts, Console(file=io.StringIO()), 2, lambda: (called.append(counts.left), idle.set()))
+    for _ in range(2):
+        counts.add(EventStatus.DONE)
+        reporter.ended(Ended("", "a", EventStatus.DONE))
+    assert not called
+    for _ in range(2):
+        counts.add(EventStatus.DONE)
+        reporter.ended(Ended("", "a", EventStatus.DONE))
+        assert idle.wait(10)
+    assert called == [1]

@@ -15,9 +15,9 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from finetune_bench import registry
+from finetune_bench import launch, registry
 from finetune_bench.recipe import Recipe
-from finetune_bench.runner.executors import memory, process, worker
+from finetune_bench.runner.executors import memory, worker
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.local import LocalExecutor
 from finetune_bench.runner.executors.memory import MemoryLimit, MemoryWatch
@@ -84,7 +84,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[E
 
     def run(code: str, timeout: float | None = None, memory: int | None = None) -> list[Event]:
         body = "".join(f"    {line}\n" for line in code.strip().splitlines())
-        monkeypatch.setattr(process, "START", WORKER + body)
+        monkeypatch.setattr(launch, "START", WORKER + body)
         executor = LocalExecutor(["cpu"], settings, 1, tmp_path / "logs", timeout=timeout, memory=memory)
         events = list(executor.run(CELLS))
         return [event for event in events if event.status != EventStatus.STARTED]
@@ -282,7 +282,7 @@ def test_a_worker_answers_on_a_line_of_its_own(monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_cell_tells_how_far_it_has_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its progress is passed on while it runs, and is taken for no answer."""
-    monkeypatch.setattr(process, "START", f'{WORKER}    answer("at 3 10 0.5")\n    time.sleep(0.2)\n    say("busy")\n')
+    monkeypatch.setattr(launch, "START", f'{WORKER}    answer("at 3 10 0.5")\n    time.sleep(0.2)\n    say("busy")\n')
     monkeypatch.setattr("finetune_bench.runner.executors.local.TICK_SECONDS", 0.05)
     (tmp_path / "run").mkdir()
     executor = LocalExecutor(["cpu"], replace(SETTINGS, out=str(tmp_path / "run")), 1, tmp_path / "logs")

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from finetune_bench import launch
 from finetune_bench.model import hub
 from finetune_bench.runner.executors.base import Event
 from finetune_bench.runner.executors.memory import MemoryLimit, MemoryWatch
@@ -123,9 +124,8 @@ class LocalExecutor:
         self.running[number] = cell
         self._events.put(Event(cell, EventStatus.STARTED))
         row_before = self._store.row(cell.id)
-        # A new worker says when it is ready, so that no cell pays for imports.
-        while is_new and worker.is_running and worker.answer(TICK_SECONDS) is None:
-            pass
+        if is_new and (worker := self._when_ready(worker, number, log)) is None:
+            return None
         worker.ask(json.dumps(cell.to_message()))
         answer, ended = self._wait(worker, cell)
         if self._stopped:
@@ -173,15 +173,32 @@ class LocalExecutor:
 
     def _start(self, number: int, log: Path) -> WorkerProcess | None:
         """Start a worker's process and give it its settings; None where everything is being stopped."""
-        environment = {"TOKENIZERS_PARALLELISM": "false", **hub.environment()}
-        if self.devices[number] == "cpu":
-            environment["OMP_NUM_THREADS"] = str(self.threads)
-        settings = replace(self.settings, device=self.devices[number]).to_json()
+        device = self.devices[number]
+        environment = {**launch.environment_of(device, self.threads), **hub.environment()}
         with self._lock:
             if self._stopped:
                 return None
-            self._workers[number] = WorkerProcess(settings, environment, log)
+            launched = launch.take_early(environment) or launch.launch(environment, log)
+            log.touch()
+            settings = replace(self.settings, device=device, log=str(log) if launched.is_early else None)
+            self._workers[number] = WorkerProcess(launched, settings.to_json())
             return self._workers[number]
+
+    def _when_ready(self, worker: WorkerProcess, number: int, log: Path) -> WorkerProcess | None:
+        """Return a new worker when it says that it is ready or has ended, so that no cell pays for imports.
+
+        One that was launched early and has ended is replaced: its log doesn't say why. None where everything is being
+        stopped.
+        """
+        while True:
+            while worker.is_running and worker.answer(TICK_SECONDS) is None:
+                pass
+            if worker.is_running or not worker.is_early:
+                return worker
+            self._end(number)
+            if (another := self._start(number, log)) is None:
+                return None
+            worker = another
 
     def _end(self, number: int) -> None:
         worker = self._workers.pop(number, None)

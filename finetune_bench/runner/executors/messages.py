@@ -70,6 +70,7 @@ class WorkerSettings:
         trust_plugins: whether a process goes on with other cells after one that ran code from elsewhere.
         device: the torch device of the worker, as "cpu" or "cuda:0"; executors set it.
         analyses: what else is measured of a trained model, as typed.
+        log: the file that takes what the worker prints from now on; None where it has one.
     """
 
     out: str
@@ -82,6 +83,7 @@ class WorkerSettings:
     trust_plugins: bool = False
     device: str = "cpu"
     analyses: tuple[str, ...] = ()
+    log: str | None = None
 
     def to_json(self) -> str:
         """Return the settings as one line, which `from_json` reads back."""

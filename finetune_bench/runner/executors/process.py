@@ -6,65 +6,38 @@ prints into the pipe is taken for an answer, and a child that keeps the pipe ope
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import secrets
 import signal
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
 
 import psutil
 
+from finetune_bench.launch import Launched
 from finetune_bench.runner.executors.messages import Progress
 
 GRACE_SECONDS = 2.0  # for a late worker: between the order to say where it is, the order to end, and the kill
 SEARCHES = 100  # for processes that came of a worker, before one that can't be ended is left
 LINE_BYTES = 2**16  # that are read at once of what a cell may print into the pipe
 
-# The child gets this process's import path, whatever it came from, and never imports the caller's main module; with -P
-# nothing of the current folder is imported before that. What a library prints, from its import on, goes to the log and
-# not between the answers, and nothing but the worker reads what it is sent.
-START = """
-import json, os, sys
-sys.path[:] = json.loads(sys.argv[1])
-commands, answers = os.dup(0), os.dup(1)
-os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-os.dup2(2, 1)
-from finetune_bench.runner.executors.worker import serve
-serve(commands, answers)
-"""
-
 
 class WorkerProcess:
     """A worker's process is asked by lines, and gives an answer to each.
 
     Args:
+        launched: the process, as it was started.
         settings: the line that it is given at its start.
-        environment: its environment variables, beside those of this process.
-        log: the file that takes what it prints.
     """
 
-    def __init__(self, settings: str, environment: Mapping[str, str], log: Path) -> None:
-        # Every process that comes of this one inherits the variable, by which it is known.
-        self._mark = f"FINETUNE_BENCH_WORKER_{secrets.token_hex(8)}"
+    def __init__(self, launched: Launched, settings: str) -> None:
+        self._mark, self._process, self.is_early = launched.mark, launched.process, launched.is_early
         self._word = ""
         self.progress: Progress | None = None  # of the cell that it was asked to run last
         self._lines: queue.Queue[str] = queue.Queue()
-        with open(log, "ab") as errors:
-            self._process = subprocess.Popen(  # noqa: S603
-                [sys.executable, "-P", "-c", START, json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                env={**os.environ, **environment, self._mark: "1"},
-                start_new_session=True,  # Ctrl-C reaches the runner alone, which then ends the workers
-            )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
         self.ask(settings)

@@ -48,9 +48,7 @@ class Worker:
     """
 
     def __init__(self, settings: WorkerSettings, tell: Callable[[int, int, float], None] | None = None) -> None:
-        # What scoring imports would otherwise count as memory of every cell but the first.
-        for metric in ("accuracy", "pearson_spearman"):
-            compute(metric, np.array([0, 1]), np.array([0, 1]))
+        import_scoring()
         self.retry_failed = settings.retry_failed
         self.plugins, self.foreign, self.trusts = settings.plugins, settings.foreign, settings.trust_plugins
         self.context = WorkerContext(
@@ -142,6 +140,12 @@ class Worker:
         return row
 
 
+def import_scoring() -> None:
+    """Let scoring import what it needs, which would otherwise count as memory of every cell but the first."""
+    for metric in ("accuracy", "pearson_spearman"):
+        compute(metric, np.array([0, 1]), np.array([0, 1]))
+
+
 def serve(commands: int, answers: int) -> None:
     """Run cells until there are no more commands.
 
@@ -163,7 +167,11 @@ def serve(commands: int, answers: int) -> None:
 
     threading.Thread(target=read_lines, daemon=True).start()
     pipe = os.fstat(answers).st_ino
-    word, _, settings = lines.get().partition(" ")
+    import_scoring()  # before the settings: a worker that was launched early waits for them
+    word, _, line = lines.get().partition(" ")
+    settings = WorkerSettings.from_json(line)
+    if settings.log is not None:
+        print_to(settings.log)
     told_at = 0.0
 
     def tell(step: int, steps: int, loss: float) -> None:
@@ -172,7 +180,7 @@ def serve(commands: int, answers: int) -> None:
             _answer(answers, pipe, word, Progress(step, steps, loss).to_line())
             told_at = time.monotonic()
 
-    worker = Worker(WorkerSettings.from_json(settings), tell)
+    worker = Worker(settings, tell)
     # What the libraries made at import stays, and need not be looked through whenever a cell's garbage is collected.
     gc.collect()
     gc.freeze()
@@ -183,6 +191,14 @@ def serve(commands: int, answers: int) -> None:
         answer = worker.work(Cell.from_dict(json.loads(cell)))
         # Without the reason, which is in the row: what is short enough is written in one piece.
         _answer(answers, pipe, word, replace(answer, reason=None).to_json())
+
+
+def print_to(log: str) -> None:
+    """Let all that this process prints go to a file."""
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
 
 
 def _answer(handle: int, pipe: int, word: str, text: str) -> None:
