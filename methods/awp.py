@@ -72,6 +72,7 @@ class AWP(Method):
     """The gradient from where each matrix climbed."""
 
     name = "awp"
+    acts_on = "weights"
     # Rows of embeddings that do not occur are part of a matrix's norm.
     batch_layout = "unpadded"
 

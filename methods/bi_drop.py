@@ -74,6 +74,7 @@ class BiDrop(Method):
     """Gradients kept where passes agree."""
 
     name = "bi_drop"
+    acts_on = "gradients"
     batch_layout = "unpadded"
 
     passes_per_step: int = parameter(

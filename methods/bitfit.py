@@ -85,6 +85,7 @@ class BitFit(Method):
     """Only biases and the head train."""
 
     name = "bitfit"
+    acts_on = "which weights train"
     batch_layout = "unpadded_trimmed"
     phase = Phase.SELECT
     own_learning_rate = "biases need larger steps than full fine-tuning: try 1e-4 to 5e-3"

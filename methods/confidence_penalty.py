@@ -47,6 +47,7 @@ class ConfidencePenalty(Method):
     """The entropy of predictions is rewarded."""
 
     name = "confidence_penalty"
+    acts_on = "loss"
     batch_layout = "unpadded_trimmed"
 
     beta: float = parameter(

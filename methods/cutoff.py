@@ -100,6 +100,7 @@ class Cutoff(Method):
     """The whole text and one with a part cut out, pulled together."""
 
     name = "cutoff"
+    acts_on = "inputs"
     batch_layout = "unpadded_trimmed"
 
     ratio: float = parameter(

@@ -57,6 +57,7 @@ class DFT(Method):
     """Each example weighted by the probability of its label."""
 
     name = "dft"
+    acts_on = "loss"
     batch_layout = "unpadded_trimmed"
     own_learning_rate = "its weights divide the loss, by the number of classes at first: 1 to 10 times vanilla's rate"
 

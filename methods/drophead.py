@@ -69,6 +69,7 @@ class DropHead(Method):
     """Attention heads dropped at random."""
 
     name = "drophead"
+    acts_on = "hidden states"
     phase = Phase.WRAP
 
     p: float = parameter(

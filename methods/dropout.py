@@ -49,6 +49,7 @@ class DropoutRates(Method):
     """Dropout at rates of one's own, also where the architecture has none."""
 
     name = "dropout"
+    acts_on = "hidden states"
     batch_layout = "unpadded_trimmed"
 
     hidden: float | None = parameter(

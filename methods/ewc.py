@@ -132,6 +132,7 @@ class EWC(Method):
     """A pull to the pre-trained weights, by what pre-training needs."""
 
     name = "ewc"
+    acts_on = "loss"
     batch_layout = "unpadded"
     reads_pretrained = True
 

@@ -67,6 +67,7 @@ class FGM(Method):
     """Each text and its neighbour of highest loss."""
 
     name = "fgm"
+    acts_on = "inputs"
     batch_layout = "unpadded_trimmed"
     noises = "token embeddings"
 

@@ -56,6 +56,7 @@ class Focal(Method):
     """Examples that are learned count less."""
 
     name = "focal"
+    acts_on = "loss"
     batch_layout = "unpadded_trimmed"
 
     gamma: float = parameter(

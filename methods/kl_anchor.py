@@ -70,6 +70,7 @@ class KLAnchor(Method):
     """Predictions are held near those of the starting model."""
 
     name = "kl_anchor"
+    acts_on = "loss"
     batch_layout = "unpadded"
     reads_pretrained = True
 

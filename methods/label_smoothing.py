@@ -55,6 +55,7 @@ class LabelSmoothing(Method):
     """A share of every target goes to all classes alike."""
 
     name = "label_smoothing"
+    acts_on = "loss"
     batch_layout = "unpadded_trimmed"
 
     epsilon: float = parameter(

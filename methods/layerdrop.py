@@ -62,6 +62,7 @@ class LayerDrop(Method):
     """Whole layers skipped at random."""
 
     name = "layerdrop"
+    acts_on = "hidden states"
     batch_layout = "unpadded_trimmed"
     phase = Phase.WRAP
 

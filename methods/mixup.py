@@ -108,6 +108,7 @@ class Mixup(Method):
     """Texts and labels mixed in pairs."""
 
     name = "mixup"
+    acts_on = "inputs"
     batch_layout = "unpadded_trimmed"
 
     alpha: float = parameter(

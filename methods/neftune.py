@@ -85,6 +85,7 @@ class NEFTune(Method):
     """Uniform noise on the token embeddings."""
 
     name = "neftune"
+    acts_on = "inputs"
     batch_layout = "unpadded_trimmed"
     noises = "token embeddings"
 

@@ -337,6 +337,12 @@ def is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
 
 
+def is_norm(module: nn.Module) -> bool:
+    """Return whether the module is a norm with a scale of its own, told by its type."""
+    is_one = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
+    return is_one and next(module.parameters(recurse=False), None) is not None
+
+
 def output_layer(model: nn.Module) -> nn.Linear:
     """Return the linear layer that yields the logits: the head's last.
 
@@ -414,8 +420,7 @@ def undecayed(model: nn.Module) -> set[str]:
     """Return the names of parameters without weight decay: biases, and all of a norm, told by the module's type."""
     names = set()
     for prefix, module in model.named_modules():
-        is_norm = isinstance(module, nn.LayerNorm) or "norm" in type(module).__name__.lower()
         for name, _ in module.named_parameters(recurse=False):
-            if is_norm or name.endswith("bias"):
+            if is_norm(module) or name.endswith("bias"):
                 names.add(f"{prefix}.{name}".lstrip("."))
     return names

@@ -5,22 +5,12 @@ import torch
 
 from finetune_bench import registry
 from finetune_bench.method.step import View
-from finetune_bench.methods.lora import REFUSED, LoRA, merge_update, target_names
+from finetune_bench.methods.lora import REFUSED, LoRA, target_names
 from finetune_bench.model.structure import is_linear
 from finetune_bench.testing import toys
 from finetune_bench.training.loop import train
 
 pytest.importorskip("peft")
-
-
-def test_the_merge_by_hand() -> None:
-    factors = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [0.0]])
-    merged = merge_update(torch.ones(2, 2), *factors, 0.5)
-    assert torch.equal(merged, torch.tensor([[2.5, 4.0], [1.0, 1.0]]))
-    turned = merge_update(
-        torch.ones(2, 2), torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0], [0.0]]), 0.5, is_turned=True
-    )
-    assert torch.equal(turned, torch.tensor([[2.5, 1.0], [4.0, 1.0]]))
 
 
 def test_it_starts_as_the_plain_model() -> None:
