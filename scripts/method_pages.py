@@ -1,8 +1,8 @@
-"""Write what the documentation says of methods from their cards: the README's table, and a page for each method.
+"""Write what the documentation says of methods from their cards: the README's list, and a page for each method.
 
-    python -m scripts.method_pages    writes the README's table anew
+    python -m scripts.method_pages    writes the README's list anew
 
-A test tells when the table is out of date. The pages are made while the site is built (`scripts/site_hooks.py`), and
+A test tells when the list is out of date. The pages are made while the site is built (`scripts/site_hooks.py`), and
 are not committed.
 """
 
@@ -14,7 +14,7 @@ import sys
 
 from finetune_bench import registry
 from finetune_bench.method.asking import ask
-from finetune_bench.method.base import Method
+from finetune_bench.method.base import PLACES, Method
 from finetune_bench.method.cost import SIZES, Memory, Passes
 from finetune_bench.parameters import as_text, expectation
 from scripts.import_graph import ROOT
@@ -45,6 +45,21 @@ def table(link: str = "") -> str:
         shown = f"[`{name}`]({link.replace('NAME', name)})" if link else f"`{name}`"
         lines.append(f"| {shown} | {summary} | {passes.forwards}+{passes.backwards} |")
     return "\n".join(lines)
+
+
+def by_place(link: str = "") -> str:
+    """Return a table of what methods act on, with their names.
+
+    Args:
+        link: as of `table`.
+    """
+    names: dict[str, list[str]] = {place: [] for place in PLACES}
+    for name in methods():
+        if name != registry.BASELINE:
+            shown = f"[`{name}`]({link.replace('NAME', name)})" if link else f"`{name}`"
+            names[registry.method_class(name).acts_on].append(shown)
+    lines = ["| acts on | methods |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {place} | {', '.join(listed)} |" for place, listed in names.items())])
 
 
 def page(name: str) -> str:
@@ -97,7 +112,7 @@ def parameters(owner: type[Method]) -> list[str]:
 
 
 def render(readme: str) -> str:
-    """Return the README with its table of methods written anew.
+    """Return the README with its list of methods written anew.
 
     Raises:
         SystemExit: The README has no place for it.
@@ -105,11 +120,11 @@ def render(readme: str) -> str:
     if START not in readme or END not in readme:
         raise SystemExit(f"README.md lacks '{START}' or '{END}'")
     before, _, rest = readme.partition(START)
-    return f"{before}{START}\n\n{table()}\n\n{END}{rest.partition(END)[2]}"
+    return f"{before}{START}\n\n{by_place()}\n\n{END}{rest.partition(END)[2]}"
 
 
 def main() -> int:
-    """Write the README's table anew; return 0."""
+    """Write the README's list anew; return 0."""
     README.write_text(render(README.read_text("utf-8")), "utf-8")
     return 0
 

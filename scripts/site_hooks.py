@@ -62,7 +62,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     sources = {added: source for source, added in PAGES.items()}
     text = relinked(markdown, sources.get(uri, f"docs/{uri}"), uri)
     text = re.sub(r"<!-- table of methods -->", lambda _: method_pages.table("methods/NAME.md"), text)
-    text = text.replace(method_pages.table(), method_pages.table("methods/NAME.md"))
+    text = text.replace(method_pages.by_place(), method_pages.by_place("methods/NAME.md"))
     text = text.replace("```mermaid", "A diagram, as text in the language of Mermaid; GitHub draws it.\n\n```text")
     text = re.sub(r"<!-- report: ([\w-]+) -->", lambda match: report(match[1]).summary, text)
     return text if uri == "glossary.md" else glossary.linked(text, relative("glossary.md", uri))

@@ -134,7 +134,10 @@ def test_a_step_knows_its_run_and_the_tasks_loss() -> None:
 
 def test_no_method_keeps_a_run() -> None:
     for name in registry.names("methods"):
-        run, stack = toys.toy_run(registry.method_class(name)())
+        method = registry.method_class(name)()
+        if toys.unsupported(method, "bert", "classification"):
+            continue
+        run, stack = toys.toy_run(method)
         try:
             stack.setup(run)
             assert run not in [value for value in vars(stack.methods[0]).values() if isinstance(value, type(run))], name

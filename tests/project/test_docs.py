@@ -185,15 +185,6 @@ def test_the_readme_counts_right() -> None:
     assert len(registry._installed("tasks")) == 20
 
 
-def test_the_readme_gives_the_passes_right() -> None:
-    from finetune_bench.method.cost import Passes
-
-    rows = re.findall(r"^\| `(\w+)` \|.*\| (\d)\+(\d) \|", README.read_text("utf-8"), flags=re.MULTILINE)
-    assert len(rows) == len(registry._installed("methods"))
-    for name, forwards, backwards in rows:
-        assert registry.method_class(name)().passes(Passes()) == Passes(int(forwards), int(backwards)), name
-
-
 def test_the_python_call_of_the_guide(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (code,) = [block for block in blocks(GUIDE, "python") if "run(study)" in block]
     seen: list[Study] = []
