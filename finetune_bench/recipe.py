@@ -97,3 +97,10 @@ def in_files(values: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in values.items() if key != "batch_layout"} | {
         "arrangement": _IN_FILES[values["batch_layout"]]
     }
+
+
+def rate_factor(step: int, total_steps: int, warmup: int) -> float:
+    """Return the factor of the learning rate at a step from 0: it climbs from 0 for `warmup` steps, then falls to 0."""
+    if step < warmup:
+        return step / warmup
+    return max(0.0, (total_steps - step) / max(1, total_steps - warmup))

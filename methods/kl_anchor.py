@@ -21,7 +21,7 @@ weights.
 **Interactions.** `kl_anchor+dft` is ASFT: the penalty is unweighted. **A fresh head has no opinion**: its q is nearly
 uniform, and λ · KL(uniform‖p) is label smoothing with ε = λ / (1 + λ) at a loss 1 + λ times as large. So from a fresh
 head ASFT is DFT with label smoothing, and that is said before a run. A reference with an opinion needs a trained head:
-`--keep-head`, or `lp_ft+kl_anchor`, where the head is trained before the reference is taken. `kl_anchor+rdrop` anchors
+`--keep-head`, or `lp_ft+kl_anchor`, where the head is trained first and the reference has it. `kl_anchor+rdrop` anchors
 the first pass, `rdrop+kl_anchor` both, with a reference for each. `lora`: the adapters are at their start in the
 reference. `noisytune`: the reference is without its noise. Refused: `mixup`, for the reference would have to be given
 the mixed texts.
@@ -38,32 +38,19 @@ and leaves dropout on beside adapters.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from finetune_bench.functional import kl, log_probabilities
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
+from finetune_bench.model.dropout import evaluation_mode
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put a model and all of its modules in evaluation mode inside; after it each is in its own again."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 class KLAnchor(Method):
@@ -89,10 +76,10 @@ class KLAnchor(Method):
 
     def warning(self, facts: Facts) -> str | None:
         """Say what the penalty is where the reference has a fresh head."""
-        trains_first = any(partner.name == "lp_ft" for partner in facts.outer)
+        trains_first = any(getattr(partner, "trains_head_first", False) for partner in facts.partners)
         if self.strength == 0 or facts.keeps_head or trains_first:
             return None
-        advice = "start from a trained head: --keep-head, or lp_ft to its left"
+        advice = "start from a trained head: --keep-head, or lp_ft beside it"
         if facts.task.kind == "regression":
             return f"its reference has a fresh head, whose predictions it pulls to are arbitrary; {advice}"
         said = (

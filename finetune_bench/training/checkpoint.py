@@ -9,6 +9,7 @@ A checkpoint belongs to one run. Its header names that run, and holds a hash of 
 What was cut or changed, or is another run's, is no checkpoint: it is told on stderr, and the run begins anew.
 
     weight NAME, stream NAME      the run: weights and buffers, random streams
+    anchor NAME                   its pre-trained weights that a method replaced
     optimizer INDEX NAME          what the optimiser keeps of a parameter
     method INDEX NAME             what a method of the stack keeps
     record log NAME, record NAME  what was written down so far
@@ -37,7 +38,7 @@ from finetune_bench.training.record import Record
 from finetune_bench.training.run import TrainingRun
 from finetune_bench.training.vocabulary import Vocabulary
 
-SCHEMA = 4
+SCHEMA = 5
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from finetune_bench.errors import Diverged, FinetuneBenchError
-from finetune_bench.recipe import Recipe
+from finetune_bench.recipe import Recipe, rate_factor
 from finetune_bench.seeds import derive
 from finetune_bench.training import measure
 from finetune_bench.training.checkpoint import Checkpoints, Loop, restore, save
@@ -77,13 +77,7 @@ def make_scheduler(
         # The scheduler asks for one step more than there are.
         return LambdaLR(optimizer, lambda step: factors[min(step, total_steps - 1)])
     warmup = recipe.warmup_steps(total_steps)
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return step / warmup
-        return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
-
-    return LambdaLR(optimizer, factor)
+    return LambdaLR(optimizer, lambda step: rate_factor(step, total_steps, warmup))
 
 
 def train(

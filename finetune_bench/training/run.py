@@ -127,6 +127,9 @@ class TrainingRun:
         return {
             **{f"weight {name}": tensor for name, tensor in self._tensors().items()},
             **{f"stream {name}": state for name, state in self.streams().items()},
+            # A method may reanchor after any step.
+            **{f"anchor {name}": self.pretrained[name] for name in self.reanchored if self._pretrained is not None},
+            "reanchored": sorted(self.reanchored),
             "own_blocks": dict(self._random_blocks),
             "passes": [self.counter.forwards, self.counter.backwards],
         }
@@ -138,8 +141,10 @@ class TrainingRun:
                 tensor.copy_(state[f"weight {name}"])
         self._random_blocks = collections.Counter(state["own_blocks"])
         self.counter.forwards, self.counter.backwards = state["passes"]
-        prefix = "stream "
-        self.set_streams({name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)})
+        self.reanchored = set(state["reanchored"])
+        if self._pretrained is not None:
+            self._pretrained |= {name: value.to(self.device) for name, value in _under("anchor ", state).items()}
+        self.set_streams(_under("stream ", state))
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -237,6 +242,11 @@ class TrainingRun:
         self.counter.backwards += 1
         retain = view is not None and has_graph(view.embeds)
         return list(torch.autograd.grad(loss, weights, retain_graph=retain, allow_unused=True, materialize_grads=True))
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a state has under a prefix, by the rest of the name."""
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
 def has_graph(embeds: Tensor | None) -> bool:

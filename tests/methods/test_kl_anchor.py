@@ -16,9 +16,10 @@ from finetune_bench.functional import kl
 from finetune_bench.method.base import Method
 from finetune_bench.method.stack import Stack
 from finetune_bench.methods.dft import DFT
-from finetune_bench.methods.kl_anchor import KLAnchor, evaluation_mode
+from finetune_bench.methods.kl_anchor import KLAnchor
 from finetune_bench.methods.label_smoothing import LabelSmoothing
-from finetune_bench.model.dropout import Dropout
+from finetune_bench.methods.lp_ft import LPFT
+from finetune_bench.model.dropout import Dropout, evaluation_mode
 from finetune_bench.runner.inputs import facts_of
 from finetune_bench.task import Output
 from finetune_bench.testing import toys
@@ -119,9 +120,6 @@ def test_asft_leaves_the_penalty_unweighted() -> None:
 
 
 def test_a_fresh_head_is_said_to_make_it_label_smoothing() -> None:
-    class LPFT(Method):
-        name = "lp_ft"
-
     def warned(*methods: Method, keeps_head: bool = False, kind: Any = "classification") -> list[str]:
         stack = Stack(methods)
         return stack.warnings(dataclasses.replace(toys.toy_facts(stack, kind=kind), keeps_head=keeps_head))
@@ -132,6 +130,9 @@ def test_a_fresh_head_is_said_to_make_it_label_smoothing() -> None:
     assert "towards the uniform one" in warned(KLAnchor(direction="reverse"))[0]
     assert "arbitrary" in warned(KLAnchor(), kind="regression")[0]
     assert warned(KLAnchor(), keeps_head=True) == warned(LPFT(), KLAnchor()) == warned(KLAnchor(strength=0.0)) == []
+    assert warned(KLAnchor(), LPFT(probe="closed")) == []
+    for fresh in (LPFT(share=0.0), LPFT(reanchor=False)):
+        assert "its reference has a fresh head" in warned(fresh, KLAnchor())[0]
 
 
 def test_from_a_uniform_reference_it_is_label_smoothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from finetune_bench.method.base import Method
-from finetune_bench.method.step import Run
+from finetune_bench.method.step import Run, State
 from finetune_bench.methods.ema import EMA
 from finetune_bench.methods.r3f import R4F
 from finetune_bench.methods.rdrop import RDrop
@@ -158,7 +158,7 @@ def test_a_run_that_ends_first_writes_none(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_names_in_the_file_are_those_of_schema_4(tmp_path: Path) -> None:
+def test_the_names_in_the_file_are_those_of_schema_5(tmp_path: Path) -> None:
     """Whoever moves names or header raises the schema: a checkpoint of another one is not gone on from."""
     checkpoints = Checkpoints(tmp_path / "run.safetensors", every=5, owner="a run")
     run, _, _ = toy_train([RDrop(), EMA()], checkpoints=checkpoints)
@@ -188,13 +188,49 @@ def test_the_names_in_the_file_are_those_of_schema_4(tmp_path: Path) -> None:
             "scaler",
             "method",
             "decay",
+            "reanchored",
             "own_blocks",
             "passes",
         ),
         *("examples", "micro_batches", "sketch_steps"),
     ]
-    assert facts["schema"] == 4
+    assert facts["schema"] == 5
     assert facts["method"] == {"1 steps": 5}
+
+
+def test_what_a_method_reanchors_after_a_step_is_kept(tmp_path: Path) -> None:
+    class Moved(Method):
+        """Lets the head's weights after the second step be the pre-trained ones, and is pulled to them."""
+
+        name = "moved"
+        reads_pretrained = True
+
+        def setup(self, run: Run) -> None:
+            self.step_ = 0
+
+        def gradients(self, run: Run) -> None:
+            weight = run.params["classifier.weight"]
+            assert weight.grad is not None
+            weight.grad += weight.detach() - run.pretrained["classifier.weight"]
+
+        def after_step(self, run: Run) -> None:
+            self.step_ += 1
+            if self.step_ == 2:
+                run.reanchor(["classifier.weight"])
+
+        def state(self) -> State:
+            return {"step": self.step_}
+
+        def load_state(self, state: State) -> None:
+            self.step_ = state["step"]
+
+    checkpoints = Checkpoints(tmp_path / "run.safetensors", every=4, owner="a run")
+    run, _, _ = toy_train(Moved(), checkpoints=checkpoints)
+    again, result, _ = toy_train(Moved(), checkpoints=checkpoints)
+    assert result.resumed_at == 4
+    assert again.reanchored == {"classifier.weight"}
+    assert torch.equal(again.pretrained["classifier.weight"], run.pretrained["classifier.weight"])
+    assert same(run, again)
 
 
 def test_blocks_of_a_methods_own_randomness_are_counted_on(tmp_path: Path) -> None:
