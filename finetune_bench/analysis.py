@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias, dataclass_transform
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar, dataclass_transform
 
 import numpy as np
 import torch
@@ -28,6 +28,10 @@ from finetune_bench.training.examples import Encoded, encode
 BATCH_SIZE = 32
 
 Better: TypeAlias = Literal["higher", "lower", ""]
+T = TypeVar("T")
+
+# Measurements of untouched models, by all that they depend on: many runs of a process begin with the same one.
+measured_before: dict[tuple[Hashable, ...], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,8 @@ class Trained:
         data_root: the folder that data sets are read from; None for the hub.
         network: the trained model with the weights that are scored; None for an analysis that needs no model.
         untouched: loads the model as it was before any training.
+        begins_with: what tells the untouched model, and how it is run, from those of other runs; None where that is
+            unknown, and it is measured anew.
     """
 
     task: Task
@@ -174,6 +180,7 @@ class Trained:
     data_root: Path | None
     network: Network | None
     untouched: Callable[[], Network]
+    begins_with: Hashable = None
 
     @property
     def model(self) -> Network:
@@ -185,6 +192,21 @@ class Trained:
         if self.network is None:
             raise FinetuneBenchError("An analysis read the model without saying so; set `needs_model = True` in it.")
         return self.network
+
+    def before_training(self, key: Hashable, measure: Callable[[], T]) -> T:
+        """Return a measurement of the untouched model, which is made once for all runs of a process that begin with it.
+
+        Args:
+            key: all that the result depends on beside the untouched model: the analysis, its parameters, the texts.
+            measure: makes it; what it returns is kept, so that nobody may change it.
+        """
+        if self.begins_with is None:
+            return measure()
+        whole = (self.begins_with, key)
+        if whole not in measured_before:
+            measured_before[whole] = measure()
+        kept: T = measured_before[whole]
+        return kept
 
     def special_ids(self) -> list[int]:
         """Return the ids of the tokens that come from no text; the one for unknown words is none of them."""

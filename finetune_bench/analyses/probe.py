@@ -10,7 +10,7 @@ untouched checkpoint, and heads that are trained on shuffled labels.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -225,15 +225,17 @@ class Probe(Analysis):
         layers: dict[str, list[float]] = {}
         numbers: dict[str, float] = {}
         facts: dict[str, Any] = {}
-        untouched = trained.untouched()
-        for name in self._targets():
-            if name == trained.task.name:
-                continue
-            task, data = registry.task(name), self.examples(name, trained.data_root)
-            evaluation = next(iter(data.evaluation.values()))
-            facts[name] = {"data": data.fingerprint(), "train": len(data.train), "evaluation": len(evaluation)}
-            curves = self._curves(task, data.train, evaluation, trained, trained.model)
-            before = self._curves(task, data.train, evaluation, trained, untouched, shuffled=False)
+        others = [name for name in self._targets() if name != trained.task.name]
+        splits: dict[str, tuple[Split, Split]] = {}
+        for name in others:
+            data = self.examples(name, trained.data_root)
+            splits[name] = data.train, next(iter(data.evaluation.values()))
+            train, evaluation = splits[name]
+            facts[name] = {"data": data.fingerprint(), "train": len(train), "evaluation": len(evaluation)}
+        before_training = self._before_training(trained, splits, [facts[name]["data"] for name in others])
+        for name in others:
+            curves = self._curves(registry.task(name), *splits[name], trained, trained.model)
+            before = before_training[name]
             layers |= {f"{name}{kind}": curve for kind, curve in curves.items()}
             layers |= {f"{name}{kind}, before training": curve for kind, curve in before.items()}
             numbers |= {
@@ -249,6 +251,21 @@ class Probe(Analysis):
         layers = dict(sorted(layers.items(), key=lambda curve: ", " in curve[0].removesuffix(", before training")))
         better: dict[str, Better] = {key: "higher" for key in [*layers, *numbers] if "shuffled" not in key}
         return Findings(numbers=numbers, layers=layers, better=better, facts=facts)
+
+    def _before_training(
+        self, trained: Trained, splits: Mapping[str, tuple[Split, Split]], fingerprints: Sequence[str]
+    ) -> dict[str, dict[str, list[float]]]:
+        """Return the curves of the untouched model by task, without those of shuffled labels."""
+
+        def measure() -> dict[str, dict[str, list[float]]]:
+            untouched = trained.untouched()
+            return {
+                name: self._curves(registry.task(name), *of_task, trained, untouched, shuffled=False)
+                for name, of_task in splits.items()
+            }
+
+        key = ("probe", self.checked, self.lr, self.epochs, *splits, *fingerprints)
+        return trained.before_training(key, measure)
 
     def _curves(
         self, task: Task, train: Split, test: Split, trained: Trained, network: Network, *, shuffled: bool = True

@@ -151,18 +151,25 @@ class Retention(Analysis):
         kind = language.kind_of(trained.checkpoint_name)
         if kind is None:
             return self._probed(trained)
-        before = language.load(trained.checkpoint_name, kind)
         after = language.load(trained.checkpoint_name, kind)
         language.take_body(after, trained.model.params, keep_output=self.output == "pretrained")
-        networks = [self._network(model, trained) for model in (before, after)]
+        tuned = self._network(after, trained)
         numbers: dict[str, float] = {}
         facts: dict[str, Any] = {"kind": kind, "output": self._output_of(after)}
         notes: list[str] = []
-        for name, split in self._text_sets(trained, notes).items():
-            examples = trained.encode(split)
-            losses = [self._losses(network, examples, kind, trained) for network in networks]
-            numbers |= _compared(name, *losses)
-            facts[name] = {"texts": len(split), "data": split.fingerprint(), "tokens": int(losses[0].tokens.sum())}
+        sets = self._text_sets(trained, notes)
+        examples = {name: trained.encode(split) for name, split in sets.items()}
+        fingerprints = {name: split.fingerprint() for name, split in sets.items()}
+
+        def losses_before() -> dict[str, Losses]:
+            untouched = self._network(language.load(trained.checkpoint_name, kind), trained)
+            return {name: self._losses(untouched, of_set, kind, trained) for name, of_set in examples.items()}
+
+        before = trained.before_training(("retention", *fingerprints.items()), losses_before)
+        for name, split in sets.items():
+            numbers |= _compared(name, before[name], self._losses(tuned, examples[name], kind, trained))
+            tokens = int(before[name].tokens.sum())
+            facts[name] = {"texts": len(split), "data": fingerprints[name], "tokens": tokens}
         better: dict[str, Better] = {
             key: "lower" for key in numbers if key.rpartition(": ")[2] in ("after", "change", "perplexity after")
         }

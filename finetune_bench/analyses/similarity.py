@@ -229,7 +229,8 @@ class Similarity(Analysis):
         examples = trained.encode(split)
         special = torch.tensor(trained.special_ids(), device=trained.model.device)
         of_trained = curves(trained.model, examples, special)
-        before = curves(trained.untouched(), examples, special)
+        key = ("similarity", split.fingerprint())
+        before = trained.before_training(key, lambda: curves(trained.untouched(), examples, special))
         compared = (WITHIN, ACROSS, ABOVE, f"{SELF} − across", f"{INTRA} − across")
         layers = of_trained | {f"{name}, before training": before[name] for name in compared}
         numbers = {f"last layer, {name}": of_trained[name][-1] for name in compared}

@@ -29,8 +29,8 @@ from finetune_bench.tasks.hub import HubTask
 ALL = "all"
 ENTAILMENT, OTHER = nli.ENTAILMENT, nli.OTHER
 MERGED = dict(nli.TWO_WAY) | {OTHER: OTHER}  # models of three classes, and those that were trained on two
-MNLI_LIKE, SNLI_LIKE = ("mnli", "mnli2"), ("snli", "snli2")
-NLI = (*MNLI_LIKE, *SNLI_LIKE)
+# Their own evaluation splits are among the sets, too, in two classes (HyPe, table 7).
+NLI = ("mnli", "mnli2", "snli", "snli2")
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ SETS: dict[str, tuple[TransferSet, ...]] = {
     "adv_mnli_mismatched": (_adversarial(glue.mnli, "adv_mnli_mismatched", 162),),
     "adv_qnli": (_adversarial(glue.qnli, "adv_qnli", 148),),
     "adv_rte": (_adversarial(glue.rte, "adv_rte", 81),),
-    "snli": (TransferSet(_split(nli.snli, "validation"), MNLI_LIKE, MERGED, MERGED),),
+    "snli": (TransferSet(_split(nli.snli, "validation"), NLI, MERGED, MERGED),),
     "sick": (TransferSet(_split(nli.sick, "validation"), NLI, MERGED, MERGED),),
-    "mnli_matched": (TransferSet(_split(glue.mnli, "validation_matched"), SNLI_LIKE, MERGED, MERGED),),
-    "mnli_mismatched": (TransferSet(_split(glue.mnli, "validation_mismatched"), SNLI_LIKE, MERGED, MERGED),),
+    "mnli_matched": (TransferSet(_split(glue.mnli, "validation_matched"), NLI, MERGED, MERGED),),
+    "mnli_mismatched": (TransferSet(_split(glue.mnli, "validation_mismatched"), NLI, MERGED, MERGED),),
     "scitail": (
         TransferSet(_split(nli.scitail, "validation"), NLI, {"entails": ENTAILMENT, "neutral": OTHER}, MERGED),
     ),

@@ -202,10 +202,17 @@ def cell_of(store: Store, cell_id: str) -> Cell:
 
 
 def _trained(cell: Cell, scored: Scored, network: Network | None, device: torch.device) -> Trained:
+    recipe, stack = cell.recipe, cell.make_stack()
+
     def untouched() -> Network:
-        model = initial_model(cell, cell.make_stack(), device).eval()
-        autocast = _autocast(device, cell.recipe.precision)
-        return Network(model, dict(model.named_parameters()), device, autocast)
+        model = initial_model(cell, stack, device).eval()
+        return Network(model, dict(model.named_parameters()), device, _autocast(device, recipe.precision))
+
+    # The seed is left out: it draws the head only, which no analysis reads of a model that was not trained.
+    begins_with = (
+        cell.model, cell.weights, cell.task, stack.dropout, recipe.max_length, recipe.precision, recipe.batch_layout,
+        recipe.deterministic, str(device), cell.threads,
+    )  # fmt: skip
 
     return Trained(
         task=scored.task,
@@ -215,10 +222,11 @@ def _trained(cell: Cell, scored: Scored, network: Network | None, device: torch.
         checkpoint=pretrained.label(cell.model),
         checkpoint_name=cell.model,
         tokenizer=pretrained.tokenizer(cell.model),
-        max_length=cell.recipe.max_length,
+        max_length=recipe.max_length,
         data_root=scored.data_root,
         network=network,
         untouched=untouched,
+        begins_with=begins_with,
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from finetune_bench import device as devices
 from finetune_bench import registry
+from finetune_bench.analysis import measured_before
 from finetune_bench.errors import DataError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
@@ -108,6 +109,7 @@ def cuts(cell: Cell, data_root: Path | None) -> list[str]:
 def forget() -> None:
     """Drop everything that was read from files, which may have changed since, and ask the hub anew."""
     hub.forget()
+    measured_before.clear()
     for reader in (
         load_data,
         encoded,

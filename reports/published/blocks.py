@@ -24,7 +24,8 @@ _ELSEWHERE = {
     "no practical effect": "no practical effect here",
     "undecided": "undecided",
 }
-_TIERS = {1: "same setting", 2: "sign only", 3: "none"}
+_TIERS = {1: "same setting", 2: "sign only"}
+_TOO_FAR = "both the recipe and the checkpoint or the data differ"
 
 
 def blocks_of(
@@ -79,8 +80,8 @@ _HOW = (
     "less than its standard error from the number of examples.",
     "Same setting: checkpoint, data, recipe, metric and split are the same; level and gain are judged. Sign only: the "
     "same recipe on another checkpoint or other data, or another recipe on the same; whether the gain has the same "
-    "sign here is judged, and its size is told as a share of the error that the baseline leaves. None: both differ, "
-    "and nothing is judged. No revision of a checkpoint and no hash of a split was published, so a name is all that "
+    "sign here is judged, and its size is told as a share of the error that the baseline leaves. Where both differ, "
+    "nothing is judged. No revision of a checkpoint and no hash of a split was published, so a name is all that "
     "these can be compared by.",
     "A number that is the best of several settings on the reported scores is too high. The column “from selection” "
     "says by how many points theirs is expected to be higher than ours for that alone.",
@@ -138,13 +139,16 @@ def _opposite(one: JudgedClaim) -> str:
 
 
 def _claim_blocks(claims: Sequence[JudgedClaim]) -> list[Block]:
-    rows = [_claim_row(one) for one in claims if one.gain is not None]
-    missing = [
-        f"{code(one.claim.name)} ({one.claim.source}; {one.claim.method} over {one.claim.than}, "
-        f"{points(one.claim.gain, sign=True, decimals=2)}): not judged, there is no finished run for {one.missing}."
-        for one in claims
-        if one.gain is None
-    ]
+    rows = [_claim_row(one) for one in claims if one.gain is not None and one.gain.tier < 3]
+    missing = sum(one.gain is None for one in claims)
+    other = sum(one.gain is not None and one.gain.tier == 3 for one in claims)
+    unjudged = []
+    if missing:
+        unjudged.append(
+            f"{missing} of them, for want of finished runs of both methods on every task that they are about"
+        )
+    if other:
+        unjudged.append(f"{other}, as {_TOO_FAR}")
     header = (
         "claim", "source", "published", "ours", "checkpoint", "tier", "sign", "size", "margin needed",
         "without collapsed runs", "what differs",
@@ -154,9 +158,12 @@ def _claim_blocks(claims: Sequence[JudgedClaim]) -> list[Block]:
         f"{code(one.claim.name)}: the text has {points(one.claim.printed, sign=True, decimals=2)}, its table "
         f"{points(one.claim.gain, sign=True, decimals=2)}; the latter is judged."
         for one in claims
-        if one.claim.printed is not None
+        if one.claim.printed is not None and one.gain is not None and one.gain.tier < 3
     ]
-    return [*content, *bullets(dict.fromkeys([*printed, *missing]), findings=True)]
+    if unjudged:
+        counts = f"Not judged are {missing + other} of {counted(len(claims), 'claim')}: {'; '.join(unjudged)}."
+        printed.append(f"{counts} {code('verify-claims.csv')} says of each what is missing, or differs.")
+    return [*content, *bullets(dict.fromkeys(printed), findings=True)]
 
 
 def _claim_row(one: JudgedClaim) -> list[str | Entry]:
@@ -179,7 +186,7 @@ def _claim_row(one: JudgedClaim) -> list[str | Entry]:
 
 def _sign(gain: Gain) -> str:
     if gain.sign is None:
-        return "not judged" if gain.tier == 3 else "no gain was published"
+        return "no gain was published"
     return gain.sign if gain.tier == 1 else _ELSEWHERE[gain.sign]
 
 
@@ -187,7 +194,7 @@ def _size(gain: Gain) -> str:
     """Return the verdict on the size in the same setting, and the shares of the remaining error elsewhere."""
     if gain.tier == 1:
         return gain.size or "undecided"
-    if gain.tier == 3 or any(math.isnan(share) for share in gain.remaining):
+    if any(math.isnan(share) for share in gain.remaining):
         return "—"
     theirs, ours = (f"{100 * share:.1f} %" for share in gain.remaining)
     first, second = (points(baseline) for baseline in gain.baselines)
@@ -243,14 +250,20 @@ def _together(same: Sequence[Judged]) -> str:
 
 
 def _gain_blocks(judged: Sequence[Judged]) -> list[Block]:
-    rows = [_gain_row(one, one.gain) for one in judged if one.gain is not None]
-    if not rows:
+    gains = [(one, one.gain) for one in judged if one.gain is not None]
+    if not gains:
         return [Paragraph("No method of the paper was run beside vanilla.")]
+    rows = [_gain_row(one, gain) for one, gain in gains if gain.tier < 3]
+    unjudged = []
+    if other := len(gains) - len(rows):
+        counts = f"Not judged are {other} of {counted(len(gains), 'gain')}, as {_TOO_FAR}"
+        unjudged.append(f"{counts}. {code('verify-scores.csv')} has theirs and ours.")
     header = (
         "gain", "tables", "published", "ours", "checkpoint", "tier", "sign", "size", "margin needed", "what differs",
         "what else differs",
     )  # fmt: skip
-    return [table("gains", header, rows, align="left", in_paper=False)]
+    content: list[Block] = [table("gains", header, rows, align="left", in_paper=False)] if rows else []
+    return [*content, *bullets(unjudged, findings=True)]
 
 
 def _gain_row(one: Judged, gain: Gain) -> list[str | Entry]:

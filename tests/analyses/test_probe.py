@@ -24,7 +24,7 @@ from finetune_bench.analyses.probe import (
     shuffled_order,
     train_heads,
 )
-from finetune_bench.analysis import Network, Trained
+from finetune_bench.analysis import Network, Trained, measured_before
 from finetune_bench.errors import DataError, UnknownName, UsageError
 from finetune_bench.task import Split, Task, TaskData
 from finetune_bench.testing.toys import toy_task
@@ -183,3 +183,25 @@ def test_bad_input_is_told_before_any_compute(tmp_path: Path) -> None:
     assert Probe().unsupported(registry.task("cola")) is None
     with pytest.raises(DataError, match="nyu-mll/glue"):
         Probe(on="rte").check(registry.task("cola"), tmp_path, "tiny")
+
+
+def test_the_untouched_model_is_probed_once_for_all_runs_that_begin_with_it(trained: Trained) -> None:
+    loaded: list[int] = []
+
+    def untouched() -> Network:
+        loaded.append(1)
+        return trained.untouched()
+
+    anew = Probe(on="lengths", checked=0).measure(trained)
+    measured_before.clear()
+    given = dataclasses.replace(trained, untouched=untouched, begins_with="the same model")
+    for _ in range(2):
+        again = Probe(on="lengths", checked=0).measure(given)
+        assert (again.layers, again.numbers) == (anew.layers, anew.numbers)
+    assert len(loaded) == 1
+    Probe(on="lengths", checked=0, lr=0.5).measure(given)
+    Probe(on="lengths", checked=0, train=10).measure(given)
+    Probe(on="lengths", checked=20).measure(given)
+    Probe(on="lengths+again", checked=0).measure(given)
+    Probe(on="lengths", checked=0).measure(dataclasses.replace(given, begins_with="another"))
+    assert len(loaded) == 6

@@ -19,7 +19,7 @@ from finetune_bench.analyses.retention import (
     masked_losses,
     masked_positions,
 )
-from finetune_bench.analysis import Network, Trained
+from finetune_bench.analysis import Network, Trained, measured_before
 from finetune_bench.errors import DataError, ModelError, UsageError
 from finetune_bench.model import language, pretrained
 from finetune_bench.task import Split, TaskData
@@ -192,3 +192,25 @@ def test_unknown_words_are_words_and_what_stands_for_an_end_is_not(tmp_path: Pat
     assert dataclasses.replace(given, tokenizer=tokenizer).special_ids() == [0]
     tokenizer.eos_token_id = 1  # type: ignore[attr-defined]
     assert dataclasses.replace(given, tokenizer=tokenizer).special_ids() == [0, 1]
+
+
+def test_the_loss_before_training_is_measured_once_for_all_runs_that_begin_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads: list[str] = []
+    load = language.load
+
+    def counted(name: str, kind: language.Kind) -> torch.nn.Module:
+        loads.append(name)
+        return load(name, kind)
+
+    given = trained(made("causal", tmp_path / "model"), 0.3, tmp_path)
+    anew = Retention(texts=20).measure(given)
+    monkeypatch.setattr(language, "load", counted)
+    measured_before.clear()
+    shared = dataclasses.replace(given, begins_with="the same model")
+    for expected in (2, 3):
+        assert Retention(texts=20).measure(shared).numbers == anew.numbers
+        assert len(loads) == expected
+    assert Retention(texts=5).measure(shared).numbers != anew.numbers
+    assert len(loads) == 5

@@ -201,3 +201,16 @@ def test_the_adversarial_sets_beside_the_project(shared: Path) -> None:
         Transfer(to=name).check(registry.task(of.sources[0]), root, "tiny")
         sizes.append(len(of.data.load(root).train))
     assert sizes == [148, 78, 121, 162, 148, 81]
+
+
+@pytest.mark.parametrize(("task", "name"), [("snli", "snli"), ("mnli", "mnli_matched"), ("mnli", "mnli_mismatched")])
+def test_a_model_of_entailment_is_scored_on_its_own_split_in_two_classes(task: str, name: str) -> None:
+    """Table 7 has MNLI after MNLI and SNLI after SNLI: a neutral text that is called a contradiction is right."""
+    of = sets_for(registry.task(task))[name]
+    assert name in sets_for(registry.task(task + "2"))
+    classes = registry.task(task).labels
+    assert tuple(classes) == THREE_WAY
+    logits = np.array([[2.0, 0, 0], [0, 1, 2], [0, 2, 1], [2, 0, 1]])
+    scores = scores_of(logits, classes, np.array([0, 1, 1, 2]), of.data.labels, of)
+    assert (scores["accuracy"], scores["majority"]) == (0.75, 0.75)
+    assert (logits.argmax(axis=1) == [0, 1, 1, 2]).mean() == 0.5

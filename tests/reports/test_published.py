@@ -161,6 +161,13 @@ def test_another_checkpoint_with_another_recipe_is_not_judged(tmp_path: Path) ->
     assert "weight decay 0.01 instead of 0.1" in judged.standing.differing
     assert judged.gain is not None and judged.gain.sign is None
     assert verified.contradicted == []
+    text = markdown(verified, tmp_path)
+    assert "; 7, as both the recipe and the checkpoint or the data differ. `verify-claims.csv` says" in text
+    gains = sum(one.gain is not None for one in verified.judged)
+    assert f"Not judged are {gains} of {gains} gains, as both the recipe and the checkpoint or the data differ." in text
+    assert "| not judged |" not in text
+    csv_text = write(verified, tmp_path / "csv", ["csv"])[1].read_text("utf-8")
+    assert "weight decay 0.01 instead of 0.1" in csv_text
 
 
 @pytest.mark.parametrize(
@@ -245,7 +252,14 @@ def test_a_claim_needs_all_of_its_tasks(tmp_path: Path) -> None:
     judged = claim(verified, "bert")
     assert judged.gain is None
     assert judged.missing == "HyPe-N on stsb, Vanilla on stsb, HyPe-N on mrpc, Vanilla on mrpc"
-    assert "not judged, there is no finished run for HyPe-N on stsb" in markdown(verified, tmp_path)
+    text = markdown(verified, tmp_path)
+    total = len(HYPE.claims)
+    assert (
+        f"Not judged are {total} of {total} claims: {total} of them, for want of finished runs of both methods on "
+        "every task that they are about. `verify-claims.csv` says of each what is missing, or differs."
+    ) in text
+    assert "not judged, there" not in text
+    assert "`roberta`" not in text
 
 
 def test_uniform_noise_is_the_papers_symmetric_one(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from finetune_bench import cli, registry
 from finetune_bench.analyses.calibration import measured
-from finetune_bench.analysis import Analysis, Findings, Trained
+from finetune_bench.analysis import Analysis, Findings, Network, Trained, measured_before
 from finetune_bench.errors import UsageError
 from finetune_bench.parameters import parameter
 from finetune_bench.recipe import Recipe
@@ -351,3 +351,33 @@ def test_a_report_tells_every_analysis(study: Study, tmp_path: Path) -> None:
     assert "similarity-layers" in text
     assert "counting-layers" in text
     assert {path.suffix for path in files} == {".svg"}
+
+
+def test_runs_that_begin_with_the_same_checkpoint_measure_it_once(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three seeds: what is measured before training costs one run's passes, and every number is the same."""
+    networks: list[Any] = []
+    states = Network.states
+
+    def counted(network: Network, examples: Any) -> Any:
+        networks.append(network.model)
+        return states(network, examples)
+
+    monkeypatch.setattr(Network, "states", counted)
+    study = dataclasses.replace(study, seeds=(1, 2, 3))
+    together = trained(study, "similarity", seeds=3)
+    assert len(networks) == 2 * (3 + 1)  # similarity reads its texts twice
+    (kept,) = measured_before
+    shorter = dataclasses.replace(study.recipe, max_length=8)
+    trained(dataclasses.replace(study, recipe=shorter, out=tmp_path / "shorter"), "similarity")
+    (other,) = measured_before  # a plan drops what was kept
+    assert other != kept
+    apart = make_plan(dataclasses.replace(study, out=tmp_path / "apart", analyses=("similarity",)))
+    for cell, same in zip(apart.todo, together.cells, strict=True):
+        measured_before.clear()
+        run_cell(cell, WorkerContext(apart.store, CPU, analyses=("similarity",)))
+        alone = results.read(apart.store.folder(cell.id), "similarity")
+        shared = results.read(together.store.folder(same.id), "similarity")
+        assert alone is not None and shared is not None
+        assert (alone["numbers"], alone["layers"]) == (shared["numbers"], shared["layers"])
