@@ -14,7 +14,7 @@ from finetune_bench.reports.document import Bar
 from finetune_bench.reports.text import points
 
 # Each of matplotlib's markers that plots use, as a path around 0, 0.
-_SHAPES = {
+SHAPES = {
     "o": "M-4.5 0a4.5 4.5 0 1 0 9 0a4.5 4.5 0 1 0-9 0z",
     "s": "M-4-4H4V4H-4z",
     "^": "M0-5L5 4H-5z",
@@ -22,6 +22,9 @@ _SHAPES = {
     "<": "M-5 0L4-5V5z",
     ">": "M5 0L-4-5V5z",
     "D": "M0-5.5L5.5 0L0 5.5L-5.5 0z",
+    "d": "M0-5.5L3.3 0L0 5.5L-3.3 0z",
+    "p": "M0-5L4.8-1.5L2.9 4H-2.9L-4.8-1.5z",
+    "h": "M0-5L4.3-2.5V2.5L0 5L-4.3 2.5V-2.5z",
     "P": "M-1.7-5H1.7V-1.7H5V1.7H1.7V5H-1.7V1.7H-5V-1.7H-1.7z",
     "X": "M-4.5-2.2L-2.2-4.5L0-2.2L2.2-4.5L4.5-2.2L2.2 0L4.5 2.2L2.2 4.5L0 2.2L-2.2 4.5L-4.5 2.2L-2.2 0z",
     "*": "M0-6L1.5-2H6L2.4 .8L3.7 5L0 2.4L-3.7 5L-2.4 .8L-6-2H-1.5z",
@@ -67,7 +70,7 @@ def _interval(bar: Bar, low: str, high: str) -> list[str]:
 
 
 def _mark(x: str, marker: str, colour: str) -> str:
-    path = f'<path d="{_SHAPES[marker]}" fill="{_paint(colour)}"/>'
+    path = f'<path d="{SHAPES[marker]}" fill="{_paint(colour)}"/>'
     return f'<svg class="mark" x="{x}" y="50%" width="1" height="1" overflow="visible">{path}</svg>'
 
 

@@ -28,10 +28,10 @@ _MAX_PANELS = 6
 # Okabe and Ito's palette without its yellow, which is too pale for lines on white; black is the baseline's. The last
 # two are of Paul Tol's muted palette.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999933", "#AA4499")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "p", "d", "h")
 LINES = ("-", "--", ":", "-.")
 # With this salt the names of the built-in methods all come to different styles; a test tries them.
-_SALT = "3880"
+_SALT = "91208"
 GREY = "#777777"
 # The noise floor, behind all else.
 BAND = "#E8E8E8"

@@ -148,7 +148,7 @@ def test_plan(
 
 
 def test_a_plan_with_nothing_to_do() -> None:
-    cells: dict[str, Any] = {"cells": [1], "todo": [], "cached": ["a"], "skipped": [], "failed": []}
+    cells: dict[str, Any] = {"cells": [1], "todo": [], "trainings": [], "cached": ["a"], "skipped": [], "failed": []}
     plan = SimpleNamespace(store=Store("run"), notes=[], devices=["cpu"], **cells)
     values = plan_document.plan_values(plan, None)  # type: ignore[arg-type]
     whole = {"schema": 1, "version": "0", "command": "plan", **values}

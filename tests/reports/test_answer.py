@@ -14,7 +14,7 @@ import pytest
 from finetune_bench import registry
 from finetune_bench.report import Options
 from finetune_bench.reports.answer import answers, edge_of_rates, headline, warnings, word
-from finetune_bench.reports.bars import draw_bar
+from finetune_bench.reports.bars import SHAPES, draw_bar
 from finetune_bench.reports.content import document
 from finetune_bench.reports.document import Bar, Bullets, Heading, Table
 from finetune_bench.reports.html import render as render_page
@@ -264,6 +264,7 @@ def test_the_built_in_methods_all_have_different_marks() -> None:
     assert len(names) > 20
     assert len({name_style(name) for name in names}) == len(names)
     assert all(colour < len(COLOURS) and marker < len(MARKERS) for colour, marker in map(name_style, names))
+    assert set(MARKERS) <= set(SHAPES)
 
 
 # --- places -----------------------------------------------------------------------------------------------------------

@@ -139,7 +139,7 @@ def test_where_there_is_no_pair_the_way_to_one_is_told(tmp_path: Path) -> None:
 
 
 def test_runs_that_learned_nothing_are_counted_beside_their_mean(tmp_path: Path) -> None:
-    store = make_store(tmp_path, as_published, tasks=["rte"], seeds=2, collapsed=True)
+    store = make_store(tmp_path, as_published, tasks=["rte"], seeds=2, collapsed="one class for all 20 examples")
     lines = lines_of(beside_blocks(load_preset("hype-table1"), data_of(store)), "beside")
     assert [line[-1].partition("n = ")[2] for line in lines if line[:2] == ["Vanilla", "rte"]] == ["2, 2 collapsed"]
 

@@ -234,7 +234,8 @@ def test_memory_that_processes_share_counts_once(monkeypatch: pytest.MonkeyPatch
 def test_a_worker_goes_on_after_cells_of_trusted_plugins_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
     monkeypatch.setattr(worker, "compute", lambda *_: None)
-    monkeypatch.setattr(worker, "run_cell", lambda *_: {"status": "done", "reason": None, "seconds": 1.0})
+    row = {"status": "done", "reason": None, "seconds": 1.0}
+    monkeypatch.setattr(worker, "run_cells", lambda cells, _: [{**row, "id": cell.id} for cell in cells])
     monkeypatch.setattr(registry, "load_plugin", loaded.append)
     foreign = {"methods": ["vanilla"], "tasks": [], "task_files": []}
     settings = replace(SETTINGS, out=str(tmp_path), plugins=("plugin.py",), foreign=foreign)

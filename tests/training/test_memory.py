@@ -96,9 +96,22 @@ def test_peak_memory_is_within_a_quarter_of_the_formula() -> None:
 @pytest.mark.parametrize("name", registry.names("methods"))
 def test_formulas_are_right_to_the_byte(name: str) -> None:
     # These leave out a few vectors: AWP moves no norms, Cutoff saves what is cut, mixup its shares and labels, LNSR's
-    # second pass has no head, two save what enters and forms the head, and two a number per layer or head that says
-    # what is dropped.
-    rough = name in ("awp", "cutoff", "drophead", "layerdrop", "lnsr", "match_tuning", "mixup", "r4f")
+    # second pass has no head, two save what enters and forms the head, two a number per layer or head that says what is
+    # dropped, and the losses of single examples a number of each.
+    rough = name in (
+        *(
+            "awp",
+            "confidence_penalty",
+            "cutoff",
+            "dft",
+            "drophead",
+            "focal",
+            "kl_anchor",
+            "label_smoothing",
+            "layerdrop",
+        ),
+        *("lnsr", "match_tuning", "mixup", "r4f"),
+    )
     try:
         testing.declares_its_memory(registry.method_class(name), tolerance=0.01 if rough else 0.0)
     except testing.Skip as reason:
