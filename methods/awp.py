@@ -45,6 +45,7 @@ from torch import Tensor
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.reasons import without_second_point
 from finetune_bench.method.step import Inner, Objective, Step, View
 from finetune_bench.parameters import Range, parameter
 
@@ -103,13 +104,7 @@ class AWP(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse accumulation, gradient checkpointing and fp16."""
-        if facts.recipe.accumulation > 1:
-            return "with gradient accumulation it would need two sweeps over all micro-batches of a step"
-        if facts.recipe.gradient_checkpointing:
-            return "gradient checkpointing computes the layers again with the weights below, not those up there"
-        if facts.dtype == torch.float16:
-            return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
-        return None
+        return without_second_point(facts)
 
     def passes(self, inner: Passes) -> Passes:
         """Return twice the passes."""

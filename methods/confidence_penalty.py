@@ -32,6 +32,7 @@ from torch import Tensor
 from finetune_bench.functional import log_probabilities
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_classes
 from finetune_bench.method.step import Run
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
@@ -56,7 +57,7 @@ class ConfidencePenalty(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse regression."""
-        return "a regression task has no distribution over classes" if facts.task.kind == "regression" else None
+        return without_classes(facts)
 
     def memory(self, inner: Memory) -> Memory:
         """Return what one more table of log-probabilities adds."""

@@ -48,6 +48,7 @@ from torch import Tensor
 from finetune_bench.functional import weighted
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import losses_changed_before, without_classes, without_whole_batch
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
@@ -74,22 +75,11 @@ class DFT(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse regression, and micro-batches where a mean over the batch is taken."""
-        if facts.task.kind == "regression":
-            return "a regression task has no distribution over classes"
-        if self.weights != "own" and facts.recipe.accumulation > 1:
-            return f"gradient accumulation cuts the batch over which weights={self.weights} takes a mean"
-        return None
+        return without_classes(facts) or without_whole_batch(facts, self.weights)
 
     def warning(self, facts: Facts) -> str | None:
         """Say that losses which another method has changed are no longer −log p."""
-        right = facts.partners[len(facts.outer) :]
-        changing = [method.name for method in right if type(method).losses is not Method.losses]
-        if not changing:
-            return None
-        return (
-            f"it weights by what {' and '.join(changing)}, to its right, has made of the losses, not by the "
-            f"probability of the label; to weight first, write it to the right"
-        )
+        return losses_changed_before(facts)
 
     def effects(self) -> Mapping[str, Method]:
         """Split the smaller loss from the selection of examples."""

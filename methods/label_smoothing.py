@@ -41,6 +41,7 @@ from torch import Tensor
 from finetune_bench.functional import log_probabilities
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_classes
 from finetune_bench.method.step import Run
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
@@ -69,7 +70,7 @@ class LabelSmoothing(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse regression."""
-        return "a regression task has no distribution over classes" if facts.task.kind == "regression" else None
+        return without_classes(facts)
 
     def effects(self) -> Mapping[str, Method]:
         """Split the smaller loss from the pull towards the uniform distribution."""

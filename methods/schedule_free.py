@@ -100,6 +100,7 @@ class ScheduleFree(Method):
     name = "schedule_free"
     acts_on = "averages of weights"
     batch_layout = "unpadded"
+    own_learning_rate = "its best rate is 1 to 10 times that of AdamW"
 
     beta: float = parameter(
         0.9, interval="(0, 1)", search=Range(0.9, 0.98), help="β: share of the average in where gradients are taken"
@@ -125,10 +126,6 @@ class ScheduleFree(Method):
                     f"schedule_free+{partner.name}"
                 )
         return None
-
-    def warning(self, facts: Facts) -> str | None:
-        """Say that one learning rate is no comparison."""
-        return "its best learning rate is 1 to 10 times that of AdamW; compare it at its own: --search or --lr"
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         """Make the steps in AdamW's place, with its groups."""

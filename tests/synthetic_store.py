@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pyarrow import parquet
 from finetune_bench import registry
 from finetune_bench.recipe import Recipe
 from finetune_bench.spec import parse_stack
-from finetune_bench.store import row_index
+from finetune_bench.store import analyses, row_index
 from finetune_bench.store.reading import SCHEMA
 from finetune_bench.store.row import MethodEntry
 from finetune_bench.store.store import Store
@@ -167,6 +167,33 @@ def put(store: Store, row: dict[str, Any], trace: dict[str, np.ndarray] | None =
             "predictions": {f"{split}.labels": np.zeros(examples, dtype=np.int64) for split in splits},
         }
     store.write({"id": row["id"]}, row, arrays=arrays)
+
+
+def put_analysis(
+    store: Store,
+    row: dict[str, Any],
+    name: str,
+    numbers: Mapping[str, float],
+    layers: Mapping[str, list[float]] | None = None,
+) -> None:
+    """Write the result of an analysis beside a row."""
+    result: Any = {
+        "schema": analyses.SCHEMA,
+        "id": row["id"],
+        "analysis": name,
+        "version": 1,
+        "parameters": {},
+        "reason": None,
+        "title": name,
+        "about": "",
+        "numbers": dict(numbers),
+        "layers": dict(layers or {}),
+        "better": {},
+        "notes": [],
+        "facts": {},
+        "seconds": 0.0,
+    }
+    analyses.write(store.folder(row["id"]), result, {})
 
 
 def make_store(

@@ -16,9 +16,9 @@ from finetune_bench.reports.published.adversarial import own_pair_blocks, own_pa
 from finetune_bench.reports.published.beside import beside_blocks
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data
-from finetune_bench.store import analyses
 from finetune_bench.store.store import Store
 from tests.reports.test_published import as_published, make_store, verify
+from tests.synthetic_store import put_analysis
 
 HYPE = load_paper("hype")
 
@@ -33,23 +33,7 @@ def analysed(
     """Write the same result of an analysis beside every row of a store; rows of HyPe have one more hundredth."""
     for row in data_of(store).rows:
         better = 0.01 * row["seed"] if row["method"] != "vanilla" else 0.0
-        result: Any = {
-            "schema": analyses.SCHEMA,
-            "id": row["id"],
-            "analysis": name,
-            "version": 1,
-            "parameters": {},
-            "reason": None,
-            "title": name,
-            "about": "",
-            "numbers": {key: value + better for key, value in numbers.items()},
-            "layers": dict(layers or {}),
-            "better": {},
-            "notes": [],
-            "facts": {},
-            "seconds": 0.0,
-        }
-        analyses.write(store.folder(row["id"]), result, {})
+        put_analysis(store, row, name, {key: value + better for key, value in numbers.items()}, layers)
 
 
 def lines_of(blocks: list[Any], name: str) -> list[list[str]]:

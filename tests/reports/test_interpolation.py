@@ -11,9 +11,8 @@ from finetune_bench.reports.csv import Csv
 from finetune_bench.reports.markdown import Markdown
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.topics.interpolation import draw_interpolation, interpolation_points
-from finetune_bench.store import analyses
 from finetune_bench.store.store import Store
-from tests.synthetic_store import make_row, put
+from tests.synthetic_store import make_row, put, put_analysis
 
 ALPHAS = (0.0, 0.4, 0.8)
 
@@ -34,23 +33,7 @@ def store_of(folder: Path, alphas: tuple[float, ...]) -> Store:
         for alpha in alphas:
             put(store, row := row_of(alpha, seed))
             numbers = {"validation: NLL": 1 - alpha / 2, "validation: ECE": 0.1}
-            result: Any = {
-                "schema": 1,
-                "id": row["id"],
-                "analysis": "calibration",
-                "version": 1,
-                "parameters": {},
-                "reason": None,
-                "title": "Calibration",
-                "about": "",
-                "numbers": numbers,
-                "layers": {},
-                "better": {},
-                "notes": [],
-                "facts": {},
-                "seconds": 0.0,
-            }
-            analyses.write(store.folder(row["id"]), result, {})
+            put_analysis(store, row, "calibration", numbers)
     return store
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from finetune_bench.reports.document import Table
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.topics.likelihood import likelihood_blocks
-from finetune_bench.store import analyses
 from finetune_bench.store.store import Store
-from tests.synthetic_store import make_row, put
+from tests.synthetic_store import make_row, put, put_analysis
 
 
 def store_of(folder: Path, *, marked: bool) -> Store:
@@ -22,23 +20,7 @@ def store_of(folder: Path, *, marked: bool) -> Store:
                 row["methods"][0]["changes_losses"] = True
             put(store, row)
             numbers = {"validation: NLL": 0.4 + seed / 10, "validation: Brier": 0.2, "validation: ECE": 0.05}
-            result: Any = {
-                "schema": 1,
-                "id": row["id"],
-                "analysis": "calibration",
-                "version": 1,
-                "parameters": {},
-                "reason": None,
-                "title": "Calibration",
-                "about": "",
-                "numbers": numbers,
-                "layers": {},
-                "better": {},
-                "notes": [],
-                "facts": {},
-                "seconds": 0.0,
-            }
-            analyses.write(store.folder(row["id"]), result, {})
+            put_analysis(store, row, "calibration", numbers)
     return store
 
 

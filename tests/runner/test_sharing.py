@@ -71,6 +71,20 @@ def alone(cells: Sequence[Cell], folder: Path) -> dict[str, dict[str, Any]]:
     return store.without_measurements()
 
 
+def killed_at(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
+    """Kill the process at that call of a step; return what counts the calls."""
+    step, calls = loop._train_step, [0]
+
+    def killed(*arguments: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == count:
+            raise KeyboardInterrupt
+        return step(*arguments)
+
+    monkeypatch.setattr(loop, "_train_step", killed)
+    return calls
+
+
 def test_one_training_gives_the_rows_of_all(plan: Plan, tmp_path: Path) -> None:
     (training,) = plan.trainings
     assert [training.label, *(cell.label for cell in training.companions)] == list(METHODS)
@@ -85,16 +99,7 @@ def test_what_was_killed_goes_on_for_whichever_rows_are_missing(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = WorkerContext(plan.store, CPU, checkpoint_every=1)
-    step, calls = loop._train_step, 0
-
-    def killed(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 4:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "_train_step", killed)
+    calls = killed_at(monkeypatch, 4)
     vanilla, ema, swa, *_ = plan.todo
     with pytest.raises(KeyboardInterrupt):
         run_cells([vanilla, ema, swa], context)
@@ -104,7 +109,7 @@ def test_what_was_killed_goes_on_for_whichever_rows_are_missing(
     # As if the rows of vanilla had been written when the process was killed.
     rows = run_cells([ema, swa], context)
     assert [row["cost"]["resumed_at"] for row in rows] == [3, 3]
-    assert calls == 5
+    assert calls == [5]
     expected = alone(plan.cells, tmp_path / "alone")
     assert plan.store.without_measurements() == {key: expected[key] for key in sorted([ema.id, swa.id])}
     assert "not used" not in capsys.readouterr().err
@@ -114,16 +119,7 @@ def test_a_checkpoint_without_a_member_is_not_gone_on_from(
     plan: Plan, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     context = WorkerContext(plan.store, CPU, checkpoint_every=1)
-    step, calls = loop._train_step, 0
-
-    def killed(*arguments: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 3:
-            raise KeyboardInterrupt
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "_train_step", killed)
+    killed_at(monkeypatch, 3)
     vanilla, ema, *_ = plan.todo
     with pytest.raises(KeyboardInterrupt):
         run_cells([vanilla], context)

@@ -1,0 +1,42 @@
+"""This file holds the reasons that several methods share: why one can't run in a cell, or what it warns of."""
+
+from __future__ import annotations
+
+import torch
+
+from finetune_bench.method.base import Facts, Method
+
+
+def without_classes(facts: Facts) -> str | None:
+    """Return why a method that needs a distribution over classes can't run."""
+    return "a regression task has no distribution over classes" if facts.task.kind == "regression" else None
+
+
+def without_whole_batch(facts: Facts, weights: str) -> str | None:
+    """Return why weights of examples can't be had: `shared` and `normalised` ones take a mean over the batch."""
+    if weights != "own" and facts.recipe.accumulation > 1:
+        return f"gradient accumulation cuts the batch over which weights={weights} takes a mean"
+    return None
+
+
+def losses_changed_before(facts: Facts) -> str | None:
+    """Return what a method that weights by −log p is to be told of: losses that others have changed before it."""
+    right = facts.partners[len(facts.outer) :]
+    changing = [method.name for method in right if type(method).losses is not Method.losses]
+    if not changing:
+        return None
+    return (
+        f"it weights by what {' and '.join(changing)}, to its right, has made of the losses, not by the "
+        f"probability of the label; to weight first, write it to the right"
+    )
+
+
+def without_second_point(facts: Facts) -> str | None:
+    """Return why a gradient can't be taken at other weights than the model's."""
+    if facts.recipe.accumulation > 1:
+        return "with gradient accumulation it would need two sweeps over all micro-batches of a step"
+    if facts.recipe.gradient_checkpointing:
+        return "gradient checkpointing computes the layers again with the weights below, not those up there"
+    if facts.dtype == torch.float16:
+        return "its climb doesn't know the loss scaling of fp16; use fp32 or bf16"
+    return None
