@@ -1,4 +1,4 @@
-"""This file holds the reasons that several methods share: why one can't run in a cell, or what it warns of."""
+"""This file holds reasons shared by several methods, for refusals and warnings."""
 
 from __future__ import annotations
 
