@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -13,14 +14,15 @@ capture = pytest.importorskip("benchmarks.terminal_capture", reason="pyte is not
 
 @pytest.mark.slow
 def test_a_run_with_failures_is_stopped_and_gone_on_with(tmp_path: Path) -> None:
-    command = capture.study(tmp_path, methods="brittle", seeds="2,3", epochs=25)
+    command = capture.study(tmp_path, methods="brittle", seeds="2,3", epochs=60)
     environment = {"PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1", "NO_COLOR": "1"}
     size = {"columns": 80, "lines": 40, "environment": environment, "folder": tmp_path}
     with capture.Terminal(command, **size) as terminal:
         first = terminal.wait_for(lambda text: "░" in text)
         assert "0/6  0:00:0" in first and "0 done, 6 left" in first
         terminal.wait_for(lambda text: ", loss 0." in text)  # of a cell that is training
-        terminal.wait_for(lambda text: "2/6" in text)
+        # Two runs may end between two frames, so no single count is sure to be drawn.
+        terminal.wait_for(lambda text: re.search(r"[1-5]/6", text) is not None)
         terminal.press(capture.CTRL_C)
         stopped = terminal.finish()
         assert terminal.process.returncode == 130, stopped
