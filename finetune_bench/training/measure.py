@@ -82,7 +82,9 @@ def sketch(parameters: Iterable[Tensor]) -> np.ndarray:
     for index, parameter in enumerate(parameters):
         # A view: a copy in double would be the run's peak memory.
         flat = parameter.detach().reshape(-1)
-        flat = torch.nn.functional.pad(flat, (0, -flat.numel() % SKETCH_WIDTH)).view(-1, SKETCH_WIDTH)
+        if short := -flat.numel() % SKETCH_WIDTH:
+            flat = torch.nn.functional.pad(flat, (0, short))  # which copies even where there is nothing to add
+        flat = flat.view(-1, SKETCH_WIDTH)
         rows = len(flat)
         if rows not in signs:
             generator = torch.Generator(flat.device).manual_seed(_SKETCH_SEED + rows)
