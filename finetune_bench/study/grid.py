@@ -252,21 +252,24 @@ def in_shard(cells: Sequence[Cell], shard: tuple[int, int]) -> list[Cell]:
 
     The cells are put in an order of their own, by task, checkpoint, passes per step, method, learning rate and seed,
     and dealt out one by one, as cards are. So every part has as many cells of each task, and about as many passes, as
-    any other, to one cell. Which part has a cell depends on these facts of the whole grid only, not on its id: not on
-    the order of options, nor on the device or the libraries of the machine that asks.
+    any other, to one cell. Cells that share a training stay together, or each part would train it again. Which part has
+    a cell depends on these facts of the whole grid only, not on its id: not on the order of options, nor on the device
+    or the libraries of the machine that asks.
 
     Args:
         cells: all cells of a study.
         shard: the part, from 1, and the number of parts.
 
     Raises:
-        UsageError: there are more parts than cells, and this one would be empty.
+        UsageError: there are more parts than trainings, and this one would be empty.
     """
     index, count = shard
-    if index > len(cells):
+    trainings = [(first, *first.companions) for first in sharing(cells)]
+    if index > len(trainings):
+        shared = f" of {len(trainings)} trainings" if len(trainings) < len(cells) else ""
         raise UsageError(
-            f"--shard {index}/{count}: the study has {len(cells)} runs, so this shard has none; give {len(cells)} "
-            "shards at most."
+            f"--shard {index}/{count}: the study has {len(cells)} runs{shared}, so this shard has none; give "
+            f"{len(trainings)} shards at most."
         )
     passes = {method: relative_passes(registry.make_stack(method)) for method in {cell.method for cell in cells}}
 
@@ -274,7 +277,8 @@ def in_shard(cells: Sequence[Cell], shard: tuple[int, int]) -> list[Cell]:
         cost = passes[cell.method] * cell.step_factor
         return cell.task, cell.weights, cost, cell.method, cell.step_factor, cell.recipe.lr, cell.seed, cell.model
 
-    dealt = {cell.id for cell in sorted(cells, key=place)[index - 1 :: count]}
+    trainings.sort(key=lambda shared: min(map(place, shared)))
+    dealt = {cell.id for shared in trainings[index - 1 :: count] for cell in shared}
     return [cell for cell in cells if cell.id in dealt]
 
 

@@ -19,7 +19,7 @@ from finetune_bench.runner.plan import make_plan
 from finetune_bench.runner.row import row_of
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
-from finetune_bench.study.grid import Cell, in_shard, relative_passes
+from finetune_bench.study.grid import Cell, in_shard, relative_passes, training_ids
 from finetune_bench.study.sources import read_options
 from finetune_bench.study.study import Study, run_name
 from tests.synthetic_store import make_cell
@@ -78,6 +78,20 @@ def test_an_empty_shard_is_refused() -> None:
     assert len(in_shard(cells, (3, 9))) == 1
     with pytest.raises(UsageError, match="the study has 3 runs, so this shard has none"):
         in_shard(cells, (4, 9))
+
+
+def test_runs_of_one_training_stay_together() -> None:
+    averages = ("vanilla", "ema(beta=0.99)", "wise_ft(alpha=0.5)", "hype", "hype+swa", "rdrop")
+    cells = grid(methods=averages, tasks=("rte",), seeds=3)
+    trainings = training_ids(cells)
+    assert len(set(trainings.values())) == 9
+    for count in (2, 4, 9):
+        shards = [in_shard(cells, (index, count)) for index in range(1, count + 1)]
+        assert Counter(cell.id for shard in shards for cell in shard) == Counter(cell.id for cell in cells)
+        parts = [{trainings[cell.id] for cell in shard} for shard in shards]
+        assert sum(map(len, parts)) == 9, count
+    with pytest.raises(UsageError, match="the study has 18 runs of 9 trainings, so this shard has none; give 9 "):
+        in_shard(cells, (10, 10))
 
 
 @pytest.mark.parametrize("text", ["2/8", " 2/8 ", [2, 8], (2, 8)])
