@@ -27,6 +27,7 @@ def report_values(store: Store, options: Options, written: Mapping[str, Sequence
         written: the files by format.
     """
     from finetune_bench.reports.rows.load import load
+    from finetune_bench.reports.topics.search import all_sections
 
     data = load(store, options)
     return {
@@ -34,7 +35,7 @@ def report_values(store: Store, options: Options, written: Mapping[str, Sequence
         "files": {name: [str(path) for path in paths] for name, paths in written.items()},
         "notes": list(data.notes),
         "damaged": reasons(data.damaged),
-        "sections": [_section(section) for section in data.sections],
+        "sections": [_section(section) for section in all_sections(data)],
     }
 
 
