@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -88,6 +88,7 @@ class Search:
 
     Attributes:
         title: What the choice is by, and what sets this search apart where there are several.
+        where: What sets it apart, as the beginning of a sentence; "" where it is the only one.
         section: The honestly chosen runs, each method under the label of its default; None where nothing is chosen.
         choices: One per method and task.
         refused: Sentences about methods that nothing is chosen for, and about choices among fewer settings than have
@@ -95,6 +96,7 @@ class Search:
     """
 
     title: str
+    where: str
     section: Section | None
     choices: tuple[Choice, ...]
     refused: tuple[str, ...]
@@ -128,8 +130,7 @@ def searches(data: Data) -> list[Search]:
         if row.get("held_out"):
             groups.setdefault(canonical({key: without_rate(row, key) for key in SETTING}), []).append(row)
     settings = [{**setting_of(group), "lr": None} for group in groups.values()]
-    titles = [f"{HONEST}, {title}" if title else HONEST for title in titles_of(settings)]
-    return [_search(group, title, data) for group, title in zip(groups.values(), titles, strict=True)]
+    return [_search(group, apart, data) for group, apart in zip(groups.values(), titles_of(settings), strict=True)]
 
 
 def all_sections(data: Data) -> list[Section]:
@@ -137,7 +138,8 @@ def all_sections(data: Data) -> list[Section]:
     return [*data.sections, *(search.section for search in searches(data) if search.section is not None)]
 
 
-def _search(rows: Sequence[Row], title: str, data: Data) -> Search:
+def _search(rows: Sequence[Row], apart: str, data: Data) -> Search:
+    title, where = (f"{HONEST}, {apart}", f"{apart}: ") if apart else (HONEST, "")
     chosen: list[Row] = []
     choices: list[Choice] = []
     refused: list[str] = []
@@ -147,18 +149,19 @@ def _search(rows: Sequence[Row], title: str, data: Data) -> Search:
         standard = _standard(tried, data.options.baseline)
         rates = _rates(standard.complete)
         compared = [trials for trials in tried if trials.complete and _rates(trials.complete) == rates]
-        refused += _refusals(task, tried, compared, standard)
+        seeds = {row["seed"] for row in of_task}
+        refused += [where + text for text in _refusals(task, tried, compared, standard, seeds)]
         for trials in compared:
             choice = _choose(trials.complete, trials.method, title)
             choices.append(choice)
             chosen += [_as_default(row, trials.method) for row in trials.complete[choice.honest]]
     if not chosen:
-        return Search(title, None, (), tuple(refused))
+        return Search(title, where, None, (), tuple(refused))
     section = section_of(chosen, setting_of(chosen), title, data.study)
     if data.options.baseline is not None:
         section = referring(section, data.options.baseline)
     choices.sort(key=lambda choice: section.methods.index(choice.method))
-    return Search(title, section, tuple(choices), tuple(refused))
+    return Search(title, where, section, tuple(choices), tuple(refused))
 
 
 def _tried(rows: Sequence[Row], searched: Mapping[str, Sequence[Sequence[object]]]) -> list[_Trials]:
@@ -273,13 +276,16 @@ def edge_of_search(found: Sequence[Search]) -> list[str]:
     for search in found:
         choices = [choice for choice in search.choices if choice.rates[0] < choice.rates[-1]]
         for name, place in (("lowest", 0), ("highest", -1)):
-            at_edge = [choice.honest[1] for choice in choices if choice.honest[1] == choice.rates[place]]
+            # Where other rates tie with it, an edge was chosen by the rule for ties and tells of nothing beyond it.
+            best_rates = [(choice.rates[place], {rate for _, rate in choice.tied}) for choice in choices]
+            at_edge = [edge for edge, rates in best_rates if rates == {edge}]
             if 2 * len(at_edge) > len(choices):
                 edges = [f"{edge:g}" for edge in sorted(set(at_edge))]
                 by_task = f"{', '.join(edges[:-1])} or {edges[-1]} by task" if len(edges) > 1 else edges[0]
+                start = f"{search.where}the {name}" if search.where else f"The {name}"
                 result.append(
-                    f"The {name} learning rate tried, {by_task}, was chosen {len(at_edge)} of {len(choices)} "
-                    f"times: a {name.replace('est', 'er')} one may be better still, and not for every method alike."
+                    f"{start} learning rate tried, {by_task}, was chosen {len(at_edge)} of {len(choices)} times: a "
+                    f"{name.replace('est', 'er')} one may be better still, and not for every method alike."
                 )
     return result
 
@@ -287,8 +293,9 @@ def edge_of_search(found: Sequence[Search]) -> list[str]:
 def ties_of(search: Search) -> list[str]:
     """Return where several settings had the same mean on held-out data, and which of them counts."""
     return [
-        f"{choice.method} on {choice.column.task}: {len(choice.tied)} of {choice.budget} settings have the best mean "
-        f"on held-out data (learning rates {_named(_rates(choice.tied))}); of these the lowest learning rate counts."
+        f"{search.where}{choice.method} on {choice.column.task}: {len(choice.tied)} of {choice.budget} settings have "
+        f"the best mean on held-out data (learning rates {_named(_rates(choice.tied))}); of these the lowest learning "
+        "rate counts."
         for choice in search.choices
         if len(choice.tied) > 1
     ]
@@ -306,13 +313,15 @@ def _unfinished(data: Data, found: Sequence[Search]) -> list[str]:
     ]
 
 
-def _refusals(task: str, tried: Sequence[_Trials], compared: Sequence[_Trials], standard: _Trials) -> list[str]:
+def _refusals(
+    task: str, tried: Sequence[_Trials], compared: Sequence[_Trials], standard: _Trials, seeds: Set[int]
+) -> list[str]:
     """Return a sentence for the methods of which nothing is chosen on a task, or not among all that have runs."""
     methods: dict[str, list[str]] = {}
     for trials in tried:
         number = len(trials.complete)
         if number == 0:
-            reason = f"no setting ended well on every seed, so nothing is chosen ({_what_ended(trials.rows)})"
+            reason = f"no setting ended well on every seed, so nothing is chosen ({_what_ended(trials.rows, seeds)})"
         elif trials not in compared:
             reason = f"{_budgets(trials, standard)}, so they are not compared ({_missing_rates(trials, standard)})"
         elif number == 1:
@@ -349,12 +358,15 @@ def _missing_rates(trials: _Trials, standard: _Trials) -> str:
     return "; ".join(parts)
 
 
-def _what_ended(rows: Sequence[Row]) -> str:
-    """Return what became of most runs that did not end well."""
+def _what_ended(rows: Sequence[Row], seeds: Set[int]) -> str:
+    """Return what became of most runs that did not end well, or which of the task's seeds a method was not run with."""
     reasons = Counter((row["status"], clean(row.get("reason") or "")) for row in rows if row["status"] != Status.DONE)
     for (status, reason), number in reasons.most_common(1):
         short = reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON]}…"
         return f"{number} of {counted(len(rows), 'run')} {status}" + (f": {short.rstrip('.')}" if short else "")
+    never = [str(seed) for seed in sorted(seeds - {row["seed"] for row in rows})]
+    if never:
+        return f"no runs of seed{'s' if len(never) > 1 else ''} {listed(never)}, which others have"
     return "runs of some seeds are missing, or have no score"
 
 

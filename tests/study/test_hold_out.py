@@ -225,6 +225,28 @@ def test_rates_without_all_seeds_are_no_part_of_the_choice_and_are_named(tmp_pat
     assert chosen(only(store)) == {("rte", "vanilla"): 1e-5, ("rte", "hype"): 2e-5}
 
 
+def test_seeds_that_only_other_methods_have_are_named(tmp_path: Path) -> None:
+    rows = [row for row in held_out_rows(BOTH) if row["method"] == "vanilla" or row["seed"] == 1]
+    assert only(write(tmp_path, rows)).refused == (
+        "hype on rte: no setting ended well on every seed, so nothing is chosen (no runs of seeds 2 and 3, which "
+        "others have).",
+    )
+
+
+def test_sentences_of_several_models_say_of_which(tmp_path: Path) -> None:
+    """One of two models lacks a rate of a method, and its best rates tie."""
+    first = held_out_rows({("rte", "vanilla"): {1e-5: 0.6, 2e-5: 0.6}, ("rte", "hype"): {1e-5: 0.6}})
+    second = held_out_rows(BOTH, model="mpnet", weights="f" * 16)
+    store = write(tmp_path, [*first, *second])
+    by_model = {search.where: search for search in searches(load(store))}
+    assert set(by_model) == {"bert-base-cased: ", "mpnet: "}
+    assert by_model["bert-base-cased: "].refused == (f"bert-base-cased: {FEWER}",)
+    assert ties_of(by_model["bert-base-cased: "])[0].startswith("bert-base-cased: vanilla on rte: 2 of 2 settings")
+    page = render(load(store))
+    assert "## Search: settings chosen on held-out training data, mpnet" in page
+    assert edge_of_search([by_model["bert-base-cased: "]]) == []  # a tie of all rates tells nothing of lower ones
+
+
 def test_a_run_that_was_killed_says_that_a_choice_is_among_fewer(tmp_path: Path) -> None:
     rows = held_out_rows(BOTH)
     store = write(tmp_path, [row for row in rows if row["recipe"]["lr"] == 1e-5], [row["id"] for row in rows])
