@@ -85,7 +85,9 @@ def chosen(search: Search) -> dict[tuple[str, str], float]:
 FEWER = "hype on rte: tuned among 1 learning rate, vanilla among 2, so they are not compared (no runs at 2e-05)."
 
 
-def test_methods_tuned_among_different_rates_are_not_compared_and_every_output_says_so(tmp_path: Path) -> None:
+def test_methods_tuned_among_different_rates_are_not_compared_and_every_output_says_so(
+    tmp_path: Path, capsys: Any
+) -> None:
     scores = {("rte", "vanilla"): {1e-5: 0.7, 2e-5: 0.6}, ("rte", "hype"): {1e-5: 0.6}}
     store = write(tmp_path, held_out_rows(scores))
     search = only(store)
@@ -95,6 +97,9 @@ def test_methods_tuned_among_different_rates_are_not_compared_and_every_output_s
     assert page.count(FEWER) == 3  # before all tables, in short, and beside what was chosen
     assert page.index(FEWER) < page.index("## In short")
     assert FEWER in " ".join(summary(store).split())
+    assert cli.main(["report", str(store.root), "--format", "html", "--json"]) == 0
+    assert FEWER in json.loads(capsys.readouterr().out)["notes"]
+    assert "so they are not compared (no runs at 2e-05)" in (store.root / "report" / "report.html").read_text("utf-8")
 
 
 def test_as_many_other_rates_are_no_equal_budget(tmp_path: Path) -> None:
