@@ -14,7 +14,7 @@ from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import Column, Data, Section
 from finetune_bench.reports.section import answer_of, section_blocks
 from finetune_bench.reports.text import counted, listed, points
-from finetune_bench.reports.topics.search import edge_of_search, search_blocks, searches
+from finetune_bench.reports.topics.search import all_sections, search_blocks, searches, warnings_of_searches
 from finetune_bench.reports.verdict import verdict
 from finetune_bench.stats import estimates
 from finetune_bench.store.row import Row, Status
@@ -40,10 +40,12 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     several = len(data.sections) > 1
     found = searches(data)
     plots_of = [{plot.kind: plot for plot in plots if plot.section == index} for index in range(len(data.sections))]
-    blocks += [Paragraph(text, "warning") for text in [*edge_of_rates(data.sections), *edge_of_search(found)]]
+    blocks += [
+        Paragraph(text, "warning") for text in [*edge_of_rates(data.sections), *warnings_of_searches(data, found)]
+    ]
     for section, of_section in [
         *zip(data.sections, plots_of, strict=True),
-        *((search.section, {}) for search in found),
+        *((search.section, {}) for search in found if search.section is not None),
     ]:
         blocks += [Paragraph(bold(section.title))] if several or found else []
         blocks += answer_of(data, section, of_section)
@@ -51,15 +53,16 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     for section in data.sections:
         blocks += [Paragraph(bold(section.title))] if several else []
         blocks += bullets(verdict(section, code), findings=True)
+    for search in found:
+        told = verdict(search.section, code) if search.section is not None else []
+        blocks += [Paragraph(bold(search.title)), *bullets([*search.refused, *told], findings=True)]
     blocks += [Paragraph(_runs_in_short(data)), *bullets(data.notes)]
     for section, of_section in zip(data.sections, plots_of, strict=True):
         blocks += [Heading(2, section.title)] if several else []
         blocks += section_blocks(data, section, 3 if several else 2, of_section)
     for search in found:
-        blocks += [Heading(2, f"Search: {search.section.title}")]
-        blocks += bullets(verdict(search.section, code), findings=True)
-        blocks += search_blocks(search)
-        blocks += section_blocks(data, search.section, 3, {})
+        blocks += [Heading(2, f"Search: {search.title}"), *search_blocks(search)]
+        blocks += section_blocks(data, search.section, 3, {}) if search.section is not None else []
     blocks += [Heading(2, "Data"), *_evaluation_data(data)]
     blocks += [Heading(2, "Runs that need a look"), *health.health_blocks(data)]
     return [
@@ -68,7 +71,7 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
         _head(data),
         *_licences(data),
         Heading(2, "What the numbers are"),
-        *bullets(_HOW),
+        *bullets([_weights(bool(found)), *_HOW]),
     ]
 
 
@@ -78,9 +81,16 @@ def preset_blocks(data: Data) -> list[Block]:
     return [Paragraph(text, "warning")] if isinstance(text, str) and text else []
 
 
+def _weights(is_chosen: bool) -> str:
+    """Return what scores are of, and what is chosen among."""
+    selected = "checkpoint; it chooses settings as “Search” says" if is_chosen else "checkpoint and no hyper-parameter"
+    return (
+        "Scores and differences are in points (score × 100). Every score is that of the weights at the end of "
+        f"training, on the evaluation split named; this report selects no {selected}."
+    )
+
+
 _HOW = (
-    "Scores and differences are in points (score × 100). Every score is that of the weights at the end of "
-    "training, on the evaluation split named; this report selects no checkpoint and no hyper-parameter.",
     f"Every interval is a 95 % t interval and names its question. {bold('(a)')}: these tasks and these examples, "
     f"new seeds; the seed is the unit. {bold('(b)')}: new tasks; the task is the unit. No interval here answers "
     f"{bold('(c)')}, new examples: the table under “Data” says how coarse each evaluation split is.",
@@ -97,7 +107,7 @@ _HOW = (
 def _head(data: Data) -> Table:
     """Return the table of what was compared, in which setting, on what machine."""
     setting: dict[str, list[str]] = {}
-    for section in data.sections:
+    for section in all_sections(data):
         for key, value in section.setting.items():
             text = f"{value:g}" if isinstance(value, float) else str(value)
             if key != "model" and value is not None and text not in setting.setdefault(key, []):
@@ -105,10 +115,10 @@ def _head(data: Data) -> Table:
     recipe = ", ".join(f"{key} {' and '.join(values)}" for key, values in setting.items())
     environment = ", ".join(f"{key} {value}" for key, value in health.environment(data).items())
     rows = [
-        ("models", _names(section.setting.get("model") for section in data.sections)),
-        ("methods", _names(method for section in data.sections for method in section.methods)),
-        ("tasks", _names(task for section in data.sections for task in section.tasks)),
-        ("seeds", _names(sorted({seed for section in data.sections for seed in section.seeds}))),
+        ("models", _names(section.setting.get("model") for section in all_sections(data))),
+        ("methods", _names(method for section in all_sections(data) for method in section.methods)),
+        ("tasks", _names(task for section in all_sections(data) for task in section.tasks)),
+        ("seeds", _names(sorted({seed for section in all_sections(data) for seed in section.seeds}))),
         ("setting", recipe or "none"),
         ("ran with", environment or "unknown"),
         ("runs", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())),
@@ -165,7 +175,7 @@ def _evaluation_data(data: Data) -> list[Block]:
     """Return how large each evaluation split is, what the majority scores on it, and how coarse its scores are."""
     rows: dict[tuple[str, str], list[str]] = {}
     subsets = []
-    for section in data.sections:
+    for section in all_sections(data):
         for column in section.columns:
             done = [row for method in section.methods for row in section.rows(method, column.task, Status.DONE)]
             if done and column.splits and (column.task, column.splits[0]) not in rows:

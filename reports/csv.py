@@ -18,6 +18,7 @@ from finetune_bench.reports.topics import TOPICS
 from finetune_bench.reports.topics.contrasts import cell_ids
 from finetune_bench.reports.topics.cost import Ratio
 from finetune_bench.reports.topics.divergence import Divergence, divergences
+from finetune_bench.reports.topics.search import all_sections
 from finetune_bench.reports.topics.topic import Frame
 from finetune_bench.stats.estimates import Estimate
 from finetune_bench.store.store import Store
@@ -83,7 +84,7 @@ def _as_text(value: Any) -> Any:
 
 def _frame(data: Data, frame: Frame) -> pd.DataFrame:
     """Return the records of all sections, with the ids of the runs that each rests on if the frame asks for them."""
-    records = [(section, record) for section in data.sections for record in frame.records(data, section)]
+    records = [(section, record) for section in all_sections(data) for record in frame.records(data, section)]
     table = as_frame(frame.record, [record for _, record in records])
     if frame.methods is not None:
         table["cells"] = [

@@ -12,6 +12,7 @@ from finetune_bench.errors import UsageError
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Column, Section
 from finetune_bench.reports.topics.contrasts import suite_column
+from finetune_bench.reports.topics.search import all_sections
 from finetune_bench.stats import estimates
 from finetune_bench.store.store import Store
 
@@ -54,7 +55,7 @@ def power_lines(store: Store, difference: float, power: float) -> list[Power]:
         UsageError: No method has two pairs with the baseline.
     """
     lines = []
-    for section in load(store).sections:
+    for section in all_sections(load(store)):
         if section.reference is None:
             continue
         columns = [*section.columns, *([suite_column(section)] if len(section.tasks) > 1 else [])]

@@ -14,6 +14,7 @@ from finetune_bench.files import Damaged, replacing, write_text
 from finetune_bench.report import DEFAULT, Options, Report
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data, Section
+from finetune_bench.reports.topics.search import all_sections
 from finetune_bench.store import analyses
 from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
@@ -39,12 +40,12 @@ class Submission(Report):
         data = load(store, options)
         lines: list[str] = []
         paths: list[Path] = []
-        for number, section in enumerate(data.sections, 1):
+        for number, section in enumerate(all_sections(data), 1):
             for method in section.methods:
                 chosen = _chosen(data, section, method)
                 if not chosen:
                     continue
-                title = f"{number}-{method}" if len(data.sections) > 1 else method
+                title = f"{number}-{method}" if len(all_sections(data)) > 1 else method
                 path = folder / f"glue-{re.sub(r'[^A-Za-z0-9_.=-]+', '_', title)[:100]}.zip"
                 contents, said = _files(data, chosen)
                 _write_zip(path, contents)

@@ -17,7 +17,7 @@ from finetune_bench.reports.text import INTERVAL, interval
 from finetune_bench.reports.topics.cost import Ratio
 from finetune_bench.reports.topics.differences import reference_differences
 from finetune_bench.reports.topics.scores import by_column, score_text, scores
-from finetune_bench.reports.topics.search import Search, edge_of_search, searches
+from finetune_bench.reports.topics.search import Search, searches, ties_of, warnings_of_searches
 from finetune_bench.spec import short_names
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
@@ -45,12 +45,13 @@ def summary(store: Store, options: Options = DEFAULT, width: int = WIDTH) -> str
     found = searches(data)
     names = short_names([str(row["task"]) for row in data.rows])
     longer = {task: name for task, name in names.items() if task != name}
-    sentences = [*edge_of_rates(data.sections), *edge_of_search(found)]
+    sentences = [*edge_of_rates(data.sections), *warnings_of_searches(data, found)]
     parts = [_filled(_shortened(text, longer), width) for text in sentences]
     for section in data.sections:
         parts += _section_parts(data, section, width, longer)
     for search in found:
-        parts += [*_section_parts(data, search.section, width, longer), *_choices(search, width, longer)]
+        if search.section is not None:
+            parts += [*_section_parts(data, search.section, width, longer), *_choices(search, width, longer)]
     notes = [f"{name}: {brief(task, width - len(name) - 2)}" for task, name in longer.items()]
     told = [_filled(text, width) for text in data.notes]
     return "\n\n".join([*parts, *notes, *_failures(data, names, width), *told])
@@ -119,7 +120,8 @@ def _choices(search: Search, width: int, longer: Mapping[str, str]) -> list[str]
         ]
         for choice in search.choices
     ]
-    return [_fitting(["method", "score", "chosen on held-out data", "its score"], rows, width)] if rows else []
+    table = _fitting(["method", "score", "chosen on held-out data", "its score"], rows, width)
+    return [table, *(_filled(_shortened(text, longer), width) for text in ties_of(search))]
 
 
 def _failures(data: Data, names: Mapping[str, str], width: int) -> list[str]:

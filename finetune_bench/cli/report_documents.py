@@ -27,14 +27,15 @@ def report_values(store: Store, options: Options, written: Mapping[str, Sequence
         written: the files by format.
     """
     from finetune_bench.reports.rows.load import load
+    from finetune_bench.reports.topics.search import all_sections, searches, warnings_of_searches
 
     data = load(store, options)
     return {
         "folder": str(store.root),
         "files": {name: [str(path) for path in paths] for name, paths in written.items()},
-        "notes": list(data.notes),
+        "notes": [*data.notes, *warnings_of_searches(data, searches(data))],
         "damaged": reasons(data.damaged),
-        "sections": [_section(section) for section in data.sections],
+        "sections": [_section(section) for section in all_sections(data)],
     }
 
 

@@ -19,6 +19,7 @@ from finetune_bench.runner.plan import Plan, make_plan
 from finetune_bench.runner.progress import Counts, Ended, Reporter
 from finetune_bench.runner.row import row_of, score_of
 from finetune_bench.spec import short_names
+from finetune_bench.store.merge import joined_settings
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
 from finetune_bench.study import grid
@@ -140,7 +141,7 @@ def _write_study(plan: Plan) -> None:
             "other_shards": plan.other_shards,
             "told": list(dict.fromkeys([*before.get("told", []), *plan.notes])),
             "effects": before.get("effects", {}) | _effects(plan.cells),
-            "searched": before.get("searched", {}) | _searched(plan.study),
+            "searched": joined_settings(before.get("searched") or {}, _searched(plan.study)),
         }
     )
 

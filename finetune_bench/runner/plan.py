@@ -14,7 +14,7 @@ import torch
 from finetune_bench import launch, registry
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged
-from finetune_bench.runner import checks
+from finetune_bench.runner import checks, choices
 from finetune_bench.runner.inputs import forget
 from finetune_bench.runner.row import final_row, score_of
 from finetune_bench.store.reading import NewerSchema
@@ -93,6 +93,7 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
     # Two blocks may have a cell in common, above all of vanilla.
     cells = list({cell.id: cell for checked in grids for cell in checked.cells}.values())
     skipped = list({cell.id: (cell, reason) for checked in grids for cell, reason in checked.skipped}.values())
+    notes += choices.check_choices(study, cells)
     whole = cells
     if study.shard is not None:
         cells = grid.in_shard(whole, study.shard)

@@ -190,13 +190,24 @@ def _study_of(store: Store) -> dict[str, Any]:
     return {"cells": sorted(folder.name for folder in folders if not folder.name.startswith("."))} | store.study()
 
 
+def joined_settings(former: Mapping[str, list[Any]], further: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return what was tried of each method by either of two commands: all settings of both, each once."""
+    joined = dict(former)
+    for method, settings in further.items():
+        known = joined.get(method, [])
+        joined[method] = [*known, *(setting for setting in settings if setting not in known)]
+    return joined
+
+
 def _joined(studies: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Return one study: lists and tables of all, and everything else from the first study that has it."""
     joined: dict[str, Any] = {}
     for study in studies:
         for key, value in study.items():
             known = joined.get(key)
-            if isinstance(known, list) and isinstance(value, list):
+            if key == "searched":
+                joined[key] = joined_settings(known or {}, value or {})
+            elif isinstance(known, list) and isinstance(value, list):
                 joined[key] = known + [item for item in value if item not in known]
             elif isinstance(known, dict) and isinstance(value, dict):
                 joined[key] = value | known

@@ -13,9 +13,9 @@ from finetune_bench.papers.published import AVERAGES, Paper, Score, load_paper
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, bullets, code, table
 from finetune_bench.reports.published.blocks import memory_blocks
 from finetune_bench.reports.published.judge import BASELINE, memory_ratios
-from finetune_bench.reports.published.own import Chosen, best_setting, choose, groups, with_transfer
+from finetune_bench.reports.published.own import Chosen, best_setting, choose, groups, how_chosen, with_transfer
 from finetune_bench.reports.rows.sections import Data, Section
-from finetune_bench.reports.text import counted, points
+from finetune_bench.reports.text import points
 from finetune_bench.reports.topics.analysed import BEFORE, results_of
 from finetune_bench.store.row import Row, Status
 
@@ -153,12 +153,9 @@ def _entry(runs: Chosen | None, vanilla: Chosen | None) -> str | Entry:
 
 
 def _how_chosen(runs: Chosen, score: Score) -> str:
-    optimism = (
-        "" if math.isnan(runs.optimism) else f"; the best on the reported scores is {points(runs.optimism)} higher"
-    )
     return (
-        f"{_named(score)} on {_task(score)}: {code(runs.label)}, learning rate {runs.learning_rate:g}, the best of "
-        f"{counted(runs.tried, 'setting')} by {runs.by}{optimism}."
+        f"{_named(score)} on {_task(score)}: {code(runs.label)}, learning rate {runs.learning_rate:g}, "
+        f"{how_chosen(runs)}."
     )
 
 

@@ -12,6 +12,7 @@ from finetune_bench.papers.published import Paper, Score
 from finetune_bench.reports.document import Block, Entry, Heading, Paragraph, Table, bullets, code, table
 from finetune_bench.reports.published.adversarial import OwnPair, own_pair_blocks
 from finetune_bench.reports.published.judge import Gain, Judged, JudgedClaim
+from finetune_bench.reports.published.own import how_chosen
 from finetune_bench.reports.text import counted, interval, listed, points
 from finetune_bench.stats.estimates import Estimate, holm
 from finetune_bench.stats.published import whole_counts
@@ -366,14 +367,9 @@ def _compared(judged: Sequence[Judged], left: Sequence[str], notes: Sequence[str
         chosen = one.chosen
         row: Row = next(iter(chosen.rows.values()))
         if chosen.by:
-            optimism = (
-                ""
-                if math.isnan(chosen.optimism)
-                else f"; the best on the reported scores is {points(chosen.optimism)} higher"
-            )
             facts[
-                f"{chosen.label} on {row['task']}, {row['model']}: learning rate {chosen.learning_rate:g}, the best of "
-                f"{counted(chosen.tried, 'setting')} by {chosen.by}{optimism}."
+                f"{chosen.label} on {row['task']}, {row['model']}: learning rate {chosen.learning_rate:g}, "
+                f"{how_chosen(chosen)}."
             ] = None
         if chosen.unfinished:
             facts[

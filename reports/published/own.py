@@ -10,7 +10,8 @@ from typing import Any
 from finetune_bench.files import Damaged
 from finetune_bench.papers.published import Paper, Score
 from finetune_bench.reports.rows.sections import Data, canonical
-from finetune_bench.reports.text import counted
+from finetune_bench.reports.text import counted, points
+from finetune_bench.reports.topics.search import best_settings
 from finetune_bench.stats.estimates import t_interval
 from finetune_bench.stats.published import Summary
 from finetune_bench.store import analyses
@@ -41,6 +42,7 @@ class Chosen:
         split: the evaluation split.
         metric: the score's name.
         tried: how many settings it was chosen among.
+        tied: how many of these have its mean; the lowest learning rate of them counts.
         by: what it was chosen by; "" where there was one setting only.
         optimism: how much better, in points, the best on the reported scores looks; NaN where it is the chosen one.
         unfinished: runs of the setting without a score.
@@ -52,6 +54,7 @@ class Chosen:
     split: str
     metric: str
     tried: int
+    tied: int
     by: str
     optimism: float
     unfinished: int
@@ -212,7 +215,7 @@ def best_setting(rows: Sequence[Row], split: str, metric: str) -> Chosen | None:
         settings.setdefault((row["method"], float(row["recipe"]["lr"])), []).append(row)
     scored = {
         setting: {row["seed"]: row for row in of_setting if math.isfinite(_score(row, split, metric))}
-        for setting, of_setting in sorted(settings.items())
+        for setting, of_setting in sorted(settings.items(), key=lambda item: item[0][::-1])  # the lowest rate first
     }
     most = max(map(len, scored.values()), default=0)
     if most == 0:
@@ -223,21 +226,37 @@ def best_setting(rows: Sequence[Row], split: str, metric: str) -> Chosen | None:
         value = t_interval([_score(row, where, metric) for row in complete[setting].values()]).value
         return -math.inf if math.isnan(value) else value
 
-    by_report = max(complete, key=lambda setting: mean(setting, split))
-    held_out = all(mean(setting, HELD_OUT) > -math.inf for setting in complete)
-    setting = max(complete, key=lambda setting: mean(setting, HELD_OUT)) if held_out else by_report
-    by = ("held-out data" if held_out else "the reported scores") if len(settings) > 1 else ""
+    reported = {setting: mean(setting, split) for setting in complete}
+    held_out = {setting: mean(setting, HELD_OUT) for setting in complete}
+    is_held_out = min(held_out.values()) > -math.inf
+    tied = best_settings(held_out if is_held_out else reported)
+    setting = tied[0]
+    is_chosen = len(complete) > 1
     return Chosen(
         label=setting[0],
         learning_rate=setting[1],
         rows=complete[setting],
         split=split,
         metric=metric,
-        tried=len(settings),
-        by=by,
-        optimism=mean(by_report, split) - mean(setting, split) if held_out and len(settings) > 1 else math.nan,
+        tried=len(complete),
+        tied=len(tied),
+        by=("held-out data" if is_held_out else "the reported scores") if is_chosen else "",
+        optimism=max(reported.values()) - reported[setting] if is_held_out and is_chosen else math.nan,
         unfinished=len(settings[setting]) - len(complete[setting]),
     )
+
+
+def how_chosen(chosen: Chosen) -> str:
+    """Return among how many settings, by what, with how much optimism and whether by a tie, as the end of a sentence.
+
+    Nothing was chosen where there is nothing that it was chosen by.
+    """
+    text = f"the best of {counted(chosen.tried, 'setting')} by {chosen.by}"
+    if not math.isnan(chosen.optimism):
+        text += f"; the best on the reported scores is {points(chosen.optimism)} higher"
+    if chosen.tied > 1:
+        text += f"; {chosen.tied} settings have this mean, and of these the lowest learning rate counts"
+    return text
 
 
 def _score(row: Row, split: str, metric: str) -> float:

@@ -103,6 +103,48 @@ def told_apart(rows: list[Row]) -> tuple[list[Row], list[str]]:
     return distinct, notes + notes_on_tasks
 
 
+def newest_of(rows: Sequence[Row], settings: Sequence[str], chosen_among: Sequence[str]) -> tuple[list[Row], list[Row]]:
+    """Return one row per run, and the rows that are left out for an older version or another source of their code.
+
+    A run's row is of the newest versions of its methods, of the source that finished last, and finished last itself.
+    What a choice is made among is of one version and one source, at whatever learning rate and parameters.
+
+    Args:
+        rows: All that the report covers.
+        settings: Each row's setting.
+        chosen_among: Each row's setting without what is chosen; "" where nothing is.
+    """
+    runs = []
+    for row, setting, common in zip(rows, settings, chosen_among, strict=True):
+        names = "+".join(part["name"] for part in row.get("methods") or [])
+        method = (names, common) if common else (row["method"], setting)
+        runs.append((method, (row["task"], common or setting), (row["method"], row["task"], row["seed"], setting), row))
+    runs.sort(key=lambda run: str(run[-1].get("finished") or ""))  # where two are alike, the later stays
+    newest: dict[Hashable, list[int]] = {}
+    for method, _, _, row in runs:
+        newest[method] = max(newest.get(method, []), _versions(row))
+    current = [run for run in runs if _versions(run[-1]) == newest[run[0]]]
+    of_methods = {method: _sources(row, of_task=False) for method, _, _, row in current}
+    of_tasks = {task: _sources(row, of_task=True) for _, task, _, row in current}
+    current = [
+        (method, task, run, row)
+        for method, task, run, row in current
+        if _sources(row, of_task=False) == of_methods[method] and _sources(row, of_task=True) == of_tasks[task]
+    ]
+    latest = {(run, bool(row.get("held_out"))): row for _, _, run, row in current}
+    kept = {row["id"] for *_, row in current}
+    left_out = [row for *_, row in runs if row["id"] not in kept]
+    return sorted(latest.values(), key=lambda row: row["id"]), left_out
+
+
+def _versions(row: Row) -> list[int]:
+    return [part.get("version") or 0 for part in row.get("methods") or []]
+
+
+def _sources(row: Row, *, of_task: bool) -> list[str]:
+    return [text for text in row.get("sources") or [] if text.startswith("(task)") == of_task]
+
+
 def _labels(
     rows: list[Row], name: str, fingerprint: str, noun: str, key: Callable[[Row], Hashable]
 ) -> tuple[dict[str, tuple[str, bool]], list[str]]:

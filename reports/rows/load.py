@@ -20,6 +20,7 @@ from finetune_bench.reports.rows.sections import (
     canonical,
     into_sections,
     read_data,
+    referring,
 )
 from finetune_bench.reports.rows.twins import twins
 from finetune_bench.store import row_index
@@ -49,9 +50,10 @@ def _load(store: Store, options: Options, stamps: tuple[tuple[str | int, ...], .
     data = _relabelled(data, dict.fromkeys(_without_effect(data), ""), NO_EFFECT, duplicates)
     if options.baseline is None:
         return data
-    sections = [_referring(section, options.baseline) for section in data.sections]
-    if not any(section.reference for section in sections):
-        known = dict.fromkeys(bare(method) for section in sections for method in section.methods)
+    sections = [referring(section, options.baseline) for section in data.sections]
+    searched = dict.fromkeys(bare(row["method"]) for row in data.rows if row.get("held_out"))
+    if options.baseline not in searched and not any(section.reference for section in sections):
+        known = dict.fromkeys(bare(method) for section in sections for method in section.methods) | searched
         raise UnknownName("baseline of this report", options.baseline, known)
     return dataclasses.replace(data, sections=sections)
 
@@ -66,13 +68,6 @@ def _without_effect(data: Data) -> set[str]:
             if done and equal[method] == len(done):
                 ids |= {row["id"] for row in section.rows(method)}
     return ids
-
-
-def _referring(section: Section, baseline: str) -> Section:
-    """Return the section with another reference, first among its methods."""
-    label = next((method for method in section.methods if bare(method) == baseline), None)
-    methods = tuple(sorted(section.methods, key=lambda method: method != label))
-    return dataclasses.replace(section, reference=label, methods=methods)
 
 
 def _relabelled(data: Data, labels: Mapping[str, str], mark: str, left_out: Collection[str]) -> Data:

@@ -5,6 +5,7 @@ A section holds the runs of one model, learning rate and other setting; nothing 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -19,7 +20,14 @@ from finetune_bench.files import Damaged
 from finetune_bench.recipe import FORMER_LAYOUTS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
-from finetune_bench.reports.rows.kinds import covered, others_text, shard_text, told_apart, with_fingerprints
+from finetune_bench.reports.rows.kinds import (
+    covered,
+    newest_of,
+    others_text,
+    shard_text,
+    told_apart,
+    with_fingerprints,
+)
 from finetune_bench.store import row_index
 from finetune_bench.store.row import MethodEntry, Row, Status
 from finetune_bench.store.row_index import Trace
@@ -227,7 +235,7 @@ def read_data(store: Store, options: Options = DEFAULT) -> Data:
     indexed, damaged = row_index.read(store)
     rows, others = covered([row for row, _ in indexed], study, options)
     distinct, notes = told_apart([with_fingerprints(store, row) for row in rows])
-    newest, outdated = _newest(distinct)
+    newest, outdated = newest_of(distinct, _settings(distinct), [_chosen_among(row) for row in distinct])
     return Data(
         store=store,
         study=study,
@@ -249,16 +257,22 @@ def into_sections(rows: list[Row], study: dict[str, Any]) -> list[Section]:
     for row, setting in zip(rows, _settings(rows), strict=True):
         groups.setdefault(setting, []).append(row)
     settings = {key: setting_of(group) for key, group in groups.items()}
-    names = {name for setting in settings.values() for name in setting}
-    differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings.values()}) > 1}
     models = _ordered(sorted({str(row.get("model")) for row in rows}), study.get("models"))
     order = sorted(groups, key=lambda key: (models.index(str(settings[key].get("model"))), _sortable(settings[key])))
+    titles = titles_of([settings[key] for key in order])
+    return [section_of(groups[key], settings[key], title, study) for key, title in zip(order, titles, strict=True)]
 
-    def title(setting: Mapping[str, Any]) -> str:
-        texts = {key: str(value) if key == "model" else f"{key} {value}" for key, value in setting.items()}
-        return ", ".join(text for key, text in texts.items() if key in differing)
 
-    return [section_of(groups[key], settings[key], title(settings[key]), study) for key in order]
+def titles_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return for each setting what sets it apart from the others; "" where there is only one."""
+    names = {name for setting in settings for name in setting}
+    differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings}) > 1}
+    return [
+        ", ".join(
+            str(value) if key == "model" else f"{key} {value}" for key, value in setting.items() if key in differing
+        )
+        for setting in settings
+    ]
 
 
 def _settings(rows: Sequence[Row]) -> list[str]:
@@ -318,45 +332,33 @@ def is_vanilla(parts: list[MethodEntry]) -> bool:
     return [part["name"] for part in parts] == ["vanilla"]
 
 
-def _newest(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Return one row per run, and the rows that are left out for an older version or another source of their code.
+def is_baseline(parts: list[MethodEntry]) -> bool:
+    """Return whether a stack is fine-tuning without any method and with the model's own dropout."""
+    return is_vanilla(parts) and str((parts[0].get("parameters") or {}).get("dropout", "keep")) == "keep"
 
-    A run's row is of the newest versions of its methods, of the source that finished last, and finished last itself.
-    """
 
-    def versions(row: Row) -> list[int]:
-        return [part.get("version") or 0 for part in row.get("methods") or []]
+def referring(section: Section, baseline: str) -> Section:
+    """Return the section with another reference, first among its methods; without one where it lacks that method."""
+    label = next((method for method in section.methods if bare(method) == baseline), None)
+    methods = tuple(sorted(section.methods, key=lambda method: method != label))
+    return dataclasses.replace(section, reference=label, methods=methods)
 
-    def sources(row: Row, *, of_task: bool) -> list[str]:
-        return [text for text in row.get("sources") or [] if text.startswith("(task)") == of_task]
 
-    rows = sorted(rows, key=lambda row: str(row.get("finished") or ""))  # where two are alike, the later stays
-    held_out = (row.get("held_out") or 0 for row in rows)
-    settings = [f"{share} {setting}" for share, setting in zip(held_out, _settings(rows), strict=True)]
-    runs = [
-        ((row["method"], setting), (row["task"], setting), row) for setting, row in zip(settings, rows, strict=True)
-    ]
-    newest: dict[tuple[str, str], list[int]] = {}
-    for method, _, row in runs:
-        newest[method] = max(newest.get(method, []), versions(row))
-    current = [run for run in runs if versions(run[2]) == newest[run[0]]]
-    of_methods = {method: sources(row, of_task=False) for method, _, row in current}
-    of_tasks = {task: sources(row, of_task=True) for _, task, row in current}
-    current = [
-        (method, task, row)
-        for method, task, row in current
-        if sources(row, of_task=False) == of_methods[method] and sources(row, of_task=True) == of_tasks[task]
-    ]
-    latest = {(method, task, row["seed"]): row for method, task, row in current}
-    kept = {row["id"] for _, _, row in current}
-    return sorted(latest.values(), key=lambda row: row["id"]), [row for row in rows if row["id"] not in kept]
+def _chosen_among(row: Row) -> str:
+    """Return the setting that the settings to choose among have in common; "" for a row that nothing is chosen by."""
+    return canonical([row["held_out"], *(without_rate(row, key) for key in SETTING)]) if row.get("held_out") else ""
+
+
+def without_rate(row: Row, key: str) -> Any:
+    """Return what a row has of a key of `SETTING`; of the recipe all but the learning rate."""
+    return {**row["recipe"], "lr": None} if key == "recipe" else row.get(key)
 
 
 def section_of(rows: list[Row], setting: dict[str, Any], title: str, study: Mapping[str, Any]) -> Section:
     """Return the section of some rows of one setting."""
     longer = {float(row["stretch"]): str(row["method"]) for row in rows if row.get("stretch", 1) != 1}
     parts = {row["method"]: list(row.get("methods") or []) for row in rows if row.get("stretch", 1) == 1}
-    plain = [label for label in sorted(parts) if is_vanilla(parts[label]) and _keeps_dropout(parts[label])]
+    plain = [label for label in sorted(parts) if is_baseline(parts[label])]
     baseline = plain[0] if plain else None
     methods = _ordered(sorted(parts, key=lambda label: (len(parts[label]), label)), study.get("methods"))
     # The baseline first, then its controls.
@@ -401,10 +403,6 @@ def _columns(task: str, rows: list[Row]) -> Iterator[Column]:
         several = len({other for _, other in scored}) > 1
         named = f"{task} {split.removeprefix('validation_')}" if several else task
         yield Column(task, (split,), metric, f"{named} {metric}")
-
-
-def _keeps_dropout(parts: list[MethodEntry]) -> bool:
-    return str((parts[0].get("parameters") or {}).get("dropout", "keep")) == "keep"
 
 
 def _ordered(names: list[str], asked: Any) -> list[str]:

@@ -1,19 +1,23 @@
 """A search chooses settings under two protocols: on held-out training data, and on the reported scores themselves.
 
 The first is honest: the scores that are reported had no part in the choice. The second is what papers do; how much
-higher it comes out is its optimism. A method is chosen for only where as many of its settings ended well, on every
-seed, as of the method with the most: methods with unequal budgets are not compared.
+higher it comes out is its optimism. On each task a method is chosen for only where as many of its settings, at the same
+learning rates, ended well on every seed as of the baseline: methods with unequal budgets are not compared. Of settings
+with the same mean the one with the lowest learning rate counts, whatever the order in which they were asked for or run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
-from finetune_bench.reports.document import Block, Entry, Paragraph, bullets, code, table
+from finetune_bench.reports.document import Block, Entry, Paragraph, bullets, clean, code, table
+from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.sections import (
     SETTING,
     Column,
@@ -21,10 +25,14 @@ from finetune_bench.reports.rows.sections import (
     Section,
     bare,
     canonical,
+    is_baseline,
+    referring,
     section_of,
     setting_of,
+    titles_of,
+    without_rate,
 )
-from finetune_bench.reports.text import interval, points
+from finetune_bench.reports.text import counted, interval, listed, points
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
 from finetune_bench.store.row import Row, Status
@@ -33,8 +41,10 @@ from finetune_bench.task import HELD_OUT
 HONEST = "settings chosen on held-out training data"
 # The label of a method with its parameters, and a learning rate.
 Setting: TypeAlias = tuple[str, float]
-
-# --- records ----------------------------------------------------------------------------------------------------------
+# Means that differ by less, in points, are the same: sums of the same scores in another order differ by rounding.
+_SAME = 1e-9
+_MOST_RATES = 6  # learning rates are named in a sentence, the others counted
+_MOST_REASON = 120  # characters of the reason why runs failed
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,9 @@ class Choice:
         column: The score.
         method: Label of the method at its defaults.
         budget: Settings that ended well on every seed.
+        rates: Their learning rates, ascending.
         honest: The setting chosen on held-out training data.
+        tied: All settings with its mean on held-out data, itself among them.
         optimistic: The setting chosen on the reported scores.
         honest_score: The honest setting's score in points, on the reported split.
         optimistic_score: The optimistic setting's score in points, on the reported split.
@@ -59,7 +71,9 @@ class Choice:
     column: Column
     method: str
     budget: int
+    rates: tuple[float, ...]
     honest: Setting
+    tied: tuple[Setting, ...]
     optimistic: Setting
     honest_score: Estimate
     optimistic_score: Estimate
@@ -73,87 +87,134 @@ class Search:
     """A search has made these choices in one setting.
 
     Attributes:
-        section: The honestly chosen runs, each method under the label of its default.
+        title: What the choice is by, and what sets this search apart where there are several.
+        where: What sets it apart, as the beginning of a sentence; "" where it is the only one.
+        section: The honestly chosen runs, each method under the label of its default; None where nothing is chosen.
         choices: One per method and task.
-        refused: Sentences about methods whose budget fell short.
-        rates: The learning rates of its runs.
+        refused: Sentences about methods that nothing is chosen for, and about choices among fewer settings than have
+            runs.
     """
 
-    section: Section
+    title: str
+    where: str
+    section: Section | None
     choices: tuple[Choice, ...]
     refused: tuple[str, ...]
-    rates: tuple[float, ...]
 
 
+@dataclass(frozen=True)
+class _Trials:
+    """What was tried of one method on one task.
+
+    Attributes:
+        method: Label of the method at its defaults.
+        complete: Runs by seed of the settings that ended well on every seed, the lowest learning rate first.
+        incomplete: The other settings that have a run, in the same order.
+        rows: All runs.
+    """
+
+    method: str
+    complete: Mapping[Setting, list[Row]]
+    incomplete: tuple[Setting, ...]
+    rows: list[Row]
+
+
+# --- the choice -------------------------------------------------------------------------------------------------------
+
+
+@cached
 def searches(data: Data) -> list[Search]:
     """Return every search in a store, one per model and recipe apart from the learning rate."""
-    tried: Mapping[str, Sequence[Setting]] = {
-        name: [(label, rate) for label, rate in settings]
-        for name, settings in (data.study.get("searched") or {}).items()
-    }
     groups: dict[str, list[Row]] = {}
     for row in data.rows:
         if row.get("held_out"):
-            groups.setdefault(canonical({key: _without_rate(row, key) for key in SETTING}), []).append(row)
-    return [_search(group, tried, data.study, several=len(groups) > 1) for group in groups.values() if tried]
+            groups.setdefault(canonical({key: without_rate(row, key) for key in SETTING}), []).append(row)
+    settings = [{**setting_of(group), "lr": None} for group in groups.values()]
+    return [_search(group, apart, data) for group, apart in zip(groups.values(), titles_of(settings), strict=True)]
 
 
-def edge_of_search(found: Sequence[Search]) -> list[str]:
-    """Return a warning where a search chose its highest or lowest learning rate most of the time."""
-    result = []
-    for search in found:
-        chosen = [choice.honest[1] for choice in search.choices]
-        for name, edge in (("lowest", min(search.rates, default=0.0)), ("highest", max(search.rates, default=0.0))):
-            if len(set(search.rates)) > 1 and 2 * chosen.count(edge) > len(chosen):
-                result.append(
-                    f"The {name} learning rate tried, {edge:g}, was chosen {chosen.count(edge)} of {len(chosen)} "
-                    f"times: a {name.replace('est', 'er')} one may be better still, and not for every method alike."
-                )
-    return result
+def all_sections(data: Data) -> list[Section]:
+    """Return every section of a report: those of a grid, then those of what searches chose."""
+    return [*data.sections, *(search.section for search in searches(data) if search.section is not None)]
 
 
-def _without_rate(row: Row, key: str) -> Any:
-    return {**row["recipe"], "lr": None} if key == "recipe" else row.get(key)
-
-
-def _search(
-    rows: Sequence[Row], tried: Mapping[str, Sequence[Setting]], study: Mapping[str, Any], *, several: bool
-) -> Search:
-    runs: dict[tuple[Setting, str], dict[int, Row]] = {}
-    for row in rows:
-        setting = (bare(row["method"]), row["recipe"]["lr"])
-        runs.setdefault((setting, row["task"]), {})[row["seed"]] = row
+def _search(rows: Sequence[Row], apart: str, data: Data) -> Search:
+    title, where = (f"{HONEST}, {apart}", f"{apart}: ") if apart else (HONEST, "")
     chosen: list[Row] = []
     choices: list[Choice] = []
     refused: list[str] = []
-    title = HONEST + (f", {rows[0]['model']}" if several else "")
     for task in dict.fromkeys(row["task"] for row in rows):
-        seeds = sorted({row["seed"] for row in rows if row["task"] == task})
-        complete = {
-            method: [setting for setting in settings if _complete(runs.get((setting, task), {}), seeds)]
-            for method, settings in tried.items()
-        }
-        budget = max(map(len, complete.values()), default=0)
-        for method, settings in complete.items():
-            if len(settings) < budget or not settings:
-                refused.append(
-                    f"{method} on {task}: {len(settings)} settings ended well on every seed, {budget} of the method "
-                    "with the most; with unequal budgets nothing is chosen."
-                )
-                continue
-            by_setting = {setting: [runs[setting, task][seed] for seed in seeds] for setting in settings}
-            choice = _choose(by_setting, method, title)
+        of_task = [row for row in rows if row["task"] == task]
+        tried = _tried(of_task, data.study.get("searched") or {})
+        standard = _standard(tried, data.options.baseline)
+        rates = _rates(standard.complete)
+        compared = [trials for trials in tried if trials.complete and _rates(trials.complete) == rates]
+        seeds = {row["seed"] for row in of_task}
+        refused += [where + text for text in _refusals(task, tried, compared, standard, seeds)]
+        for trials in compared:
+            choice = _choose(trials.complete, trials.method, title)
             choices.append(choice)
-            chosen += [_as_default(row, method) for row in by_setting[choice.honest]]
-    section = section_of(chosen, setting_of(chosen), title, study)
+            chosen += [_as_default(row, trials.method) for row in trials.complete[choice.honest]]
+    if not chosen:
+        return Search(title, where, None, (), tuple(refused))
+    section = section_of(chosen, setting_of(chosen), title, data.study)
+    if data.options.baseline is not None:
+        section = referring(section, data.options.baseline)
     choices.sort(key=lambda choice: section.methods.index(choice.method))
-    rates = tuple(sorted({row["recipe"]["lr"] for row in rows}))
-    return Search(section, tuple(choices), tuple(refused), rates)
+    return Search(title, where, section, tuple(choices), tuple(refused))
 
 
-def _complete(runs: Mapping[int, Row], seeds: Sequence[int]) -> bool:
-    """Return whether a setting's run ended well on every seed."""
-    return all(seed in runs and runs[seed]["status"] == Status.DONE for seed in seeds)
+def _tried(rows: Sequence[Row], searched: Mapping[str, Sequence[Sequence[object]]]) -> list[_Trials]:
+    """Return what was tried of every method with a run on a task, the baseline first.
+
+    Only settings that have a run count: commands of one folder, and blocks of one file, may try others elsewhere. A run
+    that no list of settings has is of a method of its own.
+    """
+    methods: dict[str, list[str]] = {}
+    for method, settings in searched.items():
+        for tried_setting in settings:
+            methods.setdefault(canonical(tried_setting), []).append(method)
+    seeds = sorted({row["seed"] for row in rows})
+    runs: dict[str, dict[Setting, dict[int, Row]]] = {}
+    for row in rows:
+        setting = (bare(row["method"]), float(row["recipe"]["lr"]))
+        for method in methods.get(canonical(setting), [setting[0]]):
+            runs.setdefault(method, {}).setdefault(setting, {})[row["seed"]] = row
+    tried = []
+    for method, of_method in runs.items():
+        by_seed = {setting: of_method[setting] for setting in sorted(of_method, key=lambda setting: setting[::-1])}
+        complete = {
+            setting: [of_setting[seed] for seed in seeds]
+            for setting, of_setting in by_seed.items()
+            if all(seed in of_setting and _is_scored(of_setting[seed]) for seed in seeds)
+        }
+        incomplete = tuple(setting for setting in by_seed if setting not in complete)
+        tried.append(_Trials(method, complete, incomplete, [row for of in by_seed.values() for row in of.values()]))
+    return sorted(tried, key=lambda trials: (not _is_baseline(trials), trials.method))
+
+
+def _is_baseline(trials: _Trials) -> bool:
+    return is_baseline(trials.rows[0].get("methods") or [])
+
+
+def _is_scored(row: Row) -> bool:
+    """Return whether a run ended well, with numbers to choose by and to report."""
+    of_splits = (row.get("metrics") or {}) if row["status"] == Status.DONE else {}
+    scores = {split: value for split, metrics in of_splits.items() if (value := metrics.get(row["metric"])) is not None}
+    return HELD_OUT in scores and len(scores) > 1 and all(map(math.isfinite, scores.values()))
+
+
+def _standard(tried: Sequence[_Trials], baseline: str | None) -> _Trials:
+    """Return the method whose budget the others are held to: the baseline, or the one with the most settings."""
+    for trials in tried:
+        is_asked = trials.method == baseline if baseline is not None else _is_baseline(trials)
+        if is_asked and trials.complete:
+            return trials
+    return max(tried, key=lambda trials: len(trials.complete))
+
+
+def _rates(settings: Mapping[Setting, object] | Sequence[Setting]) -> tuple[float, ...]:
+    return tuple(sorted(rate for _, rate in settings))
 
 
 def _as_default(row: Row, method: str) -> Row:
@@ -171,22 +232,147 @@ def _choose(by_setting: Mapping[Setting, list[Row]], method: str, title: str) ->
             [100 * np.mean([row["metrics"][name][metric] for name in names]) for row in by_setting[setting]]
         )
 
-    honest = max(by_setting, key=lambda setting: float(scores(setting, [HELD_OUT]).mean()))
-    optimistic = max(by_setting, key=lambda setting: float(scores(setting, splits).mean()))
-    means = [float(scores(setting, splits).mean()) for setting in by_setting]
+    held_out = {setting: float(scores(setting, [HELD_OUT]).mean()) for setting in by_setting}
+    reported = {setting: float(scores(setting, splits).mean()) for setting in by_setting}
+    tied = best_settings(held_out)
+    honest = tied[0]
+    best_reported = best_settings(reported)
+    optimistic = honest if honest in best_reported else best_reported[0]
     return Choice(
         section=title,
         column=Column(first["task"], splits, metric, f"{first['task']} {metric}"),
         method=method,
         budget=len(by_setting),
+        rates=_rates(by_setting),
         honest=honest,
+        tied=tuple(tied),
         optimistic=optimistic,
         honest_score=estimates.t_interval(scores(honest, splits)),
         optimistic_score=estimates.t_interval(scores(optimistic, splits)),
         optimism=estimates.paired_difference(scores(optimistic, splits), scores(honest, splits)),
-        best_of=tuple(estimates.expected_maximum(means, k) for k in range(1, len(means) + 1)),
+        best_of=tuple(estimates.expected_maximum(list(reported.values()), k) for k in range(1, len(reported) + 1)),
         cells=tuple(row["id"] for row in by_setting[honest]),
     )
+
+
+def best_settings(means: Mapping[Setting, float]) -> list[Setting]:
+    """Return the settings with the highest mean in points, in their order; several where they tie."""
+    highest = max(means.values())
+    return [setting for setting, mean in means.items() if mean >= highest - _SAME]
+
+
+# --- what is said of it -----------------------------------------------------------------------------------------------
+
+
+def warnings_of_searches(data: Data, found: Sequence[Search]) -> list[str]:
+    """Return what stands before all tables: runs that are missing, unequal budgets, and choices at an edge."""
+    texts = [*_unfinished(data, found), *(text for search in found for text in search.refused)]
+    return [*texts, *edge_of_search(found)]
+
+
+def edge_of_search(found: Sequence[Search]) -> list[str]:
+    """Return a warning where a search chose the highest or lowest learning rate that it had most of the time."""
+    result = []
+    for search in found:
+        choices = [choice for choice in search.choices if choice.rates[0] < choice.rates[-1]]
+        for name, place in (("lowest", 0), ("highest", -1)):
+            # Where other rates tie with it, an edge was chosen by the rule for ties and tells of nothing beyond it.
+            best_rates = [(choice.rates[place], {rate for _, rate in choice.tied}) for choice in choices]
+            at_edge = [edge for edge, rates in best_rates if rates == {edge}]
+            if 2 * len(at_edge) > len(choices):
+                edges = [f"{edge:g}" for edge in sorted(set(at_edge))]
+                by_task = f"{', '.join(edges[:-1])} or {edges[-1]} by task" if len(edges) > 1 else edges[0]
+                start = f"{search.where}the {name}" if search.where else f"The {name}"
+                result.append(
+                    f"{start} learning rate tried, {by_task}, was chosen {len(at_edge)} of {len(choices)} times: a "
+                    f"{name.replace('est', 'er')} one may be better still, and not for every method alike."
+                )
+    return result
+
+
+def ties_of(search: Search) -> list[str]:
+    """Return where several settings had the same mean on held-out data, and which of them counts."""
+    return [
+        f"{search.where}{choice.method} on {choice.column.task}: {len(choice.tied)} of {choice.budget} settings have "
+        f"the best mean on held-out data (learning rates {_named(_rates(choice.tied))}); of these the lowest learning "
+        "rate counts."
+        for choice in search.choices
+        if len(choice.tied) > 1
+    ]
+
+
+def _unfinished(data: Data, found: Sequence[Search]) -> list[str]:
+    """Return how many runs that were asked for have no result, where something is chosen among their like."""
+    asked = set(data.study.get("cells") or () if data.options.cells is None else data.options.cells)
+    missing = asked - {row["id"] for row in data.stored}
+    if not found or not missing:
+        return []
+    return [
+        f"{len(missing)} of {counted(len(asked), 'run')} that were asked for have no result yet, so a choice may be "
+        "among fewer settings than were asked for; the same command runs the rest."
+    ]
+
+
+def _refusals(
+    task: str, tried: Sequence[_Trials], compared: Sequence[_Trials], standard: _Trials, seeds: Set[int]
+) -> list[str]:
+    """Return a sentence for the methods of which nothing is chosen on a task, or not among all that have runs."""
+    methods: dict[str, list[str]] = {}
+    for trials in tried:
+        number = len(trials.complete)
+        if number == 0:
+            reason = f"no setting ended well on every seed, so nothing is chosen ({_what_ended(trials.rows, seeds)})"
+        elif trials not in compared:
+            reason = f"{_budgets(trials, standard)}, so they are not compared ({_missing_rates(trials, standard)})"
+        elif number == 1:
+            reason = (
+                f"only one setting ended well on every seed (learning rate {_named(_rates(trials.complete))}), so "
+                "nothing was chosen on held-out data"
+            )
+        elif trials.incomplete:
+            reason = (
+                f"chosen among {number} of {number + len(trials.incomplete)} settings: not every seed ended well at "
+                f"{_named(_rates(trials.incomplete))}"
+            )
+        else:
+            continue
+        methods.setdefault(reason, []).append(trials.method)
+    return [f"{listed(names)} on {task}: {reason}." for reason, names in methods.items()]
+
+
+def _budgets(trials: _Trials, standard: _Trials) -> str:
+    only_rates = all(label == of.method for of in (trials, standard) for label, _ in (*of.complete, *of.incomplete))
+    noun = "learning rate" if only_rates else "setting"
+    return f"tuned among {counted(len(trials.complete), noun)}, {standard.method} among {len(standard.complete)}"
+
+
+def _missing_rates(trials: _Trials, standard: _Trials) -> str:
+    """Return at which learning rates only one of two methods has a setting that ended well, and why."""
+    parts = []
+    for lacking, other, whose in ((trials, standard, ""), (standard, trials, f" of {standard.method}")):
+        only_other = Counter(_rates(other.complete)) - Counter(_rates(lacking.complete))
+        unended = Counter(_rates(lacking.incomplete)) & only_other
+        never = only_other - unended
+        parts += [f"no runs{whose} at {_named(sorted(never.elements()))}"] if never else []
+        parts += [f"not every seed{whose} ended well at {_named(sorted(unended.elements()))}"] if unended else []
+    return "; ".join(parts)
+
+
+def _what_ended(rows: Sequence[Row], seeds: Set[int]) -> str:
+    """Return what became of most runs that did not end well, or which of the task's seeds a method was not run with."""
+    reasons = Counter((row["status"], clean(row.get("reason") or "")) for row in rows if row["status"] != Status.DONE)
+    for (status, reason), number in reasons.most_common(1):
+        short = reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON]}…"
+        return f"{number} of {counted(len(rows), 'run')} {status}" + (f": {short.rstrip('.')}" if short else "")
+    never = [str(seed) for seed in sorted(seeds - {row["seed"] for row in rows})]
+    if never:
+        return f"no runs of seed{'s' if len(never) > 1 else ''} {listed(never)}, which others have"
+    return "runs of some seeds are missing, or have no score"
+
+
+def _named(rates: Sequence[float]) -> str:
+    more = [f"{len(rates) - _MOST_RATES} more"] if len(rates) > _MOST_RATES else []
+    return listed([*(f"{rate:g}" for rate in rates[:_MOST_RATES]), *more])
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
@@ -194,6 +380,8 @@ def _choose(by_setting: Mapping[Setting, list[Row]], method: str, title: str) ->
 
 def search_blocks(search: Search) -> list[Block]:
     """Return what a search chose, how optimistic the other protocol is, and what a smaller budget would bring."""
+    if not search.choices:
+        return [*bullets(search.refused, findings=True)]
     rows: list[list[str | Entry]] = []
     for choice in search.choices:
         settings = [f"{code(label)} at {rate:g}" for label, rate in (choice.honest, choice.optimistic)]
@@ -209,28 +397,31 @@ def search_blocks(search: Search) -> list[Block]:
                 Entry(difference, choice.optimism.value),
             ]
         )
-    budget = max((choice.budget for choice in search.choices), default=0)
-    sizes = sorted({1, *(2**power for power in range(1, 12) if 2**power < budget), budget})
-    best = [
-        [code(choice.method), choice.column.title, *(points(choice.best_of[size - 1]) for size in sizes)]
+    budgets = sorted({choice.budget for choice in search.choices})
+    sizes = sorted({1, *(2**power for power in range(1, 12) if 2**power < budgets[-1]), *budgets})
+    best: list[list[str | Entry]] = [
+        [
+            code(choice.method),
+            choice.column.title,
+            *(points(choice.best_of[size - 1]) if size <= choice.budget else "—" for size in sizes),
+        ]
         for choice in search.choices
     ]
     optimism = [choice.optimism.value for choice in search.choices]
     notes = [
-        f"{budget} settings per method, the same number for all, the first its default; the learning rates are the "
-        "same for all methods. A setting is chosen per method and task by its mean over the seeds.",
+        f"Chosen per method and task by the mean over the seeds, among {' or '.join(map(str, budgets))} settings: on a "
+        "task as many for every method, at the same learning rates. Of settings with the same mean the one with the "
+        "lowest learning rate counts.",
         "Honest: chosen on held-out training data, reported on the evaluation split. Optimistic: chosen on the "
         "evaluation split it is reported on, as papers do. The difference is the optimism of that protocol, "
         f"{points(float(np.mean(optimism)), sign=True)} points on average here; every comparison here uses the honest "
-        "one."
-        if optimism
-        else "No method has a setting that ended well on every seed.",
+        "one.",
     ]
     under = "Under a tuning budget: the expected best mean score of k settings drawn from those tried, unbiased, chosen"
     header = ("method", "score", "honest choice", "its score", "optimistic choice", "its score", "optimism")
     return [
         table("choices", header, rows, align="left"),
-        *bullets(search.refused, findings=True),
+        *bullets([*search.refused, *ties_of(search)], findings=True),
         *bullets(notes),
         Paragraph(f"{under} on the reported scores."),
         table("budget", ("method", "score", *(f"k = {size}" for size in sizes)), best),

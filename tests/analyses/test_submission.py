@@ -84,6 +84,23 @@ def test_a_test_set_of_another_size_is_refused_before_any_compute(tmp_path: Path
         Submission().check(registry.task("cola"), tmp_path, "tiny")  # there is none at all
 
 
+@pytest.mark.parametrize("rows", [5, 3001])
+def test_a_run_with_a_test_set_of_another_size_ends_before_any_compute(
+    rows: int, tmp_path: Path, tiny_checkpoint: Path, capsys: Any
+) -> None:
+    folder = tmp_path / "nyu-mll" / "glue" / "rte"
+    write_test_set(tmp_path, rows)
+    labelled = {"sentence1": ["a", "b"] * 4, "sentence2": ["c"] * 8, "label": [0, 1] * 4, "idx": list(range(8))}
+    for split in ("train", "validation"):
+        pq.write_table(pa.table(labelled), folder / f"{split}-00000-of-00001.parquet")
+    words = ["--tasks", "rte", "--data-root", str(tmp_path), "--model", str(tiny_checkpoint), "--methods", "vanilla"]
+    for command in ("plan", "run"):
+        assert cli.main([command, *words, "--analyses", "submission", "--out", str(tmp_path / "run")]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"RTE needs the 3000 rows of the split test of nyu-mll/glue, config rte; {rows} came from" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_rows_are_in_the_order_of_the_official_index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "FILES", (small("RTE", 4),))
     write_test_set(tmp_path, 4, [2, 0, 3, 1])

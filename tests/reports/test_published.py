@@ -16,8 +16,10 @@ from finetune_bench.papers.presets import load_preset
 from finetune_bench.papers.published import load_paper
 from finetune_bench.recipe import Recipe
 from finetune_bench.reports.published.judge import Judged, JudgedClaim
+from finetune_bench.reports.published.own import best_setting, how_chosen
 from finetune_bench.reports.published.write import Verification, verification, write
 from finetune_bench.store.store import Store
+from finetune_bench.task import HELD_OUT
 from tests.synthetic_store import make_row, put
 
 HYPE = load_paper("hype")
@@ -245,6 +247,24 @@ def test_held_out_data_choose_where_a_search_set_some_aside(tmp_path: Path) -> N
     assert (judged.chosen.learning_rate, judged.chosen.by) == (1e-5, "held-out data")
     assert judged.chosen.optimism == pytest.approx(2.0)
     assert "20% of the training examples set aside" in judged.standing.differing
+
+
+@pytest.mark.parametrize("split", [HELD_OUT, "validation"])
+def test_of_settings_that_tie_the_lowest_rate_counts_and_is_told(split: str) -> None:
+    rows = []
+    for label, rate, score in (("hype", 3e-5, 0.7), ("hype(eps=1e-4)", 1e-5, 0.7), ("hype", 2e-5, 0.6)):
+        for seed in (1, 2):
+            row = make_row("hype", "rte", seed)
+            row["recipe"] = {**row["recipe"], "lr": rate}
+            rows.append(
+                row | {"method": label, "metrics": {name: {"accuracy": score} for name in ("validation", split)}}
+            )
+    rows.append({**rows[0], "recipe": {**rows[0]["recipe"], "lr": 9e-5}})  # of one seed, and so no candidate
+    chosen = best_setting(rows, "validation", "accuracy")
+    assert chosen is not None
+    assert (chosen.label, chosen.learning_rate, chosen.tried) == ("hype(eps=1e-4)", 1e-5, 3)
+    assert "the best of 3 settings by" in how_chosen(chosen)
+    assert "2 settings have this mean, and of these the lowest learning rate counts" in how_chosen(chosen)
 
 
 def test_a_claim_needs_all_of_its_tasks(tmp_path: Path) -> None:
