@@ -309,7 +309,8 @@ def notes_on_muon(cells: Sequence[Cell]) -> list[str]:
         numbers, of_all = (sum(p.numel() for p in weights) / 1e6 for weights in (matrices, skeleton.parameters()))
         notes.append(
             f"{pretrained.label(cell.model)}: muon steps the {len(matrices)} matrices of the layers, {numbers:.3g}M of "
-            f"{of_all:.3g}M weights; AdamW steps the others: embeddings, norms, biases, pooler and head."
+            f"{of_all:.3g}M weights, unless a method freezes them or puts adapters beside; AdamW steps the others: "
+            "embeddings, norms, biases, pooler and head."
         )
     return notes
 
