@@ -11,6 +11,14 @@ from finetune_bench.parameters import parameter, validate
 
 DEFAULT_EPOCHS = 3
 
+# What makes the steps. At its default it is left out of files and cell ids, so that those of before stay what they are.
+OPTIMIZERS = ("adamw", "lion", "muon")
+# Why an optimiser is no fair comparison at AdamW's learning rate, and which rates to try.
+OWN_LEARNING_RATES = {
+    "lion": "each entry moves by the whole rate at each step: try a third to a tenth of AdamW's rate",
+    "muon": "its steps in the layers' matrices are scaled to be as large as AdamW's, and bear 1 to 10 times its rate",
+}
+
 # How a batch is laid out; each layout leaves more out than the one before it.
 BATCH_LAYOUTS = ("padded", "unpadded", "unpadded_trimmed")
 
@@ -49,8 +57,9 @@ class Recipe:
     warmup: float = parameter(0.1, interval="[0, inf)", help="share of the steps, or steps if ≥ 1 ({default})")
     # Biases and norms don't decay.
     weight_decay: float = parameter(0.1, interval="[0, inf)", help="decoupled weight decay ({default})")
-    beta1: float = parameter(0.9, interval="[0, 1)", help="AdamW's first beta")
-    beta2: float = parameter(0.99, interval="[0, 1)", help="AdamW's second beta")
+    optimizer: str = parameter("adamw", choices=OPTIMIZERS, help="adamw, lion, or muon for matrices ({default})")
+    beta1: float = parameter(0.9, interval="[0, 1)", help="AdamW's or Lion's first beta")
+    beta2: float = parameter(0.99, interval="[0, 1)", help="AdamW's or Lion's second beta")
     adam_eps: float = parameter(1e-6, interval="(0, inf)", help="AdamW's epsilon ({default})")
     clip: float = parameter(1.0, interval="(0, inf]", help="largest global gradient norm, inf for none ({default})")
     max_length: int = parameter(128, interval="[2, inf)", help="tokens per example at most ({default})")
@@ -72,10 +81,18 @@ class Recipe:
                 f"--accumulation must divide --batch-size, so that micro-batches are alike; "
                 f"got {self.accumulation} and {self.batch_size}."
             )
+        if self.optimizer == "lion" and self.adam_eps != type(self).adam_eps:
+            raise UsageError(
+                f"--adam-eps: --optimizer lion divides by nothing and has no epsilon; leave it at "
+                f"{type(self).adam_eps:g}, got {self.adam_eps:g}."
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the recipe as files and cell ids hold it; `from_dict` reads it back."""
-        return in_files(asdict(self))
+        values = in_files(asdict(self))
+        if self.optimizer == OPTIMIZERS[0]:
+            del values["optimizer"]
+        return values
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Recipe:

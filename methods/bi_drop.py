@@ -24,7 +24,7 @@ last pass's gradient: `bi_drop+l2_sp`, `bi_drop+r3f`. `mixup` therefore goes wit
 `hype` draw anew for each pass, which makes passes differ as dropout does. The methods that change gradients, too, see
 those that are left. Decoupled weight decay and Adam's moments move also what is not kept. Refused: `sam`, `awp`,
 `freelb` and `fgm`, which end passes early themselves; gradient accumulation, where a pass's gradient is that of several
-micro-batches.
+micro-batches; `--optimizer muon`, which makes the step of an entry from its whole matrix.
 
 **Deviations from the paper.** The authors' repository has no code, and this file follows the abstract.
 1. The paper selects by two factors, of which the second is the size of the weight; here the agreement of the gradients
@@ -46,6 +46,7 @@ from torch.optim import Optimizer
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.reasons import without_masked_steps
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, parameter
@@ -97,7 +98,7 @@ class BiDrop(Method):
         return ("backward passes of a step",)
 
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse equal passes, accumulation, and gradients that don't belong to one pass."""
+        """Refuse equal passes, accumulation, gradients that don't belong to one pass, and steps that aren't masked."""
         if not facts.passes_differ:
             return "its passes would be identical: no dropout is active and no partner draws noise"
         if facts.recipe.accumulation > 1:
@@ -108,7 +109,7 @@ class BiDrop(Method):
                     f"what {partner.name} makes of the loss outside of it would count as the last pass's gradient; "
                     f"write bi_drop+{partner.name}"
                 )
-        return None
+        return without_masked_steps(facts) if self.share < 1 else None
 
     def warning(self, facts: Facts) -> str | None:
         """Say where nothing is chosen."""

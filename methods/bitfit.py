@@ -42,6 +42,7 @@ from torch import nn
 from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_trained_matrices
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import body, is_linear, layers, parameter_depths
 from finetune_bench.parameters import parameter
@@ -114,7 +115,7 @@ class BitFit(Method):
                 return f"the queries of {owner} have no biases of their own; terms=all trains all that it has"
         except ModelError as error:
             return str(error)
-        return None
+        return without_trained_matrices(facts)
 
     def warning(self, facts: Facts) -> str | None:
         """Say where an anchor has hardly anything to hold."""

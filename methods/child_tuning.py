@@ -26,7 +26,8 @@ dropout, from streams of its own; training draws what it would draw without D.
 
 **Interactions.** After F the gradient's norm can exceed the clipping bound, as a rule by 1/√p. A masked weight still
 moves by momentum in F, and by weight decay in both, as in the official code. `hype+child_tuning_d`: HyPe's noise is on
-while D measures. `mixout+child_tuning_d`: Mixout is off then, as it starts after every setup.
+while D measures. `mixout+child_tuning_d`: Mixout is off then, as it starts after every setup. With
+`--optimizer muon`, which makes the step of an entry from its whole matrix, only `strict` is left.
 
 **Deviations from the paper and its code.**
 1. Encoder layers are found by structure. The official rule, names that contain "layer", picks the same weights in BERT,
@@ -56,6 +57,7 @@ from finetune_bench.errors import FinetuneBenchError, ModelError
 from finetune_bench.functional import bernoulli_mask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_masked_steps
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.structure import layers
 from finetune_bench.parameters import Range, parameter
@@ -142,6 +144,10 @@ class ChildTuningF(Method):
         help="share of each gradient kept per step (script)",
     )
 
+    def unsupported(self, facts: Facts) -> str | None:
+        """Refuse steps that masks of gradients don't mask."""
+        return without_masked_steps(facts) if self.reserve_p < 1 else None
+
     def gradients(self, run: Run) -> None:
         """Mask every gradient with a fresh mask."""
         generator = run.generator(self.name)
@@ -173,12 +179,12 @@ class ChildTuningD(Method):
         return ("weights after the step",) if self.strict else ()
 
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse models whose layers are not found."""
+        """Refuse models whose layers are not found, and steps that masks don't mask unless weights are put back."""
         try:
             layers(facts.skeleton)
         except ModelError as error:
             return str(error)
-        return None
+        return without_masked_steps(facts) if self.reserve_p < 1 and not self.strict else None
 
     def memory(self, inner: Memory) -> Memory:
         """Add a boolean for each weight of the layers, and their copy under `strict`."""

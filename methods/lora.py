@@ -35,6 +35,7 @@ layers would be frozen; `top_k` and others that choose what trains, too. Anchors
 `l2_sp`, `prior_decay` and `recadam` are refused, `child_tuning_f`, `child_tuning_d` and `sage` as methods on weights
 that are frozen here. `layerwise_lr_decay` is refused: it would take the adapters for the head's. `sam`, `ema` and
 `swa` act on adapters and head. `pissa` refuses all that reads the pre-trained weights, for it splits them.
+`--optimizer muon` takes the two matrices of low-rank kinds, and is refused with kinds that have none.
 
 **No neutral setting.** At the start it predicts what vanilla predicts, but then trains other weights.
 
@@ -66,6 +67,7 @@ from torch import Tensor, nn
 from finetune_bench.errors import FinetuneBenchError, ModelError
 from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_trained_matrices
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import body, is_linear, is_norm, layers, weights_replaced
 from finetune_bench.parameters import parameter
@@ -165,7 +167,7 @@ class _Adapted(Method):
                 return f"{type(facts.skeleton).__name__} has no linear layer of torch's within its layers, or no norm"
         except ModelError as error:
             return str(error)
-        return None
+        return None if self._kind() in LOW_RANK else without_trained_matrices(facts)
 
     def memory(self, inner: Memory) -> Memory:
         """Take gradients and moments of the frozen weights off."""

@@ -4,37 +4,40 @@
 two examples the prediction goes straight.
 
 **Formula.** r' = λ · r + (1 − λ) · r_π and q' = λ · q + (1 − λ) · q_π, with λ ~ Beta(α, α), π a permutation of the
-batch, q the one-hot labels or the numbers of a regression, and r either what enters the head's last layer or the raw
-token embeddings, position by position. The loss is that of the mixture's prediction against q'.
+batch, q the one-hot labels or the numbers of a regression, and r what enters the head's last layer, or, position by
+position, the raw token embeddings or what leaves a layer of the encoder (TMix). The loss is that of the mixture's
+prediction against q'.
 
-**Hyper-parameters.** `alpha` ≥ 0, 0.4 (ours); 0.05 to 2 is a sensible search; the smaller, the nearer λ lies to 0 or
-1, and at 0 nothing is mixed · `where`: `head` or `embeddings` · `dominant`: λ is taken as max(λ, 1 − λ), so that an
-example is mostly itself · `per`: one λ for each `example`, or one for the `batch`.
+**Hyper-parameters.** `alpha` ≥ 0, 0.4 (ours); 0.05 to 2 is a sensible search; the smaller, the nearer λ lies to 0 or 1,
+and at 0 nothing is mixed · `where`: `head`, `embeddings` or `layer` · `dominant`: λ is taken as max(λ, 1 − λ), so that
+an example is mostly itself · `per`: one λ for each `example`, or one for the `batch`.
 
 **Where it acts.** In the objective: all passes inside have one mixture and its labels. At the head the logits are
 mixed: the last layer is linear, so that this is what mixing its input gives, to rounding. For embeddings a token is
-seen if it is one of either text. Evaluation is free of it.
+seen if it is one of either text. For `layer` one layer of the upper half is drawn each time, of BERT-base one of 7 to
+12; what lies above it attends to the tokens of the first text only. Evaluation is free of it.
 
-**Cost.** One forward and one backward pass; a few vectors.
+**Cost.** One forward and one backward pass; a few vectors. The batch has the hidden states of both texts, so that the
+layers below are not computed twice.
 
 **Randomness drawn.** For each evaluation of the objective one permutation of the batch from the method's own stream,
-and batch numbers, or one, from a stream of its own, whatever is drawn elsewhere.
+and for `layer` the layer, and batch numbers, or one, from a stream of its own, whatever is drawn elsewhere.
 
 **Interactions.** It stands left of methods that make several passes, which then all have one mixture: `mixup+rdrop`,
 `mixup+freelb`, `mixup+sam`. Right of them it is refused, for each pass would have another one. `hype`: noise on each
 text before they are mixed at the head. `neftune`, `freelb`: the length of a mixture of embeddings is that of its first
 text. Methods that change the losses of single examples get those of the mixtures. Refused: `match_tuning`, which mixes
-the batch, too; `kl_anchor`. With gradient accumulation π stays within a micro-batch, so that the result depends on its
-size, and a micro-batch of one example is left as it is; a warning says so. A task with a loss of its own has to say the
-losses of single examples.
+the batch, too; `kl_anchor`; gradient checkpointing with `layer`. With gradient accumulation π stays within a
+micro-batch, so that the result depends on its size, and a micro-batch of one example is left as it is; a warning says
+so. A task with a loss of its own has to say the losses of single examples.
 
 **Deviations from the papers and their code.**
 1. Mixup-Transformer fixes λ and begins at some epoch; here λ is drawn, and mixing goes on throughout.
-2. TMix mixes the hidden states of a layer drawn anew for each batch, under the first text's mask, with α = 0.75; that
-   is not here: `embeddings` is its lowest place, under the mask of both.
+2. TMix draws the layer from a set of its own, 7, 9 and 12 of BERT-base's, with α = 0.75; here from all of the upper
+   half. As in its code, the first text's mask stays, and padding is mixed in where the other text is shorter.
 3. One λ for each example; `per=batch` is the published form.
 4. Token types and positions stay those of the first text.
-5. A pass over mixed embeddings is made with padding also in runs without.
+5. A pass over mixed embeddings or hidden states is made with padding also in runs without.
 
 **Source.** Zhang et al., ICLR 2018 (arXiv 1710.09412); on text: Sun et al., COLING 2020 (arXiv 2010.02394), and Chen,
 Yang and Yang, ACL 2020 (arXiv 2004.12239), code SALT-NLP/MixText.
@@ -57,7 +60,7 @@ from finetune_bench.method.asking import ask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Passes
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
-from finetune_bench.model.structure import output_layer
+from finetune_bench.model.structure import layer_outputs_changed, layers, output_layer
 from finetune_bench.parameters import Range, parameter
 
 REFUSED = {
@@ -104,6 +107,27 @@ def logits_mixed(model: nn.Module, order: Tensor, share: Tensor) -> Iterator[Non
         handle.remove()
 
 
+@contextmanager
+def layers_mixed(model: nn.Module, order: Tensor, share: Tensor, chosen: Tensor) -> Iterator[None]:
+    """Mix what leaves one layer, in every forward pass inside; each is made with padding.
+
+    Args:
+        model: the classifier.
+        order: the other text of each, (batch,).
+        share: λ of each, (batch,).
+        chosen: the layer's index from 0, 0-dim.
+    """
+    count = len(layers(model))
+
+    def change(index: int, entered: Tensor, left: Tensor) -> Tensor:
+        # A shared layer counts its calls on from pass to pass. Which layer it is, only the device knows: at a share of
+        # 1 the others give what they have, to the last bit.
+        return mix(left, order, torch.where(chosen == index % count, share, 1.0))
+
+    with layer_outputs_changed(model, change):
+        yield
+
+
 class Mixup(Method):
     """Texts and labels mixed in pairs."""
 
@@ -116,9 +140,9 @@ class Mixup(Method):
     )
     where: str = parameter(
         "head",
-        choices=("head", "embeddings"),
+        choices=("head", "embeddings", "layer"),
         search=("head", "embeddings"),
-        help="what is mixed: the input of the head's last layer, or the token embeddings",
+        help="what is mixed: the input of the head's last layer, token embeddings, or what leaves a layer",
     )
     dominant: bool = parameter(True, help="take max(λ, 1 − λ), so that an example is mostly itself")
     per: str = parameter("example", choices=("example", "batch"), help="what has a λ of its own")
@@ -138,10 +162,14 @@ class Mixup(Method):
                 return f"each pass of {partner.name} would have another mixture; write mixup+{partner.name}"
         if not facts.task.is_mean_of_losses:
             return f"the loss of '{facts.task.name}' is its own, and it doesn't say the losses of single examples"
+        if self.where == "layer" and facts.recipe.gradient_checkpointing:
+            return "gradient checkpointing computes the layers again without the mixture of their outputs"
+        needed = {"head": output_layer, "layer": layers}.get(self.where)
         try:
-            output_layer(facts.skeleton)
+            if needed is not None:
+                needed(facts.skeleton)
         except ModelError as error:
-            return str(error) if self.where == "head" else None
+            return str(error)
         return None
 
     def warning(self, facts: Facts) -> str | None:
@@ -162,6 +190,11 @@ class Mixup(Method):
         if self.where == "head":
             with logits_mixed(step.run.model, order, share):
                 objective = inner(view)
+        elif self.where == "layer":
+            # The mask that the pass has anyway, given so that it is made with padding.
+            mask = step.batch.inputs["attention_mask"] if view.mask is None else view.mask
+            with layers_mixed(step.run.model, order, share, self.draw_layer(step.run)):
+                objective = inner(replace(view, mask=mask))
         else:
             mask = step.batch.inputs["attention_mask"] if view.mask is None else view.mask
             embeds = mix(step.embeds(view), order, share)
@@ -177,6 +210,11 @@ class Mixup(Method):
                 count if self.per == "example" else 1, self.alpha, dominant=self.dominant, device=run.device
             )
         return order, shares.expand(count)
+
+    def draw_layer(self, run: Run) -> Tensor:
+        """Draw the layer after which hidden states are mixed, of the upper half, 0-dim on the device."""
+        count = len(layers(run.model))
+        return torch.randint(count // 2, count, (), generator=run.generator(self.name), device=run.device)
 
     def mix_labels(self, step: Step, view: View, order: Tensor, share: Tensor) -> Tensor:
         """Mix the labels: (batch, classes) probabilities, or (batch,) numbers."""

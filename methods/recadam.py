@@ -85,6 +85,7 @@ class RecAdam(Method):
     acts_on = "gradients"
     batch_layout = "unpadded"
     reads_pretrained = True
+    needs_adamw = "it weighs its pull against Adam's direction"
 
     anneal: str = parameter(
         "sigmoid", choices=("sigmoid", "linear", "none"), neutral="none", help="how λ goes from 0 to 1 (script)"

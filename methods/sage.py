@@ -84,6 +84,7 @@ class SAGE(Method):
     name = "sage"
     acts_on = "gradients"
     batch_layout = "unpadded_trimmed"
+    needs_adamw = "it makes the steps of some weights itself, by AdamW's moments"
 
     beta0: float = parameter(
         0.75, interval="[0, 1)", search=Range(0.5, 0.9), help="β₀: memory of the sensitivity's average (official code)"

@@ -100,6 +100,7 @@ class ScheduleFree(Method):
     name = "schedule_free"
     acts_on = "averages of weights"
     batch_layout = "unpadded"
+    needs_adamw = "it makes all steps itself, as AdamW without a schedule"
     own_learning_rate = "its best rate is 1 to 10 times that of AdamW"
 
     beta: float = parameter(

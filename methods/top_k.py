@@ -37,6 +37,7 @@ from __future__ import annotations
 from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_trained_matrices
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.parameters import parameter
@@ -78,6 +79,8 @@ class TopKTuning(Method):
                 f"k={self.k} can't be trained alone: {type(facts.skeleton).__name__} runs {shared} shared "
                 f"layer{'s' if shared > 1 else ''} {len(runs)} times"
             )
+        if trained == 0 and (reason := without_trained_matrices(facts)):
+            return reason
         for partner in facts.partners:
             if partner.name == "child_tuning_d" and trained == 0:
                 return "with k=0 no encoder layer trains that Child-Tuning-D could choose weights of"

@@ -74,6 +74,8 @@ def page(name: str) -> str:
         head.append(f"This card also describes {others}.")
     if owner.own_learning_rate:
         head.append(f"It is to be compared at its own learning rate: {owner.own_learning_rate}.")
+    if owner.needs_adamw:
+        head.append(f"It needs `--optimizer adamw`: {owner.needs_adamw}.")
     return "\n\n".join([*head, as_markdown(text.strip()), *costs(owner()), *parameters(owner)]) + "\n"
 
 

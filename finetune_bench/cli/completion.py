@@ -21,6 +21,7 @@ Completer = Callable[..., Sequence[str]]
 
 # What an option's value may be where it is one of a few words.
 _WORDS = {
+    "optimizer": ("adamw", "lion", "muon"),
     "executor": ("local", "ray", "slurm"),
     "precision": ("fp32", "tf32", "bf16", "fp16"),
     "batch_layout": ("auto", "padded", "unpadded", "unpadded_trimmed"),

@@ -67,6 +67,8 @@ def stack(text: str) -> Shown:
     ]
     rates = {method.name: method.own_learning_rate for method in made.methods if method.own_learning_rate}
     costs += [f"\n{name} is to be compared at its own learning rate: {why}." for name, why in rates.items()]
+    needs = {method.name: method.needs_adamw for method in made.methods if method.needs_adamw}
+    costs += [f"\n{name} needs --optimizer adamw: {why}." for name, why in needs.items()]
     if len(methods) == 1:
         return facts, "\n".join([methods[0]["card"], "", *costs, "", "Parameters:\n", _parameters(methods[0])])
     parts = [f"{facts['label']}: a stack of {len(methods)} methods; the leftmost is outermost.", "\n".join(costs)]

@@ -41,7 +41,7 @@ from finetune_bench.metrics import Kind
 from finetune_bench.model.dropout import Dropout, dropout_rates, switch_off, with_dropout
 from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.model.structure import is_decoder
-from finetune_bench.recipe import Recipe
+from finetune_bench.recipe import OPTIMIZERS, Recipe
 from finetune_bench.task import Batch, Task, TaskData
 from finetune_bench.training.examples import Encoded
 from finetune_bench.training.run import TrainingRun, TrainingStep
@@ -116,19 +116,24 @@ def attach(
 
 
 def recipe_of(optimizer: Optimizer, recipe: Recipe) -> Recipe:
-    """Take over what an optimiser's groups say of how it trains: the largest rate and decay, the first's betas and eps.
+    """Take over what an optimiser says of how it trains: its kind, largest rate and decay, the first betas and eps.
+
+    Which kind it is, its class's name says: there are many versions of each.
 
     Args:
         optimizer: torch's or one like it.
         recipe: keeps what the groups don't say.
     """
-    groups = optimizer.param_groups
+    groups, kind = optimizer.param_groups, type(optimizer).__name__.lower()
     values: dict[str, Any] = {"weight_decay": max(float(group.get("weight_decay") or 0.0) for group in groups)}
+    values["optimizer"] = next((name for name in ("lion", "muon") if name in kind), OPTIMIZERS[0])
     if (rate := max(float(group.get("lr") or 0.0) for group in groups)) > 0:
         values["lr"] = rate
-    if isinstance(betas := groups[0].get("betas"), tuple | list) and len(betas) == 2:
+    # Muon's groups have an epsilon of another kind, and no betas.
+    first = next((group for group in groups if "betas" in group), {})
+    if isinstance(betas := first.get("betas"), tuple | list) and len(betas) == 2:
         values |= {"beta1": float(betas[0]), "beta2": float(betas[1])}
-    if isinstance(eps := groups[0].get("eps"), float) and eps > 0:
+    if isinstance(eps := first.get("eps"), float) and eps > 0 and values["optimizer"] != "lion":
         values["adam_eps"] = eps
     return dataclasses.replace(recipe, **values)
 
@@ -286,15 +291,29 @@ class Attached:
         """Return the optimiser to use from here on; some methods change it. Make the scheduler after it.
 
         What methods say of its learning rate, weight decay, betas and epsilon is in `warnings` from here on.
+
+        Raises:
+            Unsupported: a method can't go with this optimiser.
         """
         if self._optimizer is not None:
             raise FinetuneBenchError("The methods have had their optimiser; attach anew for another one.")
         self.run.recipe = recipe_of(optimizer, self.run.recipe)
         self._facts = dataclasses.replace(self._facts, recipe=self.run.recipe)
+        if reason := self._stack.unsupported(self._facts) or self._why_not(optimizer):
+            raise Unsupported(reason)
         self.warnings = self._stack.warnings(self._facts)
         self._optimizer = self.run.method.optimizer(optimizer, self.run)
         self._optimizer.register_step_pre_hook(self._stepping)
         return self._optimizer
+
+    def _why_not(self, optimizer: Optimizer) -> str | None:
+        """Return which method needs settings that AdamW has and this optimiser lacks; None where none does."""
+        lacking = [key for key in ("lr", "betas", "eps", "weight_decay") if key not in optimizer.param_groups[0]]
+        needing = [method for method in self._stack.methods if method.needs_adamw]
+        if not lacking or not needing:
+            return None
+        method = needing[0]
+        return f"{method.name}: {method.needs_adamw}, and {type(optimizer).__name__} has no {lacking[0]}"
 
     def backward(self, batch: Inputs, share: float = 1.0, scaler: torch.amp.GradScaler | None = None) -> Tensor:
         """Add the gradients of a (micro-)batch's objective, in training mode.

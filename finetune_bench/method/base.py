@@ -113,6 +113,8 @@ class Method:
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
         own_learning_rate: why it is no fair comparison at vanilla's learning rate, and which rates to try, as "its loss
             is smaller: 1 to 10 times vanilla's rate"; empty where one rate suits both.
+        needs_adamw: why it works with AdamW alone, as "it makes AdamW's steps itself"; with another optimiser it is
+            refused. Empty where any will do.
         search_space: what a search may try, by parameter; read off the parameters.
         neutral: the neutral values by parameter, None where no parameter has one; read off the parameters.
     """
@@ -126,6 +128,7 @@ class Method:
     observer: ClassVar[bool] = False
     noises: ClassVar[str] = ""
     own_learning_rate: ClassVar[str] = ""
+    needs_adamw: ClassVar[str] = ""
     search_space: ClassVar[Mapping[str, Space]] = {}
     neutral: ClassVar[Mapping[str, Any] | None] = None
 

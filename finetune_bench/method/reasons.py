@@ -31,6 +31,20 @@ def losses_changed_before(facts: Facts) -> str | None:
     )
 
 
+def without_masked_steps(facts: Facts) -> str | None:
+    """Return why masking gradients doesn't mask steps: Muon makes an entry's step from all of its matrix's gradient."""
+    if facts.recipe.optimizer == "muon":
+        return "muon makes each entry's step from its whole matrix, so that entries without a gradient would move, too"
+    return None
+
+
+def without_trained_matrices(facts: Facts) -> str | None:
+    """Return why there is nothing to do for Muon."""
+    if facts.recipe.optimizer == "muon":
+        return "muon is for matrices of the layers, and none of them trains; use --optimizer adamw"
+    return None
+
+
 def without_second_point(facts: Facts) -> str | None:
     """Return why a gradient can't be taken at other weights than the model's."""
     if facts.recipe.accumulation > 1:

@@ -18,7 +18,7 @@ from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout, Rates
 from finetune_bench.model.rates import plan_rates, set_rates
-from finetune_bench.recipe import BATCH_LAYOUTS
+from finetune_bench.recipe import BATCH_LAYOUTS, OPTIMIZERS
 from finetune_bench.task import Output
 
 # The claim of every method that has a schedule.
@@ -92,6 +92,8 @@ class Stack(Method):
         if self.changes_losses and not facts.task.is_mean_of_losses:
             return f"the loss of '{facts.task.name}' is its own, and it doesn't say the losses of single examples"
         for method, method_facts in self._facts(facts):
+            if method.needs_adamw and facts.recipe.optimizer != OPTIMIZERS[0]:
+                return f"{method.name}: {method.needs_adamw}, and the optimiser is {facts.recipe.optimizer}"
             if reason := ask(method, "unsupported", method_facts):
                 return f"{method.name}: {reason}"
         return None

@@ -250,6 +250,7 @@ def _train_and_score(
             _settle(partial(scoring.score, run, member, examples.splits, trace), is_alone, device) for member in members
         ]
         trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
+        of_muon = sum(p.numel() for p in loop.muon_weights(run)) if run.recipe.optimizer == "muon" else None
         saved_bytes = memory.saved_activation_bytes(run)
         kept_weights = scoring.scored_weights(run, members[0]) if model_folder else {}
         analyses = [
@@ -274,6 +275,7 @@ def _train_and_score(
         peak_reserved_bytes=reserved,
         energy_joules=None if energy_before is None or energy_after is None else energy_after - energy_before,
         trainable_parameters=trainable,
+        muon_parameters=of_muon,
     )
     facts["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cells[0].data}
     facts["dropout"] = active_dropout_under(classifier, stack.rates)

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from finetune_bench import device as devices
 from finetune_bench import registry
-from finetune_bench.errors import DataError, Unsupported, UsageError
+from finetune_bench.errors import DataError, ModelError, Unsupported, UsageError
 from finetune_bench.model import packaged, pretrained, unpadding, weights
 from finetune_bench.printable import brief
 from finetune_bench.recipe import AUTO, BATCH_LAYOUTS
@@ -26,6 +26,7 @@ from finetune_bench.study.attribution import label_of
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import Study
 from finetune_bench.task import TaskData
+from finetune_bench.training.optimizer import muon_matrices
 
 # Where methods say that they put noise; it goes in through `inputs_embeds`.
 NOISED = "token embeddings"
@@ -283,7 +284,35 @@ def why_impossible(cell: Cell) -> str | None:
         return f"{noised[0]}: {kind} computes something else of its {NOISED} than of the tokens"
     if cell.recipe.gradient_checkpointing and not _can_checkpoint(facts.skeleton):
         return f"{type(facts.skeleton).__name__} has no gradient checkpointing"
+    if cell.recipe.optimizer == "muon" and (reason := _why_no_matrices(facts.skeleton)):
+        return reason
     return stack.unsupported(facts)
+
+
+def _why_no_matrices(skeleton: torch.nn.Module) -> str | None:
+    """Return why Muon has nothing to take in a model; None where it has."""
+    try:
+        matrices = muon_matrices(skeleton)
+    except ModelError as error:
+        return f"muon is for matrices of the layers, and {str(error).removesuffix('.')}"
+    return None if matrices else f"muon is for matrices of the layers, and {type(skeleton).__name__} has none there"
+
+
+def notes_on_muon(cells: Sequence[Cell]) -> list[str]:
+    """Return what Muon steps of each model where nothing is frozen, one sentence each; none with other optimisers."""
+    notes = []
+    for cell in {cell.model: cell for cell in cells if cell.recipe.optimizer == "muon"}.values():
+        skeleton = facts_of(cell, registry.make_stack(registry.BASELINE)).skeleton
+        if _why_no_matrices(skeleton):
+            continue
+        matrices = muon_matrices(skeleton)
+        numbers, of_all = (sum(p.numel() for p in weights) / 1e6 for weights in (matrices, skeleton.parameters()))
+        notes.append(
+            f"{pretrained.label(cell.model)}: muon steps the {len(matrices)} matrices of the layers, {numbers:.3g}M of "
+            f"{of_all:.3g}M weights, unless a method freezes them or puts adapters beside; AdamW steps the others: "
+            "embeddings, norms, biases, pooler and head."
+        )
+    return notes
 
 
 def _can_checkpoint(skeleton: torch.nn.Module) -> bool:

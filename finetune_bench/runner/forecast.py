@@ -39,8 +39,8 @@ CALIBRATION_SECONDS = 20.0  # for all calibrations, and at most so much of what 
 CALIBRATION_SHARE = 0.1
 SMALL_STEP = 128  # tokens of the steps that a calibration makes at least
 
-# What a step of a token takes depends on these: model, precision, batch layout, gradient checkpointing.
-Setting = tuple[str, str, str, bool]
+# What a step of a token takes depends on these: model, precision, batch layout, gradient checkpointing, optimiser.
+Setting = tuple[str, str, str, bool, str]
 # Model, task, step factor, recipe without its learning rate, number of training examples, held-out share.
 LoadKey = tuple[str, str, float, Recipe, int | None, float]
 
@@ -191,7 +191,8 @@ def _foretell(
 
 
 def _setting(cell: Cell) -> Setting:
-    return cell.model, cell.recipe.precision, cell.recipe.batch_layout, cell.recipe.gradient_checkpointing
+    recipe = cell.recipe
+    return cell.model, recipe.precision, recipe.batch_layout, recipe.gradient_checkpointing, recipe.optimizer
 
 
 def _load_key(cell: Cell) -> LoadKey:

@@ -14,6 +14,7 @@ import torch
 from finetune_bench import launch, registry
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged
+from finetune_bench.recipe import OWN_LEARNING_RATES
 from finetune_bench.runner import checks, choices
 from finetune_bench.runner.inputs import forget
 from finetune_bench.runner.row import final_row, score_of
@@ -135,7 +136,8 @@ def _check_grid(study: Study, tell: Callable[[str], None]) -> _Grid:
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
     cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
-    notes += [*checks.notes_on_models(study), *checks.notes_on_licences(study), *checks.check_analyses(study)]
+    notes += [*checks.notes_on_models(study), *checks.notes_on_muon(cells)]
+    notes += [*checks.notes_on_licences(study), *checks.check_analyses(study)]
     # Of the whole grid: what can't run in one shard may in another.
     return _Grid(study.tasks, cells, checks.check_methods(cells), notes)
 
@@ -174,6 +176,12 @@ def _notes_on_methods(study: Study) -> list[str]:
             for name, method in methods.items()
             if (why := method.own_learning_rate)
         ]
+        optimizer = study.recipe.optimizer
+        if optimizer in OWN_LEARNING_RATES:
+            notes.append(
+                f"{optimizer} is to be compared at its own learning rate, by --search or several of --lr: "
+                f"{OWN_LEARNING_RATES[optimizer]}."
+            )
     return notes
 
 

@@ -198,6 +198,7 @@ def cost_of(
     peak_reserved_bytes: int | None,
     energy_joules: float | None,
     trainable_parameters: int,
+    muon_parameters: int | None = None,
 ) -> Cost:
     """Return what training a run took: the sums of its trace, and what was measured beside it.
 
@@ -209,11 +210,12 @@ def cost_of(
         peak_reserved_bytes: bytes that the allocator held at the peak; None on a CPU.
         energy_joules: joules that the device used while training; None where it doesn't tell.
         trainable_parameters: weights that were trained, the methods' own among them.
+        muon_parameters: those of them that Muon stepped; None with another optimiser.
     """
     timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
     seconds = float(trace.seconds[timed].sum())
     examples = int(trace.examples[timed].sum())
-    return {
+    cost: Cost = {
         "train_seconds": seconds,
         "train_cpu_seconds": float(trace.cpu_seconds[timed].sum()),
         "examples_per_second": examples / seconds if seconds else None,
@@ -230,3 +232,4 @@ def cost_of(
         "energy_joules": energy_joules,
         "resumed_at": trace.resumed_at or None,
     }
+    return cost if muon_parameters is None else cost | {"muon_parameters": muon_parameters}

@@ -64,6 +64,7 @@ class Cost(TypedDict, total=False):
     setup_backwards: int
     parameters: int
     trainable_parameters: int
+    muon_parameters: int  # those of them that Muon stepped, AdamW the others; absent with another optimiser
     saved_activation_bytes: int
     peak_memory_bytes: int | None  # None where the machine doesn't tell; so are the two below
     peak_reserved_bytes: int | None

@@ -24,7 +24,7 @@ from finetune_bench.study.study import Study
 CONFIG = Option("config", "", readers.text, "FILE", "a TOML file with these options; flags win over it", "study")
 _LARGEST_FILE = 1_000_000  # bytes
 _MOST_DOTS = 200  # of a key: for one of n parts, the parser takes n² of time and memory
-BETAS = Option("betas", "", readers.betas, "A,B", f"AdamW's betas ({Recipe.beta1},{Recipe.beta2})", "recipe")
+BETAS = Option("betas", "", readers.betas, "A,B", f"betas of AdamW or Lion ({Recipe.beta1},{Recipe.beta2})", "recipe")
 
 
 def _all_options() -> tuple[Option, ...]:

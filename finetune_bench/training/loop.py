@@ -18,10 +18,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -30,6 +32,7 @@ from finetune_bench.recipe import Recipe, rate_factor
 from finetune_bench.seeds import derive
 from finetune_bench.training import measure
 from finetune_bench.training.checkpoint import Checkpoints, Loop, restore, save
+from finetune_bench.training.optimizer import Lion, MuonAndAdamW, muon_matrices
 from finetune_bench.training.record import GRAD_NORM, Record, TrainingResult
 from finetune_bench.training.run import TrainingRun, TrainingStep
 from finetune_bench.training.vocabulary import Vocabulary, trimmed
@@ -38,18 +41,43 @@ from finetune_bench.training.vocabulary import Vocabulary, trimmed
 _CHECK_EVERY = 50
 
 
-def make_optimizer(run: TrainingRun) -> AdamW:
-    """Make a fused AdamW with bias correction; biases and norms don't decay."""
+def make_optimizer(run: TrainingRun) -> Optimizer:
+    """Make the recipe's optimiser of all weights that train; biases and norms don't decay.
+
+    AdamW is fused, with bias correction.
+
+    Raises:
+        FinetuneBenchError: it is Muon, and no matrix of the layers trains.
+    """
     recipe = run.recipe
     trainable = {name: p for name, p in run.params.items() if p.requires_grad}
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "params": [p for name, p in trainable.items() if name not in run.undecayed],
             "weight_decay": recipe.weight_decay,
         },
         {"params": [p for name, p in trainable.items() if name in run.undecayed], "weight_decay": 0.0},
     ]
-    return AdamW(groups, lr=recipe.lr, betas=(recipe.beta1, recipe.beta2), eps=recipe.adam_eps, fused=True)
+    betas = (recipe.beta1, recipe.beta2)
+    if recipe.optimizer == "lion":
+        return Lion(groups, lr=recipe.lr, betas=betas)
+    if recipe.optimizer == "adamw":
+        return AdamW(groups, lr=recipe.lr, betas=betas, eps=recipe.adam_eps, fused=True)
+    matrices = muon_weights(run)
+    if not matrices:
+        raise FinetuneBenchError(
+            "--optimizer muon: no matrix of the layers trains, so that it would be AdamW alone; use --optimizer adamw."
+        )
+    chosen = set(matrices)
+    groups[0]["params"] = [weight for weight in groups[0]["params"] if weight not in chosen]
+    return MuonAndAdamW(
+        matrices, groups, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=betas, eps=recipe.adam_eps
+    )
+
+
+def muon_weights(run: TrainingRun) -> list[Parameter]:
+    """Return the weights of a run that Muon is for, in its present state: after `setup`, those that train."""
+    return muon_matrices(run.model, [run.params[name] for name in run.undecayed if name in run.params])
 
 
 def make_scheduler(

@@ -9,6 +9,7 @@ from typing import Any
 
 from finetune_bench.files import Damaged
 from finetune_bench.papers.published import Paper, Score
+from finetune_bench.recipe import OPTIMIZERS
 from finetune_bench.reports.rows.sections import Data, canonical
 from finetune_bench.reports.text import counted, points
 from finetune_bench.reports.topics.search import best_settings
@@ -25,7 +26,7 @@ TRANSFERRED = "transfer "
 # What the sets of published scores are called there, where that is another name.
 _SETS = {"mnli": "mnli_matched", "mnli_mm": "mnli_mismatched", "adv_mnli_mm": "adv_mnli_mismatched"}
 # Fields of a recipe that decide whether two baselines are the same; what else differs is told.
-_DECISIVE = ("epochs", "steps", "batch_size", "warmup", "weight_decay", "beta1", "beta2", "max_length")
+_DECISIVE = ("optimizer", "epochs", "steps", "batch_size", "warmup", "weight_decay", "beta1", "beta2", "max_length")
 _TOLD = ("adam_eps",)
 # The axes of a group; runs that differ in them are never mixed.
 _GROUPED = ("model", "weights", "limit_train", "held_out", "device")
@@ -148,7 +149,8 @@ def choose(paper: Paper, score: Score, group: Sequence[Row]) -> tuple[Chosen, St
 def standing(paper: Paper, score: Score, chosen: Chosen) -> Standing:
     """Tell what differs between a published score and our runs."""
     row = next(iter(chosen.rows.values()))
-    published, ours = paper.recipe_of(score.model, score.task), row["recipe"]
+    usual = {"optimizer": OPTIMIZERS[0]}  # which recipes leave out
+    published, ours = usual | paper.recipe_of(score.model, score.task), usual | row["recipe"]
 
     def differing(names: Sequence[str]) -> list[str]:
         pairs = [(name, published.get(name), ours.get(name)) for name in names]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from finetune_bench.files import Damaged
-from finetune_bench.recipe import FORMER_LAYOUTS
+from finetune_bench.recipe import FORMER_LAYOUTS, OPTIMIZERS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.kinds import (
@@ -292,6 +292,8 @@ def _settings(rows: Sequence[Row]) -> list[str]:
 def setting_of(rows: list[Row]) -> dict[str, Any]:
     """Return what the first of some rows of one setting has of `SETTING`, flat; empty without rows."""
     setting = flat({name: rows[0].get(name) for name in SETTING}) if rows else {}
+    if "lr" in setting:
+        setting = {"optimizer": OPTIMIZERS[0]} | setting  # which recipes leave out
     words = {"arrangement": ("batch_layout", FORMER_LAYOUTS.get(str(setting.get("arrangement"))))}
     return dict(words.get(key, (key, value)) for key, value in setting.items())
 

@@ -37,6 +37,7 @@ from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.rows.shared import OF_THE_TRAINING, is_shared, notes_on_shared
 from finetune_bench.reports.text import with_interval
 from finetune_bench.reports.topics.contrasts import paired_runs
+from finetune_bench.reports.topics.optimisers import moments, notes_on_muon
 from finetune_bench.reports.topics.scores import scores
 from finetune_bench.reports.topics.topic import Drawing, Frame, Topic, TopicBlock
 from finetune_bench.stats import estimates
@@ -207,7 +208,7 @@ class Footprint:
         method: Label of the method.
         weights: Bytes of all weights.
         gradients: Bytes of the gradients of what is trained.
-        optimiser: Bytes of the optimiser's two moments.
+        optimiser: Bytes of the optimiser's moments.
         activations: What autograd saves for the backward pass.
         peak: Measured peak memory; NaN where it can't be measured.
     """
@@ -228,10 +229,10 @@ def footprints(section: Section) -> list[Footprint]:
         activations = _median(
             [number(row, "saved_activation_bytes") for row in section.rows(cost.method, status=Status.DONE)]
         )
-        weights, gradients = 4 * cost.parameters, 4 * cost.trainable_parameters
+        weights, gradients, peak = 4 * cost.parameters, 4 * cost.trainable_parameters, cost.peak_memory_bytes
         if math.isfinite(weights + gradients + activations):
-            peak = cost.peak_memory_bytes
-            result.append(Footprint(section.title, cost.method, weights, gradients, 2 * gradients, activations, peak))
+            kept = 4 * moments(section, cost.method, cost.trainable_parameters)
+            result.append(Footprint(section.title, cost.method, weights, gradients, kept, activations, peak))
     return result
 
 
@@ -290,7 +291,7 @@ def _table(section: Section) -> list[TopicBlock]:
         "evaluation; on a machine shared with others, trust the ratios of counts rather than of seconds.",
         "Passes: forwards + backwards, per step and for all of the set-up.",
         *(["Energy: the whole device's, by NVML, over set-up and training."] if joules else []),
-        *notes_on_shared(section),
+        *(*notes_on_muon(section), *notes_on_shared(section)),
     ]
     return [table("cost", header, rows), *bullets(notes)]
 

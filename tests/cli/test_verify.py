@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable
@@ -51,6 +52,21 @@ def verify(capsys: Any, store: Store) -> tuple[int, list[str]]:
 
 def test_a_whole_run_has_no_faults(store: Store, capsys: Any) -> None:
     assert verify(capsys, store) == (0, ["2 cells checked, 0 faults."])
+
+
+@pytest.mark.parametrize("optimizer", ["lion", "muon"])
+def test_a_run_with_another_optimiser_is_whole_too(tmp_path: Path, capsys: Any, optimizer: str) -> None:
+    store = Store(tmp_path / "run")
+    cell = dataclasses.replace(make_cell(1), recipe=Recipe(optimizer=optimizer))
+    store.write(cell.to_dict(), row_of(cell, Status.DONE))
+    store.write_study({"methods": ["hype"]})
+    row_index.read(store)
+    assert verify(capsys, store) == (0, ["1 cells checked, 0 faults."])
+    row = store.folder(cell.id) / "row.json"
+    edit_json(row, recipe=Recipe().to_dict())
+    code, lines = verify(capsys, store)
+    assert code == 1
+    assert "row.json has another recipe than cell.json" in "\n".join(lines)
 
 
 def edit_json(path: Path, **changes: Any) -> None:

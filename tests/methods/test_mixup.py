@@ -12,6 +12,7 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import View
 from finetune_bench.methods.mixup import Mixup, draw_shares, mix
 from finetune_bench.model.dropout import Dropout
+from finetune_bench.model.structure import layer_outputs_changed
 from finetune_bench.parameters import parameter
 from finetune_bench.recipe import Recipe
 from finetune_bench.testing import toys
@@ -152,11 +153,13 @@ def test_embeddings_keep_the_contract() -> None:
         check(MixedEmbeddings)
 
 
-@pytest.mark.parametrize("where", ["head", "embeddings"])
-def test_all_passes_inside_have_one_mixture(where: str) -> None:
-    """Without dropout R-Drop's two passes are equal, mixture and all."""
+@pytest.mark.parametrize(
+    ("where", "architecture"), [("head", "bert"), ("embeddings", "bert"), ("layer", "bert"), ("layer", "albert")]
+)
+def test_all_passes_inside_have_one_mixture(where: str, architecture: str) -> None:
+    """Without dropout R-Drop's two passes are equal, mixture and all; ALBERT's one layer is told by its turn."""
     rdrop = registry.method_class("rdrop")()
-    run = tiny_run(Mixup(where=where), rdrop, dropout=Dropout.ALL_OFF)
+    run = tiny_run(Mixup(where=where), rdrop, dropout=Dropout.ALL_OFF, architecture=architecture)
     step = first_step(run)
     run.method.setup(run)
     logs = step.objective().logs
@@ -190,3 +193,90 @@ def test_what_is_refused_and_said() -> None:
     assert warnings(batch_size=8) == []
     assert "the 4 examples of a micro-batch" in warnings(batch_size=8, accumulation=2)[0]
     assert "it does nothing" in warnings(batch_size=8, accumulation=8)[0]
+
+
+class MixedLayer(Mixup):
+    """TMix: mixup of what leaves a layer."""
+
+    name = "mixup"
+
+    where: str = parameter("layer", choices=("head", "embeddings", "layer"), help="as there")
+
+
+@pytest.mark.parametrize("architecture", ["bert", "albert", "xlnet", "llama", "gpt2", "modernbert"])
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_what_leaves_the_chosen_layer_is_mixed(architecture: str, chosen: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: what left the layer in a plain pass is mixed and put in its place; the layers above go on from it."""
+    fixed(monkeypatch)
+    monkeypatch.setattr(Mixup, "draw_layer", lambda self, run: torch.tensor(chosen))
+    run, step = started(MixedLayer(), architecture=architecture)
+    kept: list[Tensor] = []
+
+    def keep(index: int, entered: Tensor, left: Tensor) -> Tensor:
+        kept.append(left)
+        return left
+
+    with layer_outputs_changed(run.model, keep):
+        plain = run.forward(step.batch).logits
+    by_hand = mix(kept[chosen], ORDER, SHARE)
+
+    def put(index: int, entered: Tensor, left: Tensor) -> Tensor:
+        return by_hand if index == chosen else left
+
+    with layer_outputs_changed(run.model, put):
+        expected = run.forward(step.batch).logits
+    found = step.objective().output.logits
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, plain, atol=1e-4)
+
+
+def test_of_a_layer_mixed_with_itself_it_is_vanilla_and_else_both_texts_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed(monkeypatch, order=torch.arange(8))
+    for task in (CLASSIFICATION, REGRESSION):
+        run, step = started(MixedLayer(), task=task)
+        torch.testing.assert_close(step.objective().loss, run.loss(step.batch))
+    fixed(monkeypatch, share=torch.full((8,), 0.6))
+    run, step = started(MixedLayer())
+    lookup = run.model.get_input_embeddings()  # type: ignore[operator]
+    entered: list[Tensor] = []
+    handle = lookup.register_forward_hook(
+        lambda module, args, output: (output.retain_grad(), entered.append(output))[0]
+    )
+    step.objective().output.logits[0].sum().backward()  # type: ignore[no-untyped-call]
+    handle.remove()
+    gradient = entered[0].grad
+    assert gradient is not None
+    assert [index for index in range(8) if float(gradient[index].abs().max()) > 0] == [0, 1]
+
+
+def test_the_layer_is_one_of_the_upper_half_and_drawn_anew() -> None:
+    run, _ = started(MixedLayer())
+    run.model.config.num_hidden_layers = 5  # type: ignore[union-attr]
+    run.model.bert.encoder.layer = torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(5))  # type: ignore[union-attr]
+    drawn = [int(MixedLayer().draw_layer(run)) for _ in range(40)]
+    assert set(drawn) == {2, 3, 4}
+
+
+def test_of_a_layer_it_is_the_same_in_every_batch_layout_and_keeps_the_contract() -> None:
+    losses = [
+        toys.toy_train(MixedLayer(dropout=Dropout.ALL_OFF), recipe=recipe)[1].steps["loss"]
+        for layout in ("padded", "unpadded", "unpadded_trimmed")
+        for recipe in [Recipe(lr=1e-3, batch_size=8, steps=2, warmup=0.0, batch_layout=layout)]
+    ]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    assert losses[0] == pytest.approx(losses[2], abs=1e-5)
+    for check in (
+        testing.neutral_is_vanilla,
+        testing.declares_its_memory,
+        testing.declares_its_passes,
+        testing.leaves_a_plain_model,
+        testing.gradient_is_that_of_the_loss,
+    ):
+        check(MixedLayer)
+
+
+def test_of_a_layer_gradient_checkpointing_is_refused() -> None:
+    """It computes layers again after the mixture is over, and the gradients would be those of another pass."""
+    recipe = Recipe(steps=2, gradient_checkpointing=True)
+    assert "gradient checkpointing computes the layers again" in str(toys.unsupported(MixedLayer(), recipe=recipe))
+    assert toys.unsupported(Mixup(), recipe=recipe) is None

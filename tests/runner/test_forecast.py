@@ -17,6 +17,7 @@ from finetune_bench.runner.execution import execute
 from finetune_bench.runner.forecast import Forecast, forecast, within_budget
 from finetune_bench.runner.plan import make_plan
 from finetune_bench.store.store import Store
+from finetune_bench.study.grid import Cell
 from finetune_bench.study.study import Study
 
 
@@ -49,6 +50,21 @@ def test_cpu_time_memory_and_disk_are_foretold(study: Study) -> None:
     assert by_method["freelb"] > 1.3 * by_method["vanilla"]  # its four passes a step are about four times the work
     size = sum(path.stat().st_size for path in Store(plan.store.root).cells.rglob("*") if path.is_file())
     assert found.disk_bytes == pytest.approx(size, rel=0.5)
+
+
+def test_each_optimiser_is_timed_by_itself(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_plan(study)
+    plan.todo += [replace(cell, recipe=replace(cell.recipe, optimizer="muon")) for cell in plan.todo]
+
+    class Asked(Exception):
+        """Ends the forecast before anything is trained."""
+
+    def ask(cells: list[Cell], *args: object, **options: object) -> None:
+        raise Asked([cell.recipe.optimizer for cell in cells])
+
+    monkeypatch.setattr("finetune_bench.runner.forecast.calibrations_of", ask)
+    with pytest.raises(Asked, match=r"\['adamw', 'muon'\]"):
+        forecast(plan)
 
 
 def test_sums() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from finetune_bench import cli, registry
+from finetune_bench.recipe import Recipe
 from finetune_bench.runner.execution import execute
 from finetune_bench.runner.plan import make_plan, untold
 from finetune_bench.store.store import Store
@@ -28,6 +29,33 @@ def test_notes_on_data_are_told_once_a_folder(tiny_checkpoint: Path, tiny_data: 
     again: Any = SimpleNamespace(store=Store(tmp_path / "elsewhere"), notes=plan.notes)
     assert untold(again) == plan.notes
     assert untold(make_plan(plan.study)) == []
+
+
+def test_muon_says_what_it_steps_and_that_a_rate_is_its_own(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    def notes(optimizer: str, **options: Any) -> list[str]:
+        recipe = Recipe(optimizer=optimizer, lr=1e-3)
+        return planned(tiny_checkpoint, tiny_data, tmp_path / "run", recipe=recipe, **options).notes
+
+    told = notes("muon")
+    (counted,) = [note for note in told if "muon steps the" in note]
+    assert "AdamW steps the others: embeddings, norms, biases, pooler and head." in counted
+    for name in ("lion", "muon"):
+        said = [note for note in notes(name) if note.startswith(f"{name} is to be compared at its own learning rate")]
+        assert len(said) == 1
+        assert not [note for note in notes(name, lrs=(1e-5, 1e-4)) if note in said]
+        assert not [note for note in notes(name, search=2) if note in said]
+    assert not [note for note in notes("adamw") if "muon" in note or "own learning rate" in note]
+
+
+def test_a_method_that_needs_adamw_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where it is shown, and on its page."""
+    assert cli.main(["show", "rdrop+sage"]) == 0
+    said = "it makes the steps of some weights itself, by AdamW's moments."
+    assert f"sage needs --optimizer adamw: {said}" in capsys.readouterr().out
+    assert f"It needs `--optimizer adamw`: {said}" in method_pages.page("sage")
+    assert "--optimizer adamw" not in method_pages.page("rdrop")
 
 
 def test_a_method_with_a_learning_rate_of_its_own_says_so(

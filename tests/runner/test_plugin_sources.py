@@ -66,7 +66,10 @@ def test_cells_of_this_package_keep_their_ids() -> None:
         *("vanilla(dropout=keep)", (1,), "rte", "data", "model", "weights", 1, Recipe(), None, "cpu", 1),
         libraries=("torch 2", "transformers 5", "tokenizers 0"),
     )
-    assert cell.id == "a98ee0d053cdfeaf"  # as it was before cells had sources
+    assert cell.id == "a98ee0d053cdfeaf"  # as it was before cells had sources, and recipes an optimiser
+    others = {replace(cell, recipe=Recipe(optimizer=name)).id for name in ("adamw", "lion", "muon")}
+    assert len(others) == 3
+    assert cell.id in others
     assert {
         cell.sources for cell in grid.cells(Study(("hype+rdrop",), ("rte",), ("m",)), {"rte": ""}, {"m": ""}, "cpu")
     } == {()}

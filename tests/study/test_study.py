@@ -13,7 +13,7 @@ from finetune_bench.errors import UnknownName, UsageError
 from finetune_bench.recipe import Recipe
 from finetune_bench.study import readers
 from finetune_bench.study.options import GROUPS
-from finetune_bench.study.sources import OPTIONS, make_study, read_options, read_toml
+from finetune_bench.study.sources import OPTIONS, make_study, read_options, read_toml, study_of_file
 from finetune_bench.study.study import Study, run_name
 
 
@@ -94,7 +94,7 @@ def test_every_option_is_a_flag() -> None:
         "adam-eps clip accumulation gradient-checkpointing max-length precision device workers threads deterministic "
         "batch-layout budget executor gpus-per-worker slurm "
         "timeout memory checkpoint-every save-model no-baseline retry-failed config plugin trust-plugins attribution "
-        "search hold-out fair-cost keep-head shard analyses no-sharing"
+        "search hold-out fair-cost keep-head shard analyses no-sharing optimizer"
     )
     assert {option.flag for option in OPTIONS} == {f"--{name}" for name in names.split()}
 
@@ -122,6 +122,30 @@ def test_the_former_words_for_the_batch_layout_are_understood(former: str, layou
     recipe = Recipe(batch_layout=layout)
     assert recipe.to_dict()["arrangement"] == former
     assert Recipe.from_dict(recipe.to_dict()) == recipe
+
+
+def test_the_optimizer_is_part_of_a_recipe_where_it_is_not_the_default(tmp_path: Path) -> None:
+    """Files, ids and folders of AdamW stay what they were before there was another."""
+    (tmp_path / "study.toml").write_text('optimizer = "lion"\n', "utf-8")
+    made = study(tasks="rte", config=str(tmp_path / "study.toml"))
+    assert made.recipe == Recipe(optimizer="lion")
+    assert study(tasks="rte", config=str(tmp_path / "study.toml"), optimizer="muon").recipe.optimizer == "muon"
+    for name in ("adamw", "lion", "muon"):
+        recipe = Recipe(optimizer=name)
+        assert Recipe.from_dict(recipe.to_dict()) == recipe
+        assert recipe.to_dict().get("optimizer", "adamw") == name
+    assert "optimizer" not in Recipe().to_dict()
+    folders = {run_name(study(tasks="rte", optimizer=name)) for name in ("adamw", "lion", "muon")}
+    assert len(folders) == 3
+    assert run_name(study(tasks="rte")) in folders
+    with pytest.raises(UsageError, match="optimizer"):
+        study(tasks="rte", optimizer="adam")
+
+
+def test_a_task_may_have_an_optimizer_of_its_own() -> None:
+    values = {"tasks": ["rte", "mrpc"], "optimizer": "lion", "recipe": {"rte": {"optimizer": "muon"}}}
+    made = study_of_file(values, "study.toml", {}, embedded)
+    assert {block.tasks: block.recipe.optimizer for block in made.blocks} == {("rte",): "muon", ("mrpc",): "lion"}
 
 
 def test_a_plugins_arrangement_is_its_batch_layout() -> None:
