@@ -166,6 +166,7 @@ def _idle_parts(section: Section, done: Sequence[Row], name: Callable[[str], str
 def edge_of_rates(sections: Sequence[Section]) -> list[str]:
     """Return a warning where the reference scores best at the lowest or highest of several learning rates."""
     groups: dict[str, dict[float, float]] = {}
+    optimizers: dict[str, str] = {}
     for section in sections:
         if section.reference is None or "lr" not in section.setting:
             continue
@@ -174,14 +175,17 @@ def edge_of_rates(sections: Sequence[Section]) -> list[str]:
         per_task = [float(scores[np.isfinite(scores)].mean()) for scores in means if np.isfinite(scores).any()]
         if len(per_task) == len(section.suite):
             groups.setdefault(rest, {})[float(section.setting["lr"])] = float(np.mean(per_task))
+            optimizers[rest] = str(section.setting["optimizer"])
     result = []
-    for by_rate in groups.values():
+    for rest, by_rate in groups.items():
         best = max(by_rate, key=lambda rate: by_rate[rate])
         if len(by_rate) > 1 and best in (min(by_rate), max(by_rate)):
             side = "lowest" if best == min(by_rate) else "highest"
+            under = f" with {optimizers[rest]}" if len(set(optimizers.values())) > 1 else ""
             result.append(
-                f"The baseline scores best at the {side} learning rate tried, {best:g}: a {side.removesuffix('est')}er "
-                "one may be better still, and a method may only seem to help at a rate that doesn't suit the baseline."
+                f"The baseline{under} scores best at the {side} learning rate tried, {best:g}: a "
+                f"{side.removesuffix('est')}er one may be better still, and a method may only seem to help at a rate "
+                "that doesn't suit the baseline."
             )
     return result
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from finetune_bench.papers.published import load_paper
 from finetune_bench.recipe import Recipe
+from finetune_bench.reports.answer import edge_of_rates
 from finetune_bench.reports.markdown import render
 from finetune_bench.reports.published.own import Chosen, standing
 from finetune_bench.reports.rows.load import load
@@ -43,6 +45,20 @@ def test_each_optimiser_has_a_section_that_names_it(store: Store) -> None:
     text = render(load(store))
     assert "optimizer adamw and lion and muon" in text
     assert text.count("Muon stepped 600 of the trained parameters, matrices of the layers, and AdamW the others") == 1
+
+
+def test_a_best_rate_at_the_edge_is_told_with_its_optimiser(tmp_path: Path) -> None:
+    """One warning for each, and they were all alike."""
+    store = Store(tmp_path)
+    for number, optimizer in enumerate(("adamw", "lion")):
+        for place, rate in enumerate((1e-5, 2e-5)):
+            row: Any = make_row("vanilla", "rte", 1)
+            row["id"] = f"{number}{place}{row['id'][2:]}"
+            row["recipe"] = Recipe(optimizer=optimizer, lr=rate).to_dict()
+            row["metrics"]["validation"]["accuracy"] += 0.1 * place
+            put(store, row)
+    found = edge_of_rates(load(store).sections)
+    assert [text.partition(" scores")[0] for text in found] == ["The baseline with adamw", "The baseline with lion"]
 
 
 def test_an_optimisers_moments_are_counted_as_it_has_them(store: Store) -> None:
