@@ -7,11 +7,6 @@ import torch
 from finetune_bench.method.base import Facts, Method
 
 
-def without_classes(facts: Facts) -> str | None:
-    """Return why a method that needs a distribution over classes can't run."""
-    return "a regression task has no distribution over classes" if facts.task.kind == "regression" else None
-
-
 def without_whole_batch(facts: Facts, weights: str) -> str | None:
     """Return why weights of examples can't be had: `shared` and `normalised` ones take a mean over the batch."""
     if weights != "own" and facts.recipe.accumulation > 1:

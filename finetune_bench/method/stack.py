@@ -92,6 +92,8 @@ class Stack(Method):
         if self.changes_losses and not facts.task.is_mean_of_losses:
             return f"the loss of '{facts.task.name}' is its own, and it doesn't say the losses of single examples"
         for method, method_facts in self._facts(facts):
+            if method.classes_only and facts.task.kind == "regression":
+                return f"{method.name}: a regression task has no distribution over classes"
             if reason := ask(method, "unsupported", method_facts):
                 return f"{method.name}: {reason}"
         return None
@@ -214,6 +216,8 @@ class Stack(Method):
             FinetuneBenchError: a method returned something else than one loss per example.
         """
         for method in reversed(self.methods):
+            if method.at_neutral:
+                continue
             changed = method.losses(run, output, losses)
             if not isinstance(changed, Tensor) or changed.shape != losses.shape:
                 got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__

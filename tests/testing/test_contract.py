@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from finetune_bench import registry, testing
-from finetune_bench.method.base import Method
+from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.step import Run, State
 from finetune_bench.metrics import Kind
 from finetune_bench.parameters import parameter
@@ -169,6 +169,24 @@ def test_a_method_that_forgets_its_state_fails_its_check() -> None:
     with pytest.raises(AssertionError, match="what changes from step to step belongs into `state`"):
         testing.resumes(Forgetful)
     testing.resumes(Mindful)
+
+
+def test_a_check_tells_what_a_method_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "ARCHITECTURES", dict.fromkeys(("bert", "llama")))
+
+    class Choosy(Method):
+        name = "choosy"
+        classes_only = True
+
+        def unsupported(self, facts: Facts) -> str | None:
+            return None if facts.active_dropout else "there is no dropout"
+
+    (check,) = testing.check_method(Choosy, checks=[testing.trains_everywhere])
+    assert check.outcome == "ok"
+    assert check.detail == (
+        "refused regression: a regression task has no distribution over classes; "
+        "refused llama for classification: there is no dropout"
+    )
 
 
 @pytest.mark.slow
