@@ -52,10 +52,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from finetune_bench.errors import FinetuneBenchError, ModelError
+from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.functional import bernoulli_mask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.structure import layers
 from finetune_bench.parameters import Range, parameter
@@ -174,11 +175,7 @@ class ChildTuningD(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found."""
-        try:
-            layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
-        return None
+        return without_part(facts, layers)
 
     def memory(self, inner: Memory) -> Memory:
         """Add a boolean for each weight of the layers, and their copy under `strict`."""
