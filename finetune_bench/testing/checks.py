@@ -33,6 +33,7 @@ from finetune_bench.parameters import as_text, check_fields
 from finetune_bench.recipe import BATCH_LAYOUTS
 from finetune_bench.study.search import settings
 from finetune_bench.testing.accumulation import forms, micro_batch_difference
+from finetune_bench.testing.names import misspelt
 from finetune_bench.testing.stacks import check_gradient, check_pair
 from finetune_bench.testing.toys import (
     ARCHITECTURES,
@@ -80,9 +81,10 @@ def has_a_card(owner: type[Method]) -> None:
 
 
 def is_in_present_form(owner: type[Method]) -> None:
-    """Its code uses nothing of the contract's earlier versions, not even what still works."""
+    """Its code uses nothing of the contract's earlier versions, not even what still works, and misspells no name."""
     advice = former_code(owner)
     assert not advice, f"{'; '.join(advice)} ({PAGE})"
+    assert not (advice := misspelt(owner)), " ".join(advice)
 
 
 def can_be_searched(owner: type[Method]) -> None:
@@ -171,6 +173,7 @@ def is_alive(owner: type[Method], device: torch.device = CPU) -> None:
     _skip_unsupported(owner)
     run, _, predictions = toy_train(owner(), device=device)
     twin, _, twin_predictions = toy_train(_twin(owner()), device=device)
+    assert same(run, twin) or not owner.observer, "its class says `observer = True`, and it trains to other weights"
     # Averaged weights show in the predictions only.
     equal = same(run, twin) and np.array_equal(predictions, twin_predictions)
     if equal and owner().at_neutral and (said := owner().warning(toy_facts(Stack([owner()])))):
@@ -214,7 +217,7 @@ def resumes(owner: type[Method], device: torch.device = CPU) -> None:
 def arranges(owner: type[Method], device: torch.device = CPU) -> None:
     """Without padding, and with a trimmed vocabulary where it says so, it trains as it does with padding."""
     if owner.batch_layout == BATCH_LAYOUTS[0]:
-        raise Skip("it declares that it works with padding only")
+        raise Skip("without a `batch_layout` of its class its batches are padded")
     # Masks of another shape would be other masks: compared is what is left without dropout.
     method = owner(dropout=Dropout.ALL_OFF)
     methods = [method] if not unsupported(method) else [owner(), _twin(method)]
