@@ -46,7 +46,7 @@ from torch.optim import Optimizer
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
-from finetune_bench.method.reasons import without_masked_steps
+from finetune_bench.method.reasons import without_dropout, without_masked_steps
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, parameter
@@ -99,8 +99,8 @@ class BiDrop(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse equal passes, accumulation, gradients that don't belong to one pass, and steps that aren't masked."""
-        if not facts.passes_differ:
-            return "its passes would be identical: no dropout is active and no partner draws noise"
+        if reason := without_dropout(self, facts, "bi_drop+dropout(hidden=0.1)"):
+            return reason
         if facts.recipe.accumulation > 1:
             return "with gradient accumulation a pass's gradient is that of several micro-batches"
         for partner in facts.outer:

@@ -53,11 +53,11 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import Parameter
 
-from finetune_bench.errors import FinetuneBenchError, ModelError
+from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.functional import bernoulli_mask
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
-from finetune_bench.method.reasons import without_masked_steps
+from finetune_bench.method.reasons import without_masked_steps, without_part
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.structure import layers
 from finetune_bench.parameters import Range, parameter
@@ -180,10 +180,8 @@ class ChildTuningD(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found, and steps that masks don't mask unless weights are put back."""
-        try:
-            layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers):
+            return reason
         return without_masked_steps(facts) if self.reserve_p < 1 and not self.strict else None
 
     def memory(self, inner: Memory) -> Memory:

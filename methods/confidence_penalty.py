@@ -30,9 +30,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from finetune_bench.functional import log_probabilities
-from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory
-from finetune_bench.method.reasons import without_classes
 from finetune_bench.method.step import Run
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
@@ -50,14 +49,11 @@ class ConfidencePenalty(Method):
     name = "confidence_penalty"
     acts_on = "loss"
     batch_layout = "unpadded_trimmed"
+    classes_only = True
 
     beta: float = parameter(
         0.1, interval="[0, inf)", neutral=0.0, search=Range(0.01, 1, log=True), help="weight of the entropy"
     )
-
-    def unsupported(self, facts: Facts) -> str | None:
-        """Refuse regression."""
-        return without_classes(facts)
 
     def memory(self, inner: Memory) -> Memory:
         """Return what one more table of log-probabilities adds."""
@@ -65,4 +61,4 @@ class ConfidencePenalty(Method):
 
     def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
         """Take the weighted entropy off the losses."""
-        return losses - self.beta * entropy(output.logits) if self.beta else losses
+        return losses - self.beta * entropy(output.logits)

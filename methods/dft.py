@@ -48,7 +48,7 @@ from torch import Tensor
 from finetune_bench.functional import weighted
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
-from finetune_bench.method.reasons import losses_changed_before, without_classes, without_whole_batch
+from finetune_bench.method.reasons import losses_changed_before, without_whole_batch
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
@@ -60,6 +60,7 @@ class DFT(Method):
     name = "dft"
     acts_on = "loss"
     batch_layout = "unpadded_trimmed"
+    classes_only = True
     own_learning_rate = "its weights divide the loss, by the number of classes at first: 1 to 10 times vanilla's rate"
 
     power: float = parameter(
@@ -74,8 +75,8 @@ class DFT(Method):
     )
 
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse regression, and micro-batches where a mean over the batch is taken."""
-        return without_classes(facts) or without_whole_batch(facts, self.weights)
+        """Refuse micro-batches where a mean over the batch is taken."""
+        return without_whole_batch(facts, self.weights)
 
     def warning(self, facts: Facts) -> str | None:
         """Say that losses which another method has changed are no longer −log p."""
@@ -93,8 +94,6 @@ class DFT(Method):
 
     def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
         """Multiply every loss by its weight."""
-        if self.power == 0:
-            return losses
         probabilities = (-self.power * losses.detach()).exp()
         self.mean_ = probabilities.mean()
         return weighted(losses, probabilities, self.weights)

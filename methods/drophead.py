@@ -37,8 +37,8 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import attention_heads_scaled, attention_output_layers
 from finetune_bench.parameters import Range, parameter
@@ -89,11 +89,7 @@ class DropHead(Method):
         """Refuse models whose heads are not found, and gradient checkpointing."""
         if facts.recipe.gradient_checkpointing and self.p > 0:
             return "gradient checkpointing runs each layer again in the backward pass, when no head is dropped"
-        try:
-            attention_output_layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
-        return None
+        return without_part(facts, attention_output_layers)
 
     @contextmanager
     def perturbing(self, run: Run) -> Iterator[None]:

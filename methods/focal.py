@@ -39,7 +39,7 @@ from torch import Tensor
 from finetune_bench.functional import weighted
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
-from finetune_bench.method.reasons import losses_changed_before, without_classes, without_whole_batch
+from finetune_bench.method.reasons import losses_changed_before, without_whole_batch
 from finetune_bench.method.step import Run
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
@@ -59,6 +59,7 @@ class Focal(Method):
     name = "focal"
     acts_on = "loss"
     batch_layout = "unpadded_trimmed"
+    classes_only = True
 
     gamma: float = parameter(
         2.0,
@@ -72,8 +73,8 @@ class Focal(Method):
     )
 
     def unsupported(self, facts: Facts) -> str | None:
-        """Refuse regression, and micro-batches where a mean over the batch is taken."""
-        return without_classes(facts) or without_whole_batch(facts, self.weights)
+        """Refuse micro-batches where a mean over the batch is taken."""
+        return without_whole_batch(facts, self.weights)
 
     def warning(self, facts: Facts) -> str | None:
         """Say that losses which another method has changed are no longer −log p."""
@@ -91,4 +92,4 @@ class Focal(Method):
 
     def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
         """Multiply every loss by its weight."""
-        return weighted(losses, focal_weights(losses, self.gamma), self.weights) if self.gamma else losses
+        return weighted(losses, focal_weights(losses, self.gamma), self.weights)

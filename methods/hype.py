@@ -50,8 +50,8 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.model.structure import attention_blocks, attention_outputs_changed, layer_inputs_changed, layers
@@ -128,12 +128,9 @@ class HyPe(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models without the layers or blocks that are asked for, and choices that contradict each other."""
-        try:
-            count = len(layers(facts.skeleton))
-            if self.where != "between":
-                attention_blocks(facts.skeleton)
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers if self.where == "between" else attention_blocks):
+            return reason
+        count = len(layers(facts.skeleton))
         for name, wanted in (("top", self.top), ("bottom", self.bottom)):
             if wanted is not None and wanted > count:
                 return f"{name}={wanted} layers are more than the {count} of {type(facts.skeleton).__name__}"

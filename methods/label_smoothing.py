@@ -39,9 +39,8 @@ from dataclasses import replace
 from torch import Tensor
 
 from finetune_bench.functional import log_probabilities
-from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory
-from finetune_bench.method.reasons import without_classes
 from finetune_bench.method.step import Run
 from finetune_bench.parameters import Range, parameter
 from finetune_bench.task import Output
@@ -58,6 +57,7 @@ class LabelSmoothing(Method):
     name = "label_smoothing"
     acts_on = "loss"
     batch_layout = "unpadded_trimmed"
+    classes_only = True
 
     epsilon: float = parameter(
         0.1,
@@ -67,10 +67,6 @@ class LabelSmoothing(Method):
         help="share of the target that is spread over all classes",
     )
     uniform: bool = parameter(True, help="off: the loss is only multiplied by 1 − epsilon, as a control")
-
-    def unsupported(self, facts: Facts) -> str | None:
-        """Refuse regression."""
-        return without_classes(facts)
 
     def effects(self) -> Mapping[str, Method]:
         """Split the smaller loss from the pull towards the uniform distribution."""
@@ -84,6 +80,4 @@ class LabelSmoothing(Method):
 
     def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
         """Smooth the losses."""
-        if self.epsilon == 0:
-            return losses
         return smooth(losses, output.logits, self.epsilon) if self.uniform else (1 - self.epsilon) * losses

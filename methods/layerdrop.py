@@ -37,8 +37,8 @@ from contextlib import contextmanager
 import torch
 from torch import Generator, Tensor
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import layer_outputs_changed, layers
 from finetune_bench.parameters import Range, parameter
@@ -81,10 +81,8 @@ class LayerDrop(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found, and comparisons of layers that may not have run."""
-        try:
-            layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers):
+            return reason
         if any(partner.name == "lnsr" for partner in facts.partners):
             return "lnsr compares what leaves the layers of two passes, and each pass would skip others"
         return None

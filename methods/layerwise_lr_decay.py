@@ -38,8 +38,8 @@ from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.optimizers import regroup
@@ -74,11 +74,7 @@ class LayerwiseLRDecay(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found."""
-        try:
-            layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
-        return None
+        return without_part(facts, layers)
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         """Give every parameter the rate of its depth."""

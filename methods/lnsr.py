@@ -41,9 +41,9 @@ from dataclasses import replace
 import torch
 from torch import Generator, Tensor
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.structure import layer_inputs_changed, layers
 from finetune_bench.parameters import Range, parameter
@@ -103,10 +103,9 @@ class LNSR(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models without the layer that is noised."""
-        try:
-            count = len(layers(facts.skeleton))
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers):
+            return reason
+        count = len(layers(facts.skeleton))
         if self.layer >= count:
             return f"layer={self.layer} is none of the {count} layers of {type(facts.skeleton).__name__}, from 0"
         return None

@@ -77,8 +77,11 @@ KINDS = (*LOW_RANK, "ia3", "vera", "oft", "ln_tuning")
 REFUSED = {
     "reinit_layers": "re-drawn layers would be frozen",
     "layerwise_lr_decay": "layerwise_lr_decay would give its adapters the head's rate",
-    **dict.fromkeys(("mixout", "l2_sp", "prior_decay", "recadam"), "its adapters have no pre-trained values"),
-    **dict.fromkeys(("child_tuning_f", "child_tuning_d", "sage"), "the weights that the other acts on are frozen"),
+    **{
+        name: f"{name} holds weights to their pre-trained values, and its adapters have none"
+        for name in ("mixout", "l2_sp", "prior_decay", "recadam")
+    },
+    **{name: f"the weights that {name} acts on are frozen" for name in ("child_tuning_f", "child_tuning_d", "sage")},
 }
 LARGEST_BLOCK = 32
 

@@ -43,8 +43,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Inner, Objective, Run, Step, View
 from finetune_bench.model.structure import output_layer
 from finetune_bench.parameters import Range, parameter
@@ -86,11 +86,7 @@ class MatchTuning(Method):
         """Refuse gradient accumulation, and heads that end in no linear layer."""
         if facts.recipe.accumulation > 1:
             return "gradient accumulation cuts the batch within which it mixes"
-        try:
-            output_layer(facts.skeleton)
-        except ModelError as error:
-            return str(error)
-        return None
+        return without_part(facts, output_layer)
 
     def setup(self, run: Run) -> None:
         """Start without a mixture to log."""

@@ -53,9 +53,9 @@ from typing import Any
 import torch
 from torch import Generator, Tensor, nn
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.model.structure import output_layer, weights_replaced
@@ -207,11 +207,7 @@ class R4F(R3F):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse heads that end in no linear layer, besides what R3F refuses."""
-        try:
-            output_layer(facts.skeleton)
-        except ModelError as error:
-            return str(error)
-        return super().unsupported(facts)
+        return without_part(facts, output_layer) or super().unsupported(facts)
 
     def memory(self, inner: Memory) -> Memory:
         """Add the head's matrix."""

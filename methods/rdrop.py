@@ -41,6 +41,7 @@ from torch import Tensor
 
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
+from finetune_bench.method.reasons import without_dropout
 from finetune_bench.method.step import Inner, Objective, Step, View
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.parameters import Range, parameter
@@ -76,9 +77,7 @@ class RDrop(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse a cell in which both passes would be identical."""
-        if not facts.passes_differ:
-            return "its two passes would be identical: no dropout is active and no partner draws noise"
-        return None
+        return without_dropout(self, facts, "rdrop+dropout(hidden=0.1)")
 
     def warning(self, facts: Facts) -> str | None:
         """Say where the passes hardly differ."""

@@ -37,8 +37,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import body
 from finetune_bench.model.structure import layers as layers_of
@@ -82,10 +82,9 @@ class ReinitLayers(Method):
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models of fewer or shared layers, and where nothing would be re-drawn."""
         kind = type(facts.skeleton).__name__
-        try:
-            runs = layers_of(facts.skeleton)
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers_of):
+            return reason
+        runs = layers_of(facts.skeleton)
         if self.layers > len(runs):
             return f"layers={self.layers} are more than the {len(runs)} of {kind}"
         kept = len(runs) - self.layers

@@ -46,9 +46,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run, State
 from finetune_bench.model.structure import is_linear, layers
 from finetune_bench.parameters import Range, parameter
@@ -98,10 +98,8 @@ class SAGE(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found, random masks of gradients, and fp16."""
-        try:
-            layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers):
+            return reason
         for partner in facts.partners:
             if partner.name == "child_tuning_f":
                 return "child_tuning_f's random masks would be read as insensitivity"

@@ -34,10 +34,9 @@ the pre-trained weights act on what trains. A penalty on noisy embeddings (R3F) 
 
 from __future__ import annotations
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method, Phase
 from finetune_bench.method.cost import Memory
-from finetune_bench.method.reasons import without_trained_matrices
+from finetune_bench.method.reasons import without_part, without_trained_matrices
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.parameters import parameter
@@ -67,10 +66,9 @@ class TopKTuning(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models of shared layers, and partners that need layers which are frozen."""
-        try:
-            runs = layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers):
+            return reason
+        runs = layers(facts.skeleton)
         trained = self._trained(len(runs))
         split = len(runs) - trained
         if set(runs[:split]) & set(runs[split:]):

@@ -40,8 +40,8 @@ from __future__ import annotations
 import torch
 from torch.optim import Optimizer
 
-from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run, State
 from finetune_bench.model.structure import layers, parameter_depths
 from finetune_bench.parameters import Range, parameter
@@ -63,10 +63,8 @@ class _Sleeping(Method):
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose layers are not found, and gradient checkpointing."""
-        try:
-            layers(facts.skeleton)
-        except ModelError as error:
-            return str(error)
+        if reason := without_part(facts, layers):
+            return reason
         for partner in facts.partners:
             if partner not in facts.outer and type(partner).optimizer is not Method.optimizer:
                 return f"{partner.name} would find weights asleep that train later; write {partner.name}+{self.name}"

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 
 from finetune_bench import functional, optimizers, parameters
-from finetune_bench.method import reasons
+from finetune_bench.method import Facts, reasons
 from finetune_bench.method.step import Objective, Run, Step, View
 from finetune_bench.model import structure
 from finetune_bench.task import Batch, Output
@@ -27,7 +27,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "toolbox.md"
 START, END = "<!-- tables: written by python -m scripts.toolbox -->", "<!-- end of tables -->"
 
 # What a method is handed, and the modules of functions that it may import from.
-HANDED = (Step, View, Objective, Run, Batch, Output)
+HANDED = (Step, View, Objective, Run, Batch, Output, Facts)
 MODULES = (parameters, structure, optimizers, functional, reasons)
 # What a stack calls, the registry, or whoever makes a method: a method itself has no use for it.
 OF_THE_CORE = {

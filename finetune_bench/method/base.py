@@ -108,6 +108,7 @@ class Method:
             `optimizer` on, the token embeddings may have only the rows of tokens that occur, and it holds none of them
             from before.
         reads_pretrained: whether the method reads `run.pretrained`; costs one copy of the weights.
+        classes_only: whether it needs a distribution over classes: on a regression task it is refused.
         observer: whether the training is the same to the last bit without it: it draws nothing, reads in `setup` and
             `after_step`, and acts in `evaluating` alone. Runs that differ in observers only share one training.
         noises: what it puts noise on, as "token embeddings"; that two of a stack have the same is said before a run.
@@ -125,6 +126,7 @@ class Method:
     phase: ClassVar[Phase] = Phase.MEASURE
     batch_layout: ClassVar[str] = BATCH_LAYOUTS[0]
     reads_pretrained: ClassVar[bool] = False
+    classes_only: ClassVar[bool] = False
     observer: ClassVar[bool] = False
     noises: ClassVar[str] = ""
     own_learning_rate: ClassVar[str] = ""
@@ -148,6 +150,11 @@ class Method:
 
     def __post_init__(self) -> None:
         validate(self)
+
+    @property
+    def at_neutral(self) -> bool:
+        """Say whether it is at its neutral setting; without one it never is."""
+        return self.neutral is not None and all(getattr(self, name) == value for name, value in self.neutral.items())
 
     @property
     def stochastic(self) -> bool:
@@ -216,6 +223,8 @@ class Method:
 
     def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
         """Change the losses of one pass, one per example, given those of the methods to the right, at last the task's.
+
+        Not called at the neutral setting, where the task's loss keeps its last bit.
 
         Args:
             run: the training run.

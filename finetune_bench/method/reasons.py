@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import nn
 
+from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Facts, Method
+from finetune_bench.model.dropout import Dropout, Rates
 
 
-def without_classes(facts: Facts) -> str | None:
-    """Return why a method that needs a distribution over classes can't run."""
-    return "a regression task has no distribution over classes" if facts.task.kind == "regression" else None
+def without_part(facts: Facts, find: Callable[[nn.Module], object]) -> str | None:
+    """Return why a part of the model, as its layers, can't be had, as `find` says by an error; None where it is."""
+    try:
+        find(facts.skeleton)
+    except ModelError as error:
+        return str(error)
+    return None
 
 
 def without_whole_batch(facts: Facts, weights: str) -> str | None:
@@ -17,6 +26,15 @@ def without_whole_batch(facts: Facts, weights: str) -> str | None:
     if weights != "own" and facts.recipe.accumulation > 1:
         return f"gradient accumulation cuts the batch over which weights={weights} takes a mean"
     return None
+
+
+def without_dropout(method: Method, facts: Facts, stack: str) -> str | None:
+    """Return why passes would be identical, and the stack that has them differ, unless one asks for other dropout."""
+    if facts.passes_differ:
+        return None
+    reason = "its passes would be identical: no dropout is active and no partner draws noise"
+    may_be_added = all(part.dropout is Dropout.KEEP and part.rates == Rates() for part in (method, *facts.partners))
+    return f"{reason}; dropout can be put in, as in {stack}" if may_be_added else reason
 
 
 def losses_changed_before(facts: Facts) -> str | None:

@@ -94,6 +94,8 @@ class Stack(Method):
         for method, method_facts in self._facts(facts):
             if method.needs_adamw and facts.recipe.optimizer != OPTIMIZERS[0]:
                 return f"{method.name}: {method.needs_adamw}, and the optimiser is {facts.recipe.optimizer}"
+            if method.classes_only and facts.task.kind == "regression":
+                return f"{method.name}: a regression task has no distribution over classes"
             if reason := ask(method, "unsupported", method_facts):
                 return f"{method.name}: {reason}"
         return None
@@ -216,6 +218,8 @@ class Stack(Method):
             FinetuneBenchError: a method returned something else than one loss per example.
         """
         for method in reversed(self.methods):
+            if method.at_neutral:
+                continue
             changed = method.losses(run, output, losses)
             if not isinstance(changed, Tensor) or changed.shape != losses.shape:
                 got = tuple(changed.shape) if isinstance(changed, Tensor) else type(changed).__name__

@@ -92,6 +92,10 @@ class Step(Protocol):
         """Return the task's loss (0-dim, batch mean) of a prediction, for these labels; it is in no trace."""
         ...
 
+    def targets(self, view: View = ...) -> Tensor:
+        """Return the view's targets as what can be mixed: (batch, classes) probabilities, or (batch,) numbers."""
+        ...
+
     def divergence(self, p: Output, q: Output) -> Tensor:
         """Return the task's distance between two predictions, batch mean: symmetric KL, or MSE for regression."""
         ...

@@ -149,7 +149,7 @@ def _batch_first(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> C
 
 @contextmanager
 def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Replace the hidden states that enter each layer of one forward pass by `change(index, hidden)`.
+    """Replace the hidden states that enter each layer, in all passes inside, by `change(index, hidden)`.
 
     Args:
         model: the classifier.
@@ -157,12 +157,12 @@ def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tenso
     """
     runs, change = layers(model), _batch_first(model, change)
     index_of = {module: index for index, module in enumerate(runs)}
-    shared = len(index_of) < len(runs)
+    shared, count = len(index_of) < len(runs), len(runs)
     calls = 0
 
     def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         nonlocal calls
-        index = calls if shared else index_of[module]
+        index = calls % count if shared else index_of[module]
         calls += 1
         if args:
             return (change(index, args[0]), *args[1:]), kwargs
@@ -174,7 +174,7 @@ def layer_inputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tenso
 
 @contextmanager
 def layer_outputs_changed(model: nn.Module, change: Callable[[int, Tensor, Tensor], Tensor]) -> Iterator[None]:
-    """Replace the hidden states that leave each layer of one forward pass by `change(index, entered, left)`.
+    """Replace the hidden states that leave each layer, in all passes inside, by `change(index, entered, left)`.
 
     Args:
         model: the classifier.
@@ -183,7 +183,7 @@ def layer_outputs_changed(model: nn.Module, change: Callable[[int, Tensor, Tenso
     """
     runs, sequence_first = layers(model), is_sequence_first(model)
     index_of = {module: index for index, module in enumerate(runs)}
-    shared = len(index_of) < len(runs)
+    shared, count = len(index_of) < len(runs), len(runs)
     calls = 0
 
     def changed(index: int, entered: Tensor, left: Tensor) -> Tensor:
@@ -193,7 +193,7 @@ def layer_outputs_changed(model: nn.Module, change: Callable[[int, Tensor, Tenso
 
     def after(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         nonlocal calls
-        index = calls if shared else index_of[module]
+        index = calls % count if shared else index_of[module]
         calls += 1
         entered = args[0] if args else kwargs["hidden_states"]
         if isinstance(output, tuple):
@@ -207,7 +207,7 @@ def layer_outputs_changed(model: nn.Module, change: Callable[[int, Tensor, Tenso
 
 @contextmanager
 def attention_outputs_changed(model: nn.Module, change: Callable[[int, Tensor], Tensor]) -> Iterator[None]:
-    """Replace what each layer's attention block hands to its feed-forward block by `change(index, hidden)`.
+    """Replace what attention blocks hand to feed-forward blocks, in all passes inside, by `change(index, hidden)`.
 
     Args:
         model: the classifier.
@@ -218,12 +218,12 @@ def attention_outputs_changed(model: nn.Module, change: Callable[[int, Tensor], 
     """
     blocks, change = attention_blocks(model), _batch_first(model, change)
     index_of = {module: index for index, module in enumerate(blocks)}
-    shared = len(index_of) < len(blocks)
+    shared, count = len(index_of) < len(blocks), len(blocks)
     calls = 0
 
     def after(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         nonlocal calls
-        index = calls if shared else index_of[module]
+        index = calls % count if shared else index_of[module]
         calls += 1
         if isinstance(output, tuple):
             return change(index, output[0]), *output[1:]

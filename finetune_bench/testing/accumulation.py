@@ -61,7 +61,7 @@ def micro_batch_difference(
         if same_draws.within_kernels_:
             return "on this device it draws numbers within kernels, where they can't be cut"
     if [made for made in drawn[0] for _ in range(cut.accumulation)] != drawn[1]:
-        return "it draws numbers in shapes in which the examples can't be told apart"
+        return "what it draws for a batch, as an order of its examples, can't be cut into draws for micro-batches"
     return max(float((ends[0][name].double() - ends[1][name].double()).abs().max()) for name in ends[0])
 
 
@@ -126,7 +126,8 @@ class _CutDraws(TorchDispatchMode):  # type: ignore[no-untyped-call]
         like = func._schema.name.endswith("_like")
         if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
-        if not ("generator" in names or like):
+        # An operation that makes a tensor from a size, or an order from a count, draws from the global stream without.
+        if not ("generator" in names or like or names[0] in ("size", "n")):
             values = {**dict(zip(names, args, strict=False)), **kwargs}
             self.within_kernels |= bool(values.get("p") or values.get("dropout_p"))
             return func(*args, **kwargs)

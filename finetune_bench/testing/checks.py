@@ -33,6 +33,7 @@ from finetune_bench.parameters import as_text, check_fields
 from finetune_bench.recipe import BATCH_LAYOUTS
 from finetune_bench.study.search import settings
 from finetune_bench.testing.accumulation import forms, micro_batch_difference
+from finetune_bench.testing.names import misspelt
 from finetune_bench.testing.stacks import check_gradient, check_pair
 from finetune_bench.testing.toys import (
     ARCHITECTURES,
@@ -73,14 +74,17 @@ def _skip_unsupported(owner: type[Method]) -> None:
 def has_a_card(owner: type[Method]) -> None:
     """The file's docstring is the method's card, and the id follows the convention."""
     card = sys.modules[owner.__module__].__doc__ or owner.__doc__ or ""
-    assert len(card.split()) >= 10, "its file's docstring should say in a few sentences what it does, and its formula"
+    assert (words := len(card.split())) >= 10, (
+        f"its file's docstring has {words} words; ten at least should say what it does, and its formula"
+    )
     assert re.fullmatch("[a-z0-9_]+", owner.name), f"the name '{owner.name}' should be of lower-case letters, digits, _"
 
 
 def is_in_present_form(owner: type[Method]) -> None:
-    """Its code uses nothing of the contract's earlier versions, not even what still works."""
+    """Its code uses nothing of the contract's earlier versions, not even what still works, and misspells no name."""
     advice = former_code(owner)
     assert not advice, f"{'; '.join(advice)} ({PAGE})"
+    assert not (advice := misspelt(owner)), " ".join(advice)
 
 
 def can_be_searched(owner: type[Method]) -> None:
@@ -92,12 +96,21 @@ def can_be_searched(owner: type[Method]) -> None:
     assert len(set(tried)) == 5, f"five settings of a search are only {len(set(tried))} different ones"
 
 
-def trains_everywhere(owner: type[Method], device: torch.device = CPU) -> None:
-    """On every architecture, for classification and regression, it trains to finite numbers or says why it can't."""
-    trained = False
+def trains_everywhere(owner: type[Method], device: torch.device = CPU) -> str:
+    """On every architecture, for classification and regression, it trains to finite numbers or says why it can't.
+
+    Args:
+        owner: the method's class.
+        device: the device to train on.
+
+    Returns:
+        What it refused, and why; "" for nothing.
+    """
+    trained, refused = False, dict[str, list[tuple[str, Kind]]]()
     for architecture in ARCHITECTURES:
         for kind in KINDS:
-            if unsupported(owner(), architecture, kind):
+            if reason := unsupported(owner(), architecture, kind):
+                refused.setdefault(reason, []).append((architecture, kind))
                 continue
             _, result, predictions = toy_train(owner(), architecture, kind, device=device)
             assert np.isfinite(result.steps["loss"]).all(), f"its loss is not finite on {architecture}, {kind}"
@@ -105,6 +118,17 @@ def trains_everywhere(owner: type[Method], device: torch.device = CPU) -> None:
             trained = True
     if not trained:
         raise Skip("it supports none of the tiny models")
+    return "; ".join(
+        f"refused {_in_words(cells)}: {reason.removeprefix(f'{owner.name}: ')}" for reason, cells in refused.items()
+    )
+
+
+def _in_words(cells: list[tuple[str, Kind]]) -> str:
+    """Name architectures and kinds of task: the kind alone where every architecture has it."""
+    for kind in KINDS:
+        if cells == [(architecture, kind) for architecture in ARCHITECTURES]:
+            return kind
+    return ", ".join(f"{architecture} for {kind}" for architecture, kind in cells)
 
 
 def neutral_is_vanilla(owner: type[Method], device: torch.device = CPU) -> None:
@@ -118,13 +142,28 @@ def neutral_is_vanilla(owner: type[Method], device: torch.device = CPU) -> None:
         run, result, predictions = toy_train(method, kind=kind, device=device)
         twin, twin_trace, twin_predictions = toy_train(_twin(method), kind=kind, device=device)
         assert same(run, twin), f"with {dict(owner.neutral)} its weights differ from vanilla's ({kind})"
-        assert np.array_equal(result.steps["loss"], twin_trace.steps["loss"]), f"its losses differ ({kind})"
-        assert np.array_equal(predictions, twin_predictions), f"its predictions differ ({kind})"
+        at = f"with {dict(owner.neutral)} its"
+        assert np.array_equal(result.steps["loss"], twin_trace.steps["loss"]), (
+            f"{at} losses differ from vanilla's ({kind})"
+        )
+        assert np.array_equal(predictions, twin_predictions), f"{at} predictions differ from vanilla's ({kind})"
+        _check_neutral_losses(method, kind, device)
 
 
-def _is_neutral(method: Method) -> bool:
-    neutral = method.neutral
-    return neutral is not None and all(getattr(method, name) == value for name, value in neutral.items())
+def _check_neutral_losses(method: Method, kind: Kind, device: torch.device) -> None:
+    """Ask for the losses of single examples at the neutral setting, where a training doesn't: they have to be kept."""
+    if type(method).losses is Method.losses:
+        return
+    run, stack = toy_run(method, kind=kind, device=device)
+    try:
+        stack.setup(run)
+        batch = next(run.batches("check"))
+        output = run.forward(batch)
+        losses = run.task.losses(output, batch.labels).detach()
+        change = float((method.losses(run, output, losses).detach() - losses).abs().max())
+    finally:
+        stack.teardown(run)
+    assert change < CLOSE, f"with {dict(method.neutral or {})} its `losses` change by {change:.1e} ({kind})"
 
 
 def is_alive(owner: type[Method], device: torch.device = CPU) -> None:
@@ -134,9 +173,10 @@ def is_alive(owner: type[Method], device: torch.device = CPU) -> None:
     _skip_unsupported(owner)
     run, _, predictions = toy_train(owner(), device=device)
     twin, _, twin_predictions = toy_train(_twin(owner()), device=device)
+    assert same(run, twin) or not owner.observer, "its class says `observer = True`, and it trains to other weights"
     # Averaged weights show in the predictions only.
     equal = same(run, twin) and np.array_equal(predictions, twin_predictions)
-    if equal and _is_neutral(owner()) and (said := owner().warning(toy_facts(Stack([owner()])))):
+    if equal and owner().at_neutral and (said := owner().warning(toy_facts(Stack([owner()])))):
         raise Skip(said)
     assert not equal, "with its defaults it does nothing at all"
 
@@ -177,7 +217,7 @@ def resumes(owner: type[Method], device: torch.device = CPU) -> None:
 def arranges(owner: type[Method], device: torch.device = CPU) -> None:
     """Without padding, and with a trimmed vocabulary where it says so, it trains as it does with padding."""
     if owner.batch_layout == BATCH_LAYOUTS[0]:
-        raise Skip("it declares that it works with padding only")
+        raise Skip("without a `batch_layout` of its class its batches are padded")
     # Masks of another shape would be other masks: compared is what is left without dropout.
     method = owner(dropout=Dropout.ALL_OFF)
     methods = [method] if not unsupported(method) else [owner(), _twin(method)]
@@ -343,7 +383,7 @@ def pairs(owner: type[Method], device: torch.device = CPU) -> None:
 # These look at the class alone; all others take the device to train on, too.
 _OF_THE_CLASS = (has_a_card, is_in_present_form, can_be_searched)
 
-CHECKS: tuple[Callable[..., None], ...] = (
+CHECKS: tuple[Callable[..., str | None], ...] = (
     *_OF_THE_CLASS,
     trains_everywhere,
     neutral_is_vanilla,
@@ -373,7 +413,7 @@ class Check:
 
 
 def check_method(
-    owner: type[Method], device: torch.device = CPU, checks: Sequence[Callable[..., None]] = CHECKS
+    owner: type[Method], device: torch.device = CPU, checks: Sequence[Callable[..., str | None]] = CHECKS
 ) -> Iterator[Check]:
     """Run checks on a method; an exception in the method is a failed check.
 
@@ -387,11 +427,11 @@ def check_method(
         name = check.__name__.replace("_", " ")
         try:
             if check in _OF_THE_CLASS:
-                check(owner)
+                detail = check(owner)
             elif check is not trains_everywhere and (reason := unsupported(owner())):
                 raise Skip(reason)
             else:
-                check(owner, device)
+                detail = check(owner, device)
         except Skip as skip:
             yield Check(name, "skip", str(skip))
         except AssertionError as failure:
@@ -399,4 +439,4 @@ def check_method(
         except (Exception, SystemExit) as error:  # a method may call sys.exit
             yield Check(name, "FAIL", f"{type(error).__name__}: {error}", error)
         else:
-            yield Check(name, "ok")
+            yield Check(name, "ok", detail or "")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 from torch.nn import Parameter
+from torch.nn import functional as F
 
 from finetune_bench import device as devices
 from finetune_bench.errors import FinetuneBenchError
@@ -102,7 +103,8 @@ class TrainingRun:
     def streams(self) -> Streams:
         """Return where all random streams stand."""
         methods = {f"method {name}": generator.get_state() for name, generator in self._generators.items()}
-        return devices.random_state(self.device) | methods
+        blocks = {f"block {name}": torch.tensor(count) for name, count in self._random_blocks.items()}
+        return devices.random_state(self.device) | methods | blocks
 
     def set_streams(self, streams: Streams) -> None:
         """Put all random streams where `streams` says; those that did not exist then, to their beginning."""
@@ -113,6 +115,9 @@ class TrainingRun:
         for name, generator in self._generators.items():
             state = streams.get(f"method {name}")
             generator.set_state(self._new_generator(name).get_state() if state is None else state)
+        self._random_blocks = collections.Counter(
+            {name: int(count) for name, count in _under("block ", streams).items()}
+        )
 
     @contextmanager
     def own_randomness(self, name: str) -> Iterator[None]:
@@ -139,12 +144,12 @@ class TrainingRun:
         with torch.no_grad():
             for name, tensor in self._tensors().items():
                 tensor.copy_(state[f"weight {name}"])
-        self._random_blocks = collections.Counter(state["own_blocks"])
         self.counter.forwards, self.counter.backwards = state["passes"]
         self.reanchored = set(state["reanchored"])
         if self._pretrained is not None:
             self._pretrained |= {name: value.to(self.device) for name, value in _under("anchor ", state).items()}
         self.set_streams(_under("stream ", state))
+        self._random_blocks = collections.Counter(state["own_blocks"])
 
     def _tensors(self) -> dict[str, Tensor]:
         return {**dict(self.model.named_parameters()), **dict(self.model.named_buffers())}
@@ -285,6 +290,13 @@ class TrainingStep:
     def loss(self, output: Output, labels: Tensor) -> Tensor:
         """Return the task's loss of a prediction for these labels, 0-dim."""
         return self.run.task.loss(output, labels)
+
+    def targets(self, view: View | None = None) -> Tensor:
+        """Return the view's targets, the batch's labels where it has none, as probabilities of classes or numbers."""
+        targets = self.batch.labels if view is None or view.targets is None else view.targets
+        if self.run.task.kind == "regression" or targets.is_floating_point():
+            return targets
+        return F.one_hot(targets, self.run.task.outputs).float()
 
     def divergence(self, p: Output, q: Output) -> Tensor:
         """Return the task's distance between two predictions."""

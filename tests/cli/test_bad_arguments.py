@@ -225,7 +225,7 @@ STACKS = [
     ("hype(top=1.5)", "'top' parameter of HyPe must be"),
     (f"hype(top={DIGITS})", "'top' parameter of HyPe must be"),
     ("hype(dropout=maybe)", "'dropout' parameter of HyPe must be one of"),
-    ("rdrop(dropout=all_off)", "its two passes would be identical"),
+    ("rdrop(dropout=all_off)", "its passes would be identical: no dropout is active and no partner draws noise."),
     ("hype(where=both) --gradient-checkpointing", "can't be repeated"),
     ("hype --precision bf16", "noise of 1e-05 is lost in bf16 arithmetic"),
     ("r3f --precision bf16", "is lost in bf16 arithmetic"),

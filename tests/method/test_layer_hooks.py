@@ -45,6 +45,24 @@ def test_a_change_of_one_example_changes_its_prediction_alone(architecture: str,
     assert torch.equal(plain, again)
 
 
+@pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
+def test_every_pass_inside_is_changed(hook: type) -> None:
+    """ALBERT's layers are one: which of them runs is counted, and begins anew with each pass."""
+    run = tiny_run(architecture="albert")
+    batch = next(run.batches("test"))
+    run.model.eval()
+    indices: list[int] = []
+
+    def change(index: int, *states: Tensor) -> Tensor:
+        indices.append(index)
+        return states[-1] * 2 if index == 1 else states[-1]
+
+    with torch.no_grad(), hook(run.model, change):
+        first, second = (run.model(**batch.inputs).logits for _ in range(2))
+    assert indices == [0, 1, 0, 1]
+    assert torch.equal(first, second)
+
+
 @pytest.mark.parametrize("noise", ["normal", "uniform_symmetric"])
 def test_noise_follows_the_memory_of_the_states(noise: str) -> None:
     """XLNet's states have had these draws before they were handed over the other way round."""

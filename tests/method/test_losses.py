@@ -27,15 +27,11 @@ class LabelSmoothing(Method):
     """The loss of each example, drawn towards that of a uniform prediction."""
 
     name = "smoothing"
+    classes_only = True
 
     epsilon: float = parameter(0.1, interval="[0, 1]", neutral=0.0, search=Range(0.01, 0.4, log=True), help="share")
 
-    def unsupported(self, facts: Facts) -> str | None:
-        return "a number has no uniform distribution" if facts.task.kind == "regression" else None
-
     def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
-        if self.epsilon == 0:
-            return losses
         return (1 - self.epsilon) * losses - self.epsilon * output.logits.float().log_softmax(-1).mean(-1)
 
 
@@ -61,10 +57,9 @@ class Mixup(Method):
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         if self.share == 0:
             return inner(view)
-        stream, labels = step.run.generator(self.name), step.batch.labels
-        order = torch.randperm(len(labels), generator=stream, device=labels.device)
-        share = torch.rand((), generator=stream, device=labels.device) * self.share
-        whole = F.one_hot(labels, len(step.run.task.labels)).float() if step.run.task.labels else labels
+        stream, whole = step.run.generator(self.name), step.targets(view)
+        order = torch.randperm(len(whole), generator=stream, device=whole.device)
+        share = torch.rand((), generator=stream, device=whole.device) * self.share
 
         def mix(index: int, hidden: Tensor) -> Tensor:
             return hidden.lerp(hidden[order], share.to(hidden.dtype)) if index == self.layer else hidden
@@ -92,7 +87,6 @@ def test_losses_by_hand() -> None:
     soft = torch.tensor([[0.9 + 0.1 / 3, 0.1 / 3, 0.1 / 3]])
     by_targets = toys.toy_task("classification").losses(Output(LOGITS), soft)
     assert by_targets.tolist() == pytest.approx([0.463297], abs=1e-6)
-    assert LabelSmoothing(epsilon=0.0).losses(run, Output(LOGITS), losses) is losses
 
 
 def test_smoothing_is_torchs() -> None:
@@ -117,6 +111,43 @@ def test_the_mean_of_the_losses_is_the_loss() -> None:
         torch.testing.assert_close(losses.mean(), task.loss(Output(logits), labels), atol=1e-6, rtol=1e-6)
     by_hand = toys.toy_task("regression").losses(Output(torch.tensor([[1.0], [2.0]])), torch.tensor([3.0, 2.5]))
     assert by_hand.tolist() == [4.0, 0.25]
+
+
+def test_losses_are_left_alone_at_the_neutral_setting() -> None:
+    """The task's loss keeps its last bit, whatever rounding the method's formula has there."""
+
+    class Rounding(Method):
+        name = "rounding"
+        strength: float = parameter(1.0, interval="[0, inf)", neutral=0.0)
+
+        def losses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
+            return losses * (1 + self.strength) + 1e-3
+
+    step = first_step(tiny_run(Rounding(strength=0.0), dropout=Dropout.ALL_OFF))
+    assert torch.equal(step.objective().loss.detach(), step.task_losses[0])
+    assert not Rounding().at_neutral
+    assert Rounding(strength=0.0).at_neutral
+    assert not Method().at_neutral
+    with pytest.raises(AssertionError, match=r"with {'strength': 0.0} its `losses` change by 1.*e-03"):
+        testing.neutral_is_vanilla(Rounding)
+
+
+def test_what_needs_classes_is_refused_for_numbers() -> None:
+    for stack in ([LabelSmoothing()], [Mixup(), LabelSmoothing()]):
+        assert toys.unsupported(stack, kind="classification") is None
+        reason = toys.unsupported(stack, kind="regression")
+        assert reason == "smoothing: a regression task has no distribution over classes"
+
+
+def test_targets_can_be_mixed() -> None:
+    step = first_step(tiny_run())
+    labels = step.batch.labels
+    assert torch.equal(step.targets(), F.one_hot(labels, 3).float())
+    assert torch.equal(step.targets(View(targets=labels.flip(0))), F.one_hot(labels.flip(0), 3).float())
+    soft = torch.full((8, 3), 1 / 3)
+    assert step.targets(View(targets=soft)) is soft
+    of_numbers = first_step(tiny_run(task=REGRESSION))
+    assert of_numbers.targets(View()) is of_numbers.batch.labels
 
 
 def test_the_leftmost_is_the_outermost() -> None:

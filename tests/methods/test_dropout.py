@@ -140,6 +140,19 @@ def test_rdrop_trains_where_the_architecture_has_no_dropout(architecture: str) -
     assert "identical" in str(toys.unsupported([rdrop(), DropoutRates(hidden=0.0)], architecture))
 
 
+@pytest.mark.parametrize("name", ["rdrop", "bi_drop"])
+def test_the_stack_that_a_refusal_names_trains(name: str) -> None:
+    owner = registry.method_class(name)
+    reason = str(toys.unsupported(owner(), "llama"))
+    assert reason.endswith(f"dropout can be put in, as in {name}+dropout(hidden=0.1)")
+    stack = registry.make_stack(reason.rpartition(" ")[2])
+    assert toys.unsupported(stack, "llama") is None
+    _, result, _ = toys.toy_train(stack, "llama")
+    assert len(result.steps["loss"]) == 6
+    for settled in ([owner(dropout=Dropout.ALL_OFF)], [owner(), DropoutRates(hidden=0.0)]):
+        assert str(toys.unsupported(settled, "llama")).endswith("no partner draws noise")
+
+
 @pytest.mark.parametrize("architecture", ["modernbert", "llama"])
 def test_checkpointed_and_resumed_it_is_the_same(architecture: str) -> None:
     method = DropoutRates(hidden=0.2, attention=0.2, head=0.5)

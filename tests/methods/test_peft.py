@@ -159,9 +159,11 @@ def test_lora_is_that_kind() -> None:
         (Peft(kind="oft", adapter_dropout=0.1), "", "kind=oft has no dropout"),
         (Peft(kind="oft", r=5), "", "r=5: not every matrix of BertForSequenceClassification can be cut"),
         (Peft(kind="pissa"), "l2_sp", "reads the pre-trained weights, and pissa splits them"),
+        (Peft(kind="pissa"), "kl_anchor", "kl_anchor reads the pre-trained weights, and pissa splits them"),
+        (Peft(), "child_tuning_f", "the weights that child_tuning_f acts on are frozen"),
         (Peft(), "lora", "peft and lora both decide about the weights that train"),
         (Peft(), "bitfit", "peft and bitfit both decide"),
-        (Peft(), "mixout", "its adapters have no pre-trained values"),
+        (Peft(), "mixout", "mixout holds weights to their pre-trained values, and its adapters have none"),
     ],
     ids=str,
 )

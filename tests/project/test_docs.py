@@ -57,9 +57,8 @@ def mentioned(page: Path) -> list[str]:
 
 
 def plugin(page: Path) -> str:
-    """The plugin file that a page shows: its block with a method."""
-    (text,) = [block for block in blocks(page, "python") if "(Method):" in block]
-    return text
+    """The plugin file that a page shows: its first block with a method."""
+    return next(block for block in blocks(page, "python") if "(Method):" in block)
 
 
 @pytest.fixture
@@ -228,6 +227,15 @@ def test_the_tutorials_method_passes_its_check(tmp_path: Path) -> None:
     assert lines[0] == "my_neftune:"
     assert len(lines) == 1 + len(testing.CHECKS)
     assert not [line for line in lines if line.startswith("FAIL")]
+
+
+def test_the_tutorials_second_file_keeps_the_contract(load: Callable[[str, str], Path]) -> None:
+    (text,) = [block for block in blocks(TUTORIAL, "python") if "class ZLoss(Method):" in block]
+    load("z_loss.py", text)
+    quick = [testing.has_a_card, testing.neutral_is_vanilla, testing.is_alive, testing.gradient_is_that_of_the_loss]
+    outcomes = list(testing.check_method(registry.method_class("z_loss"), checks=quick))
+    assert [(check.outcome, check.detail) for check in outcomes] == [("ok", "")] * len(quick)
+    assert "z_loss: a regression task" in str(toys.unsupported(registry.method_class("z_loss")(), kind="regression"))
 
 
 def test_the_tutorials_mistake_is_found(load: Callable[[str, str], Path]) -> None:

@@ -76,8 +76,37 @@ def test_so_is_one_in_a_form_that_is_not_the_default() -> None:
 
 
 def test_draws_that_no_example_can_be_told_in_are_skipped() -> None:
-    with pytest.raises(testing.Skip, match="can't be told apart"):
+    with pytest.raises(testing.Skip, match="can't be cut into draws for micro-batches"):
         testing.accumulates(Shuffled)
+
+
+class Redrawn(Noisy):
+    """Draws for the whole micro-batch with a library that knows the global stream only."""
+
+    name = "redrawn"
+
+    def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        with step.run.own_randomness(self.name):
+            noise = torch.randn(step.embeds(view).shape)
+        return inner(replace(view, embeds=step.embeds(view) + 0.1 * noise))
+
+
+class Reordered(Method):
+    """Mixes as Shuffled does, with an order from the global stream."""
+
+    name = "reordered"
+
+    def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+        with step.run.own_randomness(self.name):
+            order = torch.randperm(len(step.batch))
+        return inner(replace(view, embeds=step.embeds(view).lerp(step.embeds(view)[order], 0.3)))
+
+
+def test_draws_from_the_global_stream_are_cut_too() -> None:
+    """They were not looked at: what draws so failed, whatever it did."""
+    testing.accumulates(Redrawn)
+    with pytest.raises(testing.Skip, match="an order of its examples, can't be cut"):
+        testing.accumulates(Reordered)
 
 
 def test_micro_batches_get_their_rows_of_the_batchs_draws() -> None:

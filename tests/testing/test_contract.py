@@ -7,12 +7,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch import Tensor
 
 from finetune_bench import registry, testing
-from finetune_bench.method.base import Method
+from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.step import Run, State
 from finetune_bench.metrics import Kind
 from finetune_bench.parameters import parameter
+from finetune_bench.task import Output
 from finetune_bench.testing import accumulation, checks, stacks, toys
 
 METHODS = registry.names("methods")
@@ -169,6 +171,56 @@ def test_a_method_that_forgets_its_state_fails_its_check() -> None:
     with pytest.raises(AssertionError, match="what changes from step to step belongs into `state`"):
         testing.resumes(Forgetful)
     testing.resumes(Mindful)
+
+
+def test_a_check_tells_what_a_method_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "ARCHITECTURES", dict.fromkeys(("bert", "llama")))
+
+    class Choosy(Method):
+        name = "choosy"
+        classes_only = True
+
+        def unsupported(self, facts: Facts) -> str | None:
+            return None if facts.active_dropout else "there is no dropout"
+
+    (check,) = testing.check_method(Choosy, checks=[testing.trains_everywhere])
+    assert check.outcome == "ok"
+    assert check.detail == (
+        "refused regression: a regression task has no distribution over classes; "
+        "refused llama for classification: there is no dropout"
+    )
+
+
+def test_a_misspelt_name_is_found() -> None:
+    class Misspelt(Method):
+        name = "misspelt"
+        class_only = True
+        rate: float = parameter(0.1, help="a name of its own, though `rates` is near")
+
+        def loses(self, run: Run, output: Output, losses: Tensor) -> Tensor:
+            return 2 * losses
+
+        def gradient_(self) -> None:
+            """Stand for what the method learns."""
+
+    with pytest.raises(
+        AssertionError, match="`class_only`; did you mean `classes_only`.*`loses`; did you mean `losses`"
+    ):
+        testing.is_in_present_form(Misspelt)
+
+
+def test_an_observer_that_moves_weights_is_found() -> None:
+    class Shrinking(Method):
+        name = "shrinking"
+        observer = True
+
+        def after_step(self, run: Run) -> None:
+            for weight in run.params.values():
+                weight.data.mul_(0.9)
+
+    with pytest.raises(AssertionError, match="says `observer = True`, and it trains to other weights"):
+        testing.is_alive(Shrinking)
+    testing.is_alive(registry.method_class("ema"))
 
 
 @pytest.mark.slow

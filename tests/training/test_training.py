@@ -199,6 +199,23 @@ def test_streams_do_not_touch_each_other() -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_a_replay_draws_what_was_drawn_by_a_library_too() -> None:
+    """Blocks of a method's own randomness were counted on: a replayed pass drew other numbers."""
+    run, _ = toys.toy_run(vanilla())
+    step = TrainingStep(run, next(run.batches("test")))
+
+    def draw() -> list[float]:
+        with step.run.own_randomness("a"):
+            return torch.rand(2).tolist()
+
+    before = draw()
+    mark = step.mark()
+    first = [draw(), draw()]
+    with step.replay(mark):
+        assert [draw(), draw()] == first
+    assert draw() not in (before, *first)
+
+
 def test_stream_seeds_are_fixed() -> None:
     """Changing the derivation would silently change every number of the benchmark."""
     assert derive(1, "dropout") == derive(1, "dropout") != derive(2, "dropout")
