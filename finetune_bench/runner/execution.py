@@ -141,7 +141,8 @@ def _write_study(plan: Plan) -> None:
             "other_shards": plan.other_shards,
             "told": list(dict.fromkeys([*before.get("told", []), *plan.notes])),
             "effects": before.get("effects", {}) | _effects(plan.cells),
-            "searched": joined_settings(before.get("searched") or {}, _searched(plan.study)),
+            "searched": _searched(plan.study),
+            "searched_before": joined_settings(before.get("searched_before") or {}, before.get("searched") or {}),
         }
     )
 

@@ -205,7 +205,7 @@ def _joined(studies: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for study in studies:
         for key, value in study.items():
             known = joined.get(key)
-            if key == "searched":
+            if key in ("searched", "searched_before"):
                 joined[key] = joined_settings(known or {}, value or {})
             elif isinstance(known, list) and isinstance(value, list):
                 joined[key] = known + [item for item in value if item not in known]

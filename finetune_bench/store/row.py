@@ -156,3 +156,4 @@ class StudyRecord(TypedDict, total=False):
     told: list[str]  # notes that a run in this folder has told, whatever it was of
     effects: dict[str, list[list[str]]]  # by label, each method's effects and the labels of the runs that have them
     searched: dict[str, list[list[Any]]]  # by label of a default, labels and learning rates that a search tries
+    searched_before: dict[str, list[list[Any]]]  # what earlier commands of the folder tried, in the same form

@@ -46,7 +46,11 @@ class Divergence:
 
 @cached
 def divergences(data: Data, section: Section) -> list[Divergence]:
-    """Return the divergence of every run that has a vanilla twin, of all methods but the baseline."""
+    """Return the divergence of every run that has a vanilla twin, of all methods but the baseline.
+
+    Runs that were chosen at other learning rates differ by these alone, which tells nothing of a method.
+    """
+    rates = {row["id"]: row["recipe"].get("lr") for row in data.stored}
     result = []
     for method in section.methods:
         twin = section.control(method) or section.baseline
@@ -55,7 +59,8 @@ def divergences(data: Data, section: Section) -> list[Divergence]:
         for row in section.rows(method, status=Status.DONE):
             if section.paired(method, twin, row["task"], row["seed"]):
                 vanilla = section.runs[twin, row["task"], row["seed"]]
-                if (divergence := _divergence(data, section, row, vanilla)) is not None:
+                is_alike = rates.get(row["id"]) == rates.get(vanilla["id"])
+                if is_alike and (divergence := _divergence(data, section, row, vanilla)) is not None:
                     result.append(divergence)
     return result
 

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -35,6 +35,7 @@ from finetune_bench.reports.rows.sections import (
 from finetune_bench.reports.text import counted, interval, listed, points
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
+from finetune_bench.store.merge import joined_settings
 from finetune_bench.store.row import Row, Status
 from finetune_bench.task import HELD_OUT
 
@@ -145,7 +146,7 @@ def _search(rows: Sequence[Row], apart: str, data: Data) -> Search:
     refused: list[str] = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
-        tried = _tried(of_task, data.study.get("searched") or {})
+        tried = _tried(of_task, _searched(data))
         standard = _standard(tried, data.options.baseline)
         rates = _rates(standard.complete)
         compared = [trials for trials in tried if trials.complete and _rates(trials.complete) == rates]
@@ -164,7 +165,7 @@ def _search(rows: Sequence[Row], apart: str, data: Data) -> Search:
     return Search(title, where, section, tuple(choices), tuple(refused))
 
 
-def _tried(rows: Sequence[Row], searched: Mapping[str, Sequence[Sequence[object]]]) -> list[_Trials]:
+def _tried(rows: Sequence[Row], searched: Mapping[str, list[list[Any]]]) -> list[_Trials]:
     """Return what was tried of every method with a run on a task, the baseline first.
 
     Only settings that have a run count: commands of one folder, and blocks of one file, may try others elsewhere. A run
@@ -191,6 +192,13 @@ def _tried(rows: Sequence[Row], searched: Mapping[str, Sequence[Sequence[object]
         incomplete = tuple(setting for setting in by_seed if setting not in complete)
         tried.append(_Trials(method, complete, incomplete, [row for of in by_seed.values() for row in of.values()]))
     return sorted(tried, key=lambda trials: (not _is_baseline(trials), trials.method))
+
+
+def _searched(data: Data) -> Mapping[str, list[list[Any]]]:
+    """Return what was tried of each method by the commands that the report covers."""
+    searched = data.study.get("searched") or {}
+    before = (data.study.get("searched_before") or {}) if data.options.all_cells else {}
+    return joined_settings(before, searched)
 
 
 def _is_baseline(trials: _Trials) -> bool:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,66 +12,19 @@ import pandas as pd
 import pytest
 
 from finetune_bench import cli
-from finetune_bench.errors import UsageError
-from finetune_bench.model import pretrained
-from finetune_bench.recipe import Recipe
 from finetune_bench.report import Options
 from finetune_bench.reports.markdown import render
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.submission import Submission
 from finetune_bench.reports.terminal import summary
+from finetune_bench.reports.topics.divergence import divergences
 from finetune_bench.reports.topics.search import Search, all_sections, edge_of_search, searches, ties_of
-from finetune_bench.runner.execution import execute
-from finetune_bench.runner.plan import make_plan
 from finetune_bench.store import analyses
 from finetune_bench.store.merge import joined_settings, merge
 from finetune_bench.store.store import Store
-from finetune_bench.study.blocks import join
-from finetune_bench.study.study import Study
 from finetune_bench.task import HELD_OUT
-from tests.synthetic_store import fail, make_row, put
-
-# By task and method, the mean score on held-out data at each learning rate; reported scores are 0.1 below.
-Scores = Mapping[tuple[str, str], Mapping[float, float]]
-BOTH: Scores = {("rte", "vanilla"): {1e-5: 0.7, 2e-5: 0.6}, ("rte", "hype"): {1e-5: 0.6, 2e-5: 0.8}}
-HONEST = {"vanilla": 1e-5, "hype": 2e-5}
-
-
-def held_out_rows(scores: Scores, seeds: Sequence[int] = (1, 2, 3), **changes: Any) -> list[dict[str, Any]]:
-    rows = []
-    for (task, method), of_rates in scores.items():
-        for rate, held_out in of_rates.items():
-            for seed in seeds:
-                row = make_row(method, task, seed)
-                shift = 0.01 * (seed - 2)
-                row["metrics"] = {
-                    "validation": {row["metric"]: held_out - 0.1 + shift},
-                    HELD_OUT: {row["metric"]: held_out + shift},
-                }
-                row |= {"held_out": 0.2} | changes
-                row["recipe"] = row["recipe"] | {"lr": rate}
-                row["id"] = hashlib.sha256(repr((task, method, rate, seed, row["model"])).encode()).hexdigest()[:16]
-                rows.append(row)
-    return rows
-
-
-def write(folder: Path, rows: Sequence[dict[str, Any]], cells: Sequence[str] | None = None) -> Store:
-    """Write rows with the study that asked for them."""
-    store = Store(folder)
-    searched: dict[str, list[Any]] = {}
-    for row in rows:
-        put(store, row)
-        setting = [row["method"], row["recipe"]["lr"]]
-        if setting not in searched.setdefault(row["method"], []):
-            searched[row["method"]].append(setting)
-    ids = [row["id"] for row in rows] if cells is None else list(cells)
-    store.write_study({"methods": [*searched], "tasks": ["rte", "cola"], "searched": searched, "cells": ids})
-    return store
-
-
-def only(store: Store, options: Options | None = None) -> Search:
-    (search,) = searches(load(store, options or Options()))
-    return search
+from tests.study.held_out_store import BOTH, HONEST, held_out_rows, only, write
+from tests.synthetic_store import fail
 
 
 def chosen(search: Search) -> dict[tuple[str, str], float]:
@@ -193,6 +144,17 @@ def test_rows_that_no_list_names_are_of_a_method_of_their_own(tmp_path: Path) ->
     assert chosen(only(store)) == {("rte", "vanilla"): 1e-5, ("rte", "hype"): 2e-5}
     store.write_study({})
     assert chosen(only(store)) == {("rte", "vanilla"): 1e-5, ("rte", "hype"): 2e-5}
+
+
+def test_what_a_former_search_tried_is_no_setting_of_the_last_command(tmp_path: Path) -> None:
+    """A search tried hype(eps=0.01) as a setting of hype, which the last command has as a method of its own."""
+    label = "hype(eps=0.01)"
+    store = write(tmp_path, held_out_rows({**BOTH, ("rte", label): {1e-5: 0.5, 2e-5: 0.6}}))
+    store.write_study({**store.study(), "searched_before": {"hype": [["hype", 1e-5], [label, 2e-5]]}})
+    search = only(store)
+    assert (search.refused, chosen(search)["rte", label]) == ((), 2e-5)
+    (refused,) = only(store, Options(all_cells=True)).refused
+    assert refused.startswith("hype on rte: tuned among 3 settings, vanilla among 2")
 
 
 def test_an_edited_plugin_is_not_chosen_among_rates_of_both_its_sources(tmp_path: Path) -> None:
@@ -390,48 +352,10 @@ def test_a_submission_is_of_the_chosen_setting_and_its_best_seed_on_held_out_dat
     assert "the best of 3 on held-out examples" in text
 
 
-# --- before any compute -----------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def toy(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> Study:
-    return Study(
-        methods=("vanilla", "noisytune"), tasks=(str(tiny_data),), models=(str(tiny_checkpoint),), seeds=(1,),
-        lrs=(1e-4, 1e-3), hold_out=True, baseline=False, recipe=Recipe(epochs=1, warmup=0), out=tmp_path / "run",
-        workers=1,
-    )  # fmt: skip
-
-
-def test_one_learning_rate_is_refused_before_any_compute(toy: Study) -> None:
-    with pytest.raises(UsageError, match="several learning rates of a method to choose among; got one, 0.0001. Give"):
-        make_plan(dataclasses.replace(toy, lrs=(1e-4,)))
-    with pytest.raises(UsageError, match="got one, 0.0001. Take --scale full; or leave"):
-        make_plan(dataclasses.replace(toy, lrs=(1e-4,), preset="a table"))
-    assert not (toy.out or Path()).exists()
-    assert [note for note in make_plan(toy).notes if "--hold-out" in note] == []
-
-
-def test_blocks_of_which_nothing_or_not_every_method_is_chosen_are_told_before_any_compute(toy: Study) -> None:
-    single = dataclasses.replace(toy, lrs=(1e-4,), recipe=dataclasses.replace(toy.recipe, weight_decay=0.5))
-    fewer = dataclasses.replace(toy, methods=("top_k",), lrs=(1e-4,))
-    plan = make_plan(join([toy, single, fewer]))
-    task, model = toy.tasks[0], pretrained.label(toy.models[0])
-    assert [note for note in plan.notes if "--hold-out" in note] == [
-        f"Warning: --hold-out: for {task} on {model} not every method has the learning rates of vanilla (0.0001, "
-        "0.001), and with other rates it is not compared: top_k.",
-        f"Warning: --hold-out: for {task} on {model} there is one learning rate only, so nothing is chosen.",
-    ]
-
-
-def test_a_resumption_with_other_rates_keeps_those_that_were_tried(toy: Study) -> None:
-    for rates in ((1e-4, 1e-3), (1e-3, 1e-2)):
-        study = dataclasses.replace(toy, lrs=rates)
-        plan = make_plan(study)
-        for cell in plan.cells:
-            (row,) = held_out_rows({("rte", cell.label): {cell.recipe.lr: 0.7 + cell.recipe.lr}}, [1])
-            put(plan.store, row | {"id": cell.id})
-        execute(make_plan(study))  # all is done, so that nothing is trained
-    store = Store(toy.out or Path())
-    assert store.study()["searched"]["noisytune"] == [["noisytune", 1e-4], ["noisytune", 1e-3], ["noisytune", 1e-2]]
-    assert {choice.rates for choice in only(store).choices} == {(1e-3, 1e-2)}  # a report covers one command
-    assert {choice.rates for choice in only(store, Options(all_cells=True)).choices} == {(1e-4, 1e-3, 1e-2)}
+def test_a_method_does_not_seem_to_act_by_another_learning_rate(tmp_path: Path) -> None:
+    """R-Drop keeps dropout, so that its runs are held against vanilla's step by step; on one task at another rate."""
+    low, high = {1e-5: 0.7, 2e-5: 0.6}, {1e-5: 0.6, 2e-5: 0.7}
+    scores = {(task, "vanilla"): low for task in ("rte", "cola")} | {("rte", "rdrop"): high, ("cola", "rdrop"): low}
+    data = load(write(tmp_path, held_out_rows(scores)))
+    (section,) = all_sections(data)
+    assert {divergence.task for divergence in divergences(data, section)} == {"cola"}
