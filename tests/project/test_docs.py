@@ -238,6 +238,11 @@ def test_the_tutorials_second_file_keeps_the_contract(load: Callable[[str, str],
     assert "z_loss: a regression task" in str(toys.unsupported(registry.method_class("z_loss")(), kind="regression"))
 
 
+def test_the_pages_count_the_tiny_models_right() -> None:
+    assert len(toys.ARCHITECTURES) == 13
+    assert all("on thirteen architectures" in page.read_text("utf-8") for page in (README, TUTORIAL))
+
+
 def test_the_tutorials_mistake_is_found(load: Callable[[str, str], Path]) -> None:
     page = TUTORIAL.read_text("utf-8")
     right, wrong = "torch.rand(embeds.shape, generator=generator, device=embeds.device)", "torch.rand_like(embeds)"
