@@ -168,5 +168,5 @@ def default_options() -> dict[str, Any]:
         "lr": 5e-4,
         "epochs": 2,
         "max_length": 32,
-        "limit_train": 112,
+        "limit_train": 96,
     }
