@@ -53,7 +53,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.distributions import Beta
-from torch.nn import functional as F
 
 from finetune_bench.errors import ModelError
 from finetune_bench.method.asking import ask
@@ -186,7 +185,7 @@ class Mixup(Method):
         if self.alpha == 0:
             return inner(view)
         order, share = self.draw(step.run, len(step.batch.labels))
-        view = replace(view, targets=self.mix_labels(step, view, order, share))
+        view = replace(view, targets=mix(step.targets(view), order, share))
         if self.where == "head":
             with logits_mixed(step.run.model, order, share):
                 objective = inner(view)
@@ -215,10 +214,3 @@ class Mixup(Method):
         """Draw the layer after which hidden states are mixed, of the upper half, 0-dim on the device."""
         count = len(layers(run.model))
         return torch.randint(count // 2, count, (), generator=run.generator(self.name), device=run.device)
-
-    def mix_labels(self, step: Step, view: View, order: Tensor, share: Tensor) -> Tensor:
-        """Mix the labels: (batch, classes) probabilities, or (batch,) numbers."""
-        labels = step.batch.labels if view.targets is None else view.targets
-        if step.run.task.kind == "classification" and not labels.is_floating_point():
-            labels = F.one_hot(labels, step.run.task.outputs).float()
-        return mix(labels, order, share)
