@@ -72,5 +72,5 @@ def test_a_papers_adamw_is_no_other_optimiser(optimizer: str) -> None:
     score = next(score for score in paper.scores if score.task == "rte")
     row: Any = make_row("vanilla", "rte", 1) | {"model": score.model}
     row["recipe"] = Recipe(optimizer=optimizer).to_dict()
-    told = standing(paper, score, Chosen("vanilla", 2e-5, {1: row}, "validation", "accuracy", 1, "", math.nan, 0))
+    told = standing(paper, score, Chosen("vanilla", 2e-5, {1: row}, "validation", "accuracy", 1, 1, "", math.nan, 0))
     assert ("optimizer lion instead of adamw" in told.differing) is (optimizer == "lion")

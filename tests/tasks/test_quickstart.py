@@ -74,7 +74,7 @@ def test_the_default_study_is_the_embedded_one() -> None:
         "lr": 5e-4,
         "epochs": 2,
         "max_length": 32,
-        "limit_train": 128,
+        "limit_train": 96,
     }
     make_study({}, default_options)  # every value is one that the option takes
 
