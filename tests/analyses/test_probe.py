@@ -154,6 +154,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> Trained:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_model_is_probed_beside_its_controls(trained: Trained) -> None:
     findings = Probe(on="lengths+again", checked=20, lr=0.05, epochs=20).measure(trained)
     kinds = ["", ", shuffled labels", ", standardised", ", before training", ", standardised, before training"]
@@ -185,6 +186,7 @@ def test_bad_input_is_told_before_any_compute(tmp_path: Path) -> None:
         Probe(on="rte").check(registry.task("cola"), tmp_path, "tiny")
 
 
+@pytest.mark.slow
 def test_the_untouched_model_is_probed_once_for_all_runs_that_begin_with_it(trained: Trained) -> None:
     loaded: list[int] = []
 

@@ -147,6 +147,7 @@ def trained(folder: Path, shift: float, tmp: Path) -> Trained:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_an_untouched_model_keeps_everything_and_a_moved_one_does_not(tmp_path: Path) -> None:
     folder = made("causal", tmp_path / "model")
     same = Retention(texts=20).measure(trained(folder, 0.0, tmp_path))

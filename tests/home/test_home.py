@@ -440,6 +440,7 @@ def test_what_the_trainer_refuses(tmp_path: Path) -> None:
         trainer_of("ema+swa", tmp_path).train()
 
 
+@pytest.mark.slow
 def test_without_accelerate_the_extra_is_named() -> None:
     code = "import sys; sys.modules['accelerate'] = None\nimport finetune_bench.home_trainer"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

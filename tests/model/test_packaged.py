@@ -220,6 +220,7 @@ def write_gguf(path: Path, architecture: str = "llama") -> dict[str, torch.Tenso
     return values
 
 
+@pytest.mark.slow
 def test_a_gguf_file_trains_and_is_saved_as_a_plain_checkpoint(
     tmp_path: Path, tiny_data: Path, empty_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -94,6 +94,7 @@ def test_a_checkpoint_without_a_head_starts_as_the_library_starts_it(
     assert "fresh-head" not in identity(name)
 
 
+@pytest.mark.slow
 def test_a_head_of_another_task_is_drawn_anew(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
     """Also one of the same width: seeds then start from different heads, and say which weights are fresh."""
     hashes = set()
@@ -147,6 +148,7 @@ def test_a_head_is_kept_only_where_the_classes_agree(tiny_checkpoint: Path, tmp_
         check_head(str(bare), ("bad", "good"))
 
 
+@pytest.mark.slow
 def test_a_kept_head_is_another_cell(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
     """Every seed begins with the checkpoint's own head, nothing is fresh, and no row is shared with a fresh head."""
     plain = planned(tiny_checkpoint, tiny_data, tmp_path / "plain", recipe=SHORT, baseline=False)

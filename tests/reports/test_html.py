@@ -174,6 +174,7 @@ def test_equal_rows_make_equal_pages(tmp_path: Path) -> None:
     assert str(tmp_path).encode() not in pages[0]
 
 
+@pytest.mark.slow
 def test_plots_are_text_and_the_pages_colours_and_say_what_their_marks_are(tmp_path: Path) -> None:
     store = make_store(tmp_path / "run", tasks=("rte", "cola"))
     path = write(store, tmp_path / "out")
@@ -233,6 +234,7 @@ def test_an_anchor_does_not_move_when_a_block_comes_before_it(tmp_path: Path) ->
     assert anchors[0] >= {"cost", "cost-cost", "scores-scores", "differences-to-the-baseline-plot-differences"}
 
 
+@pytest.mark.slow
 def test_every_number_of_a_table_of_methods_opens_its_runs(tmp_path: Path) -> None:
     store = make_store(tmp_path / "run", tasks=("rte", "cola", "mrpc", "stsb"), seeds=5)
     page = write(store, tmp_path / "out").read_text("utf-8")

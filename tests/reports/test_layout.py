@@ -65,6 +65,7 @@ def test_a_figure_without_room_for_its_texts_stays_as_it_was() -> None:
     assert [axes.get_position().bounds for axes in panels] == before
 
 
+@pytest.mark.slow
 def test_the_panels_of_a_report_lie_within_their_plot_and_off_its_legend(tmp_path: Path) -> None:
     store = make_store(tmp_path / "run", methods=FIVE, tasks=("rte", "mnli", "stsb"), seeds=3)
     data = load(store)

@@ -336,6 +336,7 @@ def markdown(verified: Verification, folder: Path) -> str:
     return write(verified, folder / "written", ["markdown"])[0].read_text("utf-8")
 
 
+@pytest.mark.slow
 def test_every_format_is_written_and_agrees(tmp_path: Path) -> None:
     verified = verify(make_store(tmp_path / "run", as_published))
     paths = write(verified, tmp_path / "out", ["markdown", "html", "csv", "latex"])

@@ -353,6 +353,7 @@ def test_a_report_tells_every_analysis(study: Study, tmp_path: Path) -> None:
     assert {path.suffix for path in files} == {".svg"}
 
 
+@pytest.mark.slow
 def test_runs_that_begin_with_the_same_checkpoint_measure_it_once(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

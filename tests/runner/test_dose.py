@@ -49,6 +49,7 @@ def test_noise_on_weights_and_in_a_second_pass_is_seen(words: list[str], tmp_pat
         assert frame["logits"][1] > 5 * frame["logits"][0]
 
 
+@pytest.mark.slow
 def test_what_cannot_run_without_dropout_has_scores_only(words: list[str], tmp_path: Path) -> None:
     assert cli.main(["dose", "rdrop", "--alpha", "0.5,2", *words]) == 0
     frame = pd.read_csv(tmp_path / "dose" / "rdrop-alpha" / "dose.csv")

@@ -120,6 +120,7 @@ def test_a_worker_is_seen_to_be_dead_while_its_child_holds_the_pipe(
     assert sleepers(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_time_is_up_for_all_that_a_cell_started(tmp_path: Path, run: Callable[..., list[Event]]) -> None:
     """In its group, in a session of its own, and with a parent that is gone."""
     code = """

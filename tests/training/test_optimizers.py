@@ -144,6 +144,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", [LION, MUON], ids=["lion", "muon"])
 def test_every_method_trains_or_says_why_not(recipe: Recipe) -> None:
     """A method that replaces the update or masks gradients is refused; all others move weights, and stay finite."""
