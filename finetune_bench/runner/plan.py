@@ -170,18 +170,14 @@ def _notes_on_methods(study: Study) -> list[str]:
     if study.attribution and several:
         notes.append(f"--attribution splits single methods only; left as they are: {', '.join(several)}.")
     if study.search is None and len(study.lrs) < 2:
-        methods = {method.name: method for text in study.methods for method in registry.make_stack(text).methods}
+        methods = [method for text in study.methods for method in registry.make_stack(text).methods]
+        reasons = {method.name: method.own_learning_rate for method in methods}
+        reasons[study.recipe.optimizer] = OWN_LEARNING_RATES.get(study.recipe.optimizer, "")
         notes += [
             f"{name} is to be compared at its own learning rate, by --search or several of --lr: {why}."
-            for name, method in methods.items()
-            if (why := method.own_learning_rate)
+            for name, why in reasons.items()
+            if why
         ]
-        optimizer = study.recipe.optimizer
-        if optimizer in OWN_LEARNING_RATES:
-            notes.append(
-                f"{optimizer} is to be compared at its own learning rate, by --search or several of --lr: "
-                f"{OWN_LEARNING_RATES[optimizer]}."
-            )
     return notes
 
 

@@ -130,10 +130,10 @@ def test_of_embeddings_both_texts_are_seen_and_learn(architecture: str, monkeypa
     assert not torch.allclose(seen[0], run.forward(step.batch, View(embeds=mixed)).logits[0], atol=1e-4)
 
 
-def test_a_pass_with_a_mask_of_its_own_is_the_same_in_every_batch_layout(monkeypatch: pytest.MonkeyPatch) -> None:
-    fixed(monkeypatch)
+def check_layouts(owner: type[Mixup]) -> None:
+    """Its losses are the same in every batch layout."""
     losses = [
-        toys.toy_train(MixedEmbeddings(dropout=Dropout.ALL_OFF), recipe=recipe)[1].steps["loss"]
+        toys.toy_train(owner(dropout=Dropout.ALL_OFF), recipe=recipe)[1].steps["loss"]
         for layout in ("padded", "unpadded", "unpadded_trimmed")
         for recipe in [Recipe(lr=1e-3, batch_size=8, steps=2, warmup=0.0, batch_layout=layout)]
     ]
@@ -141,7 +141,8 @@ def test_a_pass_with_a_mask_of_its_own_is_the_same_in_every_batch_layout(monkeyp
     assert losses[0] == pytest.approx(losses[2], abs=1e-5)
 
 
-def test_embeddings_keep_the_contract() -> None:
+def check_contract(owner: type[Mixup]) -> None:
+    """It keeps what the contract says of every method, where it isn't at its default place."""
     for check in (
         testing.neutral_is_vanilla,
         testing.declares_its_memory,
@@ -149,7 +150,16 @@ def test_embeddings_keep_the_contract() -> None:
         testing.leaves_a_plain_model,
         testing.gradient_is_that_of_the_loss,
     ):
-        check(MixedEmbeddings)
+        check(owner)
+
+
+def test_a_pass_with_a_mask_of_its_own_is_the_same_in_every_batch_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed(monkeypatch)
+    check_layouts(MixedEmbeddings)
+
+
+def test_embeddings_keep_the_contract() -> None:
+    check_contract(MixedEmbeddings)
 
 
 @pytest.mark.parametrize(
@@ -257,21 +267,8 @@ def test_the_layer_is_one_of_the_upper_half_and_drawn_anew() -> None:
 
 
 def test_of_a_layer_it_is_the_same_in_every_batch_layout_and_keeps_the_contract() -> None:
-    losses = [
-        toys.toy_train(MixedLayer(dropout=Dropout.ALL_OFF), recipe=recipe)[1].steps["loss"]
-        for layout in ("padded", "unpadded", "unpadded_trimmed")
-        for recipe in [Recipe(lr=1e-3, batch_size=8, steps=2, warmup=0.0, batch_layout=layout)]
-    ]
-    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
-    assert losses[0] == pytest.approx(losses[2], abs=1e-5)
-    for check in (
-        testing.neutral_is_vanilla,
-        testing.declares_its_memory,
-        testing.declares_its_passes,
-        testing.leaves_a_plain_model,
-        testing.gradient_is_that_of_the_loss,
-    ):
-        check(MixedLayer)
+    check_layouts(MixedLayer)
+    check_contract(MixedLayer)
 
 
 def test_of_a_layer_gradient_checkpointing_is_refused() -> None:
