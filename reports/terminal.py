@@ -17,7 +17,7 @@ from finetune_bench.reports.text import INTERVAL, interval
 from finetune_bench.reports.topics.cost import Ratio
 from finetune_bench.reports.topics.differences import reference_differences
 from finetune_bench.reports.topics.scores import by_column, score_text, scores
-from finetune_bench.reports.topics.search import Search, searches, ties_of, warnings_of_searches
+from finetune_bench.reports.topics.search import Search, passed_over_of, searches, ties_of, warnings_of_searches
 from finetune_bench.spec import short_names
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store
@@ -121,7 +121,7 @@ def _choices(search: Search, width: int, longer: Mapping[str, str]) -> list[str]
         for choice in search.choices
     ]
     table = _fitting(["method", "score", "chosen on held-out data", "its score"], rows, width)
-    return [table, *(_filled(_shortened(text, longer), width) for text in ties_of(search))]
+    return [table, *(_filled(_shortened(text, longer), width) for text in [*ties_of(search), *passed_over_of(search)])]
 
 
 def _failures(data: Data, names: Mapping[str, str], width: int) -> list[str]:

@@ -12,7 +12,7 @@ from finetune_bench.papers.published import Paper, Score
 from finetune_bench.recipe import OPTIMIZERS
 from finetune_bench.reports.rows.sections import Data, canonical
 from finetune_bench.reports.text import counted, points
-from finetune_bench.reports.topics.search import best_settings
+from finetune_bench.reports.topics.choosing import best_settings, those_that_learned
 from finetune_bench.stats.estimates import t_interval
 from finetune_bench.stats.published import Summary
 from finetune_bench.store import analyses
@@ -231,7 +231,8 @@ def best_setting(rows: Sequence[Row], split: str, metric: str) -> Chosen | None:
     reported = {setting: mean(setting, split) for setting in complete}
     held_out = {setting: mean(setting, HELD_OUT) for setting in complete}
     is_held_out = min(held_out.values()) > -math.inf
-    tied = best_settings(held_out if is_held_out else reported)
+    able = those_that_learned({setting: by_seed.values() for setting, by_seed in complete.items()})
+    tied = best_settings({setting: held_out[setting] for setting in able} if is_held_out else reported)
     setting = tied[0]
     is_chosen = len(complete) > 1
     return Chosen(

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +33,7 @@ from finetune_bench.reports.rows.sections import (
     without_rate,
 )
 from finetune_bench.reports.text import counted, interval, listed, points
+from finetune_bench.reports.topics.choosing import Setting, best_settings, those_that_learned
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
 from finetune_bench.store.merge import joined_settings
@@ -40,10 +41,6 @@ from finetune_bench.store.row import Row, Status
 from finetune_bench.task import HELD_OUT
 
 HONEST = "settings chosen on held-out training data"
-# The label of a method with its parameters, and a learning rate.
-Setting: TypeAlias = tuple[str, float]
-# Means that differ by less, in points, are the same: sums of the same scores in another order differ by rounding.
-_SAME = 1e-9
 _MOST_RATES = 6  # learning rates are named in a sentence, the others counted
 _MOST_REASON = 120  # characters of the reason why runs failed
 
@@ -60,6 +57,7 @@ class Choice:
         rates: Their learning rates, ascending.
         honest: The setting chosen on held-out training data.
         tied: All settings with its mean on held-out data, itself among them.
+        passed_over: Settings with a higher mean there of which half of the runs or more learned nothing.
         optimistic: The setting chosen on the reported scores.
         honest_score: The honest setting's score in points, on the reported split.
         optimistic_score: The optimistic setting's score in points, on the reported split.
@@ -75,6 +73,7 @@ class Choice:
     rates: tuple[float, ...]
     honest: Setting
     tied: tuple[Setting, ...]
+    passed_over: tuple[Setting, ...]
     optimistic: Setting
     honest_score: Estimate
     optimistic_score: Estimate
@@ -242,7 +241,8 @@ def _choose(by_setting: Mapping[Setting, list[Row]], method: str, title: str) ->
 
     held_out = {setting: float(scores(setting, [HELD_OUT]).mean()) for setting in by_setting}
     reported = {setting: float(scores(setting, splits).mean()) for setting in by_setting}
-    tied = best_settings(held_out)
+    able = those_that_learned(by_setting)
+    tied = best_settings({setting: held_out[setting] for setting in able})
     honest = tied[0]
     best_reported = best_settings(reported)
     optimistic = honest if honest in best_reported else best_reported[0]
@@ -254,6 +254,7 @@ def _choose(by_setting: Mapping[Setting, list[Row]], method: str, title: str) ->
         rates=_rates(by_setting),
         honest=honest,
         tied=tuple(tied),
+        passed_over=tuple(setting for setting in best_settings(held_out) if setting not in able),
         optimistic=optimistic,
         honest_score=estimates.t_interval(scores(honest, splits)),
         optimistic_score=estimates.t_interval(scores(optimistic, splits)),
@@ -261,12 +262,6 @@ def _choose(by_setting: Mapping[Setting, list[Row]], method: str, title: str) ->
         best_of=tuple(estimates.expected_maximum(list(reported.values()), k) for k in range(1, len(reported) + 1)),
         cells=tuple(row["id"] for row in by_setting[honest]),
     )
-
-
-def best_settings(means: Mapping[Setting, float]) -> list[Setting]:
-    """Return the settings with the highest mean in points, in their order; several where they tie."""
-    highest = max(means.values())
-    return [setting for setting, mean in means.items() if mean >= highest - _SAME]
 
 
 # --- what is said of it -----------------------------------------------------------------------------------------------
@@ -306,6 +301,18 @@ def ties_of(search: Search) -> list[str]:
         "rate counts."
         for choice in search.choices
         if len(choice.tied) > 1
+    ]
+
+
+def passed_over_of(search: Search) -> list[str]:
+    """Return where the setting with the best mean on held-out data is not the one that counts."""
+    return [
+        f"{search.where}{choice.method} on {choice.column.task}: the best mean on held-out data is that of learning "
+        f"rate {_named(_rates(choice.passed_over))}, but half of its runs or more learned nothing there: their loss "
+        "hardly moved, or one answer to everything scores as well. Chosen is the best of the others, "
+        f"{choice.honest[1]:g}."
+        for choice in search.choices
+        if choice.passed_over
     ]
 
 
@@ -429,7 +436,7 @@ def search_blocks(search: Search) -> list[Block]:
     header = ("method", "score", "honest choice", "its score", "optimistic choice", "its score", "optimism")
     return [
         table("choices", header, rows, align="left"),
-        *bullets([*search.refused, *ties_of(search)], findings=True),
+        *bullets([*search.refused, *ties_of(search), *passed_over_of(search)], findings=True),
         *bullets(notes),
         Paragraph(f"{under} on the reported scores."),
         table("budget", ("method", "score", *(f"k = {size}" for size in sizes)), best),

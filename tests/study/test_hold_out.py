@@ -18,7 +18,7 @@ from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.submission import Submission
 from finetune_bench.reports.terminal import summary
 from finetune_bench.reports.topics.divergence import divergences
-from finetune_bench.reports.topics.search import Search, all_sections, edge_of_search, searches, ties_of
+from finetune_bench.reports.topics.search import Search, all_sections, edge_of_search, passed_over_of, searches, ties_of
 from finetune_bench.store import analyses
 from finetune_bench.store.merge import joined_settings, merge
 from finetune_bench.store.store import Store
@@ -291,6 +291,44 @@ def test_of_settings_that_tie_the_lowest_rate_counts_in_whatever_order_they_ran(
     assert TIE in " ".join(summary(store).split())
     (hype,) = [choice for choice in search.choices if choice.method == "hype"]
     assert hype.optimistic == hype.honest  # as good as any on the reported scores: no optimism to tell of
+
+
+PASSED_OVER = (
+    "hype on rte: the best mean on held-out data is that of learning rate 4e-05, but half of its runs or more learned "
+    "nothing there: their loss hardly moved, or one answer to everything scores as well. Chosen is the best of the "
+    "others, 2e-05."
+)
+
+
+@pytest.mark.parametrize("sign", ["one answer", "loss"])
+def test_a_setting_that_learned_nothing_is_passed_over_however_good_one_answer_is(tmp_path: Path, sign: str) -> None:
+    """By F1 a run that collapsed can have the best held-out mean, as on MRPC."""
+    levels = {1e-5: 0.6, 2e-5: 0.7, 4e-5: 0.8}
+    rows = held_out_rows({("rte", name): levels for name in ("vanilla", "hype")}, seeds=(1, 2, 3, 4))
+    for row in rows:
+        row["majority"][HELD_OUT] = {"accuracy": 0.5}
+        if row["method"] == "hype" and row["recipe"]["lr"] == 4e-5 and row["seed"] <= 2:
+            if sign == "loss":
+                row["training"] = row["training"] | {"hardly_moved": True}
+            else:
+                row["majority"] = {HELD_OUT: dict(row["metrics"][HELD_OUT])}
+    store = write(tmp_path, rows)
+    search = only(store)
+    assert chosen(search) == {("rte", "vanilla"): 4e-5, ("rte", "hype"): 2e-5}
+    assert passed_over_of(search) == [PASSED_OVER]
+    assert PASSED_OVER in render(load(store))
+    assert PASSED_OVER in " ".join(summary(store).split())
+    (hype,) = [choice for choice in search.choices if choice.method == "hype"]
+    assert hype.optimistic == ("hype", 4e-5)  # as papers choose
+
+
+def test_where_no_setting_learned_anything_the_best_mean_counts(tmp_path: Path) -> None:
+    rows = held_out_rows(BOTH)
+    for row in rows:
+        row["training"] = row["training"] | {"hardly_moved": True}
+    search = only(write(tmp_path, rows))
+    assert chosen(search) == {("rte", method): rate for method, rate in HONEST.items()}
+    assert passed_over_of(search) == []
 
 
 def test_the_edge_is_that_of_the_rates_that_were_chosen_among(tmp_path: Path) -> None:
