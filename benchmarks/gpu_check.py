@@ -1,4 +1,4 @@
-"""Check on a CUDA device, in ten minutes, all that a machine without one can't show.
+"""Check on a CUDA device, in some twenty minutes, all that a machine without one can't show.
 
     python -m benchmarks.gpu_check [--json gpu_check.json] [--seconds 600] [CHECK ...]
 
@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -25,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.gpu_speed import Result, Results, computes, speed, workers
@@ -50,8 +52,13 @@ CLOSE = 1e-4
 
 @contextmanager
 def steps_watched() -> Iterator[None]:
-    """Make it an error inside to wait for the device in a training step; a method's set-up may wait."""
+    """Make it an error inside to wait for the device in a training step; a method's set-up may wait.
+
+    In fp16 torch's scaler itself reads whether a step is left out, of an optimiser that can't find out on the device,
+    as `schedule_free`, Lion and Muon: this it may do, and nothing else.
+    """
     step, setup = measure.StepClock.step, Stack.setup
+    scaled_step = torch.amp.GradScaler._maybe_opt_step
 
     @contextmanager
     def watch(clock: measure.StepClock) -> Iterator[None]:
@@ -63,11 +70,30 @@ def steps_watched() -> Iterator[None]:
             torch.cuda.set_sync_debug_mode("default")
         setup(stack, run)
 
+    def step_if_finite(_: Any, optimizer: Any, state: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        left_out = any(_read(flag) for flag in state["found_inf_per_device"].values())
+        return None if left_out else optimizer.step(*args, **kwargs)
+
     measure.StepClock.step, Stack.setup = watch, set_up  # type: ignore[method-assign]
+    torch.amp.GradScaler._maybe_opt_step = step_if_finite  # type: ignore[assignment]
     try:
         yield
     finally:
         measure.StepClock.step, Stack.setup = step, setup  # type: ignore[method-assign]
+        torch.amp.GradScaler._maybe_opt_step = scaled_step  # type: ignore[method-assign]
+
+
+def _read(flag: Tensor) -> bool:
+    """Read a flag from the device, which is waited for, also where that is an error."""
+    if flag.device.type != "cuda":
+        return bool(flag)
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    read = bool(flag)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that the mode is a prototype
+        torch.cuda.set_sync_debug_mode(before)
+    return read
 
 
 def train_toy(

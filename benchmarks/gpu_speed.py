@@ -68,7 +68,7 @@ def computes(device: torch.device) -> bool:
 def speed(device: torch.device) -> Results:
     """Time a step of BERT-base: beside a bare PyTorch loop, beside transformers' Trainer, and in each input layout."""
     ours, bare = [], []
-    for _ in range(3):  # in turns, so that a change of the clock rate falls on both
+    for _ in range(5):  # in turns, so that a change of the clock rate falls on both
         ours.append(_seconds_of_loop(device))
         bare.append(_seconds_bare(device))
     ratio = float(np.median(ours) / np.median(bare))

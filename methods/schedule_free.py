@@ -16,7 +16,7 @@ groups. The recipe's warm-up stays, from 1/warm-up on, and nothing falls after i
 evaluation, and in what is saved, x, and afterwards y to the last bit.
 
 **Cost.** One forward and one backward pass; z is kept in the place of AdamW's first moment, and a copy of the weights
-while evaluating.
+while evaluating. In fp16 the host waits for the device once a step, to learn whether the step is left out.
 
 **Randomness drawn.** None.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +173,26 @@ def test_a_step_that_waits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu_check.train_toy("vanilla", CPU)
     assert len(watched) == gpu_check.SHORT.steps + 1  # and the set-up, which puts the mode back
     assert (measure.StepClock.step, Stack.setup) == before
+
+
+def test_the_watch_leaves_an_overflowing_step_out_as_the_scaler_does() -> None:
+    """In fp16 the scaler may wait for an optimiser that can't tell by itself; what it then does is the same."""
+    before = torch.amp.GradScaler._maybe_opt_step
+    recipe = replace(gpu_check.SHORT, precision="fp16")
+    usual = gpu_check.train_toy("schedule_free", CPU, recipe)
+    with gpu_check.steps_watched():
+        watched = gpu_check.train_toy("schedule_free", CPU, recipe)
+        assert torch.amp.GradScaler._maybe_opt_step is not before
+        scaler = torch.amp.GradScaler("cpu")
+        weight = torch.nn.Parameter(torch.ones(2))
+        weight.grad = torch.tensor([1.0, float("inf")])
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        assert weight.tolist() == [1.0, 1.0]
+    assert torch.amp.GradScaler._maybe_opt_step is before
+    assert usual is not None and watched is not None
+    assert usual[1].tolist() == watched[1].tolist()
 
 
 def test_no_check_begins_after_its_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
