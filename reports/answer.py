@@ -168,7 +168,7 @@ def edge_of_rates(sections: Sequence[Section]) -> list[str]:
     groups: dict[str, dict[float, float]] = {}
     optimizers: dict[str, str] = {}
     for section in sections:
-        if section.reference is None or "lr" not in section.setting:
+        if section.reference is None or not isinstance(section.setting.get("lr"), float):  # by task, or unknown
             continue
         rest = canonical({key: value for key, value in section.setting.items() if key != "lr"})
         means = [section.scores(section.reference, column) for column in section.suite]

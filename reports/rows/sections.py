@@ -1,6 +1,7 @@
 """Sort rows into sections of one setting each, with methods, columns and pairs.
 
-A section holds the runs of one model, learning rate and other setting; nothing is ever compared across sections.
+A section holds the runs of one model, learning rate and other setting; nothing is ever compared across sections. Tasks
+that each have a recipe of their own are in one section.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from finetune_bench.files import Damaged
 from finetune_bench.recipe import FORMER_LAYOUTS, OPTIMIZERS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
+from finetune_bench.reports.rows.joining import joined, joined_setting
 from finetune_bench.reports.rows.kinds import (
     covered,
     newest_of,
@@ -62,11 +64,11 @@ class Column:
 
 @dataclass(frozen=True, eq=False)  # Two sections are never equal, so that answers can be kept by section.
 class Section:
-    """A section holds the runs of one setting.
+    """A section holds the runs of one setting; or of several, each with tasks of its own.
 
     Attributes:
         title: What sets this section apart; "" where there is only one.
-        setting: Model, recipe and the other keys of `SETTING`, flat.
+        setting: Model, recipe and the other keys of `SETTING`, flat; what differs by task is a text that says so.
         methods: Labels, the baseline first.
         tasks: Names of the tasks.
         seeds: Seeds that any run has, ascending.
@@ -251,16 +253,26 @@ def read_data(store: Store, options: Options = DEFAULT) -> Data:
 
 
 def into_sections(rows: list[Row], study: dict[str, Any]) -> list[Section]:
-    """Return the sections of some rows, one per setting; the rows of a search are left to `topics.search`."""
+    """Return the sections of some rows, one per setting, or for several that have no task in common.
+
+    The rows of a search are left to `topics.search`.
+    """
     rows = [row for row in rows if not row.get("held_out")]
-    groups: dict[str, list[Row]] = {}
+    by_setting: dict[str, list[Row]] = {}
     for row, setting in zip(rows, _settings(rows), strict=True):
-        groups.setdefault(setting, []).append(row)
-    settings = {key: setting_of(group) for key, group in groups.items()}
+        by_setting.setdefault(setting, []).append(row)
     models = _ordered(sorted({str(row.get("model")) for row in rows}), study.get("models"))
-    order = sorted(groups, key=lambda key: (models.index(str(settings[key].get("model"))), _sortable(settings[key])))
-    titles = titles_of([settings[key] for key in order])
-    return [section_of(groups[key], settings[key], title, study) for key, title in zip(order, titles, strict=True)]
+
+    def tasks_of(group: list[Row]) -> list[str]:
+        return _ordered(sorted({row["task"] for row in group}), study.get("tasks"))
+
+    found = []
+    for group in joined(list(by_setting.values())):
+        parts = sorted(((setting_of(part), tasks_of(part)) for part in group), key=lambda part: _sortable(part[0]))
+        found.append((joined_setting(parts), [row for part in group for row in part]))
+    found.sort(key=lambda each: (models.index(str(each[0].get("model"))), _sortable(each[0])))
+    titles = titles_of([setting for setting, _ in found])
+    return [section_of(of, setting, title, study) for (setting, of), title in zip(found, titles, strict=True)]
 
 
 def titles_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
