@@ -56,7 +56,7 @@ class WorkerContext:
         save_model: whether trained models are kept.
         checkpoint_every: steps from one checkpoint to the next.
         tell: is told a cell's step, its number of steps and its loss, whenever its losses are read; None for nobody.
-        analyses: what else is measured of a trained model, as typed.
+        shares_device: whether other workers of the run use the device, too: its energy is then not the cell's.
     """
 
     store: Store
@@ -65,7 +65,7 @@ class WorkerContext:
     save_model: bool = False
     checkpoint_every: int = CHECKPOINT_EVERY
     tell: Callable[[int, int, float], None] | None = None
-    analyses: tuple[str, ...] = ()
+    shares_device: bool = False
 
 
 @dataclass(frozen=True)
@@ -241,10 +241,10 @@ def _train_and_score(
     run = scoring.make_run(cells[0], stack, classifier, examples, device)
     is_alone = len(cells) == 1
     try:
-        energy_before = devices.energy(device)
+        energy_before = None if context.shares_device else devices.energy(device)
         trace = loop.train(run, checkpoints, _teller(run, context))
         stack.check()
-        energy_after = devices.energy(device)
+        energy_after = None if context.shares_device else devices.energy(device)
         allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
         scored = [
             _settle(partial(scoring.score, run, member, examples.splits, trace), is_alone, device) for member in members
@@ -310,7 +310,7 @@ def _analyse(
 ) -> tuple[scoring.Scored, list[analysing.Measured]]:
     """Return what was scored, with its analyses."""
     analysed = analysing.Scored(examples.task, examples.data, examples.splits, scored.predictions, context.data_root)
-    return scored, analysing.at_the_end(cell, run, stack, analysed, context.analyses)
+    return scored, analysing.at_the_end(cell, run, stack, analysed, cell.analyses)
 
 
 def _done(

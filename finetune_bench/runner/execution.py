@@ -192,7 +192,7 @@ def _worker_settings(plan: Plan) -> WorkerSettings:
         plugins=tuple(study.plugins),
         foreign=foreign_names(),
         trust_plugins=study.trust_plugins,
-        analyses=study.analyses,
+        shares_device=len(set(plan.devices)) < len(plan.devices),
     )
 
 

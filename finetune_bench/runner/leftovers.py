@@ -30,13 +30,12 @@ def foreign_names() -> dict[str, list[str]]:
     return {group: registry.foreign(group) for group in GROUPS}
 
 
-def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]], analyses: Sequence[str] = ()) -> bool:
-    """Say whether a cell runs code from elsewhere.
+def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]]) -> bool:
+    """Say whether a cell, or what is measured of its model, runs code from elsewhere.
 
     Args:
         cell: as planned.
         foreign: what `foreign_names` gave where it was planned.
-        analyses: what else is measured of the trained model, as typed.
     """
     task = parse_call(cell.task).name
     return (
@@ -44,7 +43,7 @@ def is_foreign(cell: Cell, foreign: Mapping[str, Sequence[str]], analyses: Seque
         or bool({cell.task, task} & set(foreign["tasks"]))
         or Path(task).suffix.lstrip(".").lower() in foreign["task_files"]
         or task.partition(":")[0] in foreign["task_sources"]
-        or any(parse_call(text).name in foreign["analyses"] for text in analyses)
+        or any(parse_call(text).name in foreign["analyses"] for text in cell.analyses)
     )
 
 

@@ -91,8 +91,7 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
     tasks = tuple(dict.fromkeys(task for checked in grids for task in checked.tasks))
     study = dataclasses.replace(study, tasks=tasks)
     notes = list(dict.fromkeys(note for checked in grids for note in checked.notes))
-    # Two blocks may have a cell in common, above all of vanilla.
-    cells = list({cell.id: cell for checked in grids for cell in checked.cells}.values())
+    cells = _without_doubles([cell for checked in grids for cell in checked.cells])
     skipped = list({cell.id: (cell, reason) for checked in grids for cell, reason in checked.skipped}.values())
     notes += choices.check_choices(study, cells)
     whole = cells
@@ -106,11 +105,22 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
     notes += checks.warnings_of(possible)
     store = _store_of(study)
     todo, scores, failed = remaining(possible, store, study)
-    notes += [*_notes_on_damage(todo, store), *_notes_on_analyses(todo, store, study)]
+    notes += [*_notes_on_damage(todo, store), *_notes_on_analyses(todo, store)]
     notes += checks.check_lengths(todo, study)
     workers = _worker_devices(study, devices)
     others = [cell.id for cell in whole if cell.id not in here]
     return Plan(study, store, cells, todo, list(scores), scores, failed, skipped, workers, notes, start_seconds, others)
+
+
+def _without_doubles(cells: Sequence[Cell]) -> list[Cell]:
+    """Return each cell once, with all of its analyses: two blocks may have one in common, above all of vanilla."""
+    by_id: dict[str, Cell] = {}
+    for cell in cells:
+        before = by_id.setdefault(cell.id, cell)
+        if before.analyses != cell.analyses:
+            analyses = tuple(dict.fromkeys([*before.analyses, *cell.analyses]))
+            by_id[cell.id] = dataclasses.replace(cell, analyses=analyses)
+    return list(by_id.values())
 
 
 @dataclass(frozen=True)
@@ -209,11 +219,13 @@ def _notes_on_damage(todo: Sequence[Cell], store: Store) -> list[str]:
     return notes
 
 
-def _notes_on_analyses(todo: Sequence[Cell], store: Store, study: Study) -> list[str]:
+def _notes_on_analyses(todo: Sequence[Cell], store: Store) -> list[str]:
     """Return how many finished runs are trained again because an analysis needs their models, which are gone."""
-    if not study.analyses:
-        return []
-    done = [cell for cell in todo if (row := store.row(cell.id)) is not None and row["status"] == Status.DONE]
+    done = [
+        cell
+        for cell in todo
+        if cell.analyses and (row := store.row(cell.id)) is not None and row["status"] == Status.DONE
+    ]
     without = [cell for cell in done if not store.has_model(cell.id)]
     if not without:
         return []
@@ -247,7 +259,7 @@ def remaining(cells: Sequence[Cell], store: Store, study: Study) -> tuple[list[C
     failed: list[Row] = []
     for cell in cells:
         row = final_row(
-            store, cell, save_model=study.save_model, retry_failed=study.retry_failed, analyses=study.analyses
+            store, cell, save_model=study.save_model, retry_failed=study.retry_failed, analyses=cell.analyses
         )
         if row is None:
             todo.append(cell)

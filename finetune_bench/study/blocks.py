@@ -131,8 +131,16 @@ def join(studies: Sequence[Study]) -> Study:
     def union(field: str) -> tuple[Any, ...]:
         return tuple(dict.fromkeys(value for study in studies for value in getattr(study, field)))
 
-    lists: dict[str, Any] = {field: union(field) for field in ("methods", "tasks", "models", "lrs", "seeds")}
-    return dataclasses.replace(studies[0], **lists, blocks=tuple(studies))
+    lists: dict[str, Any] = {
+        field: union(field) for field in ("methods", "tasks", "models", "lrs", "seeds", "analyses")
+    }
+    return dataclasses.replace(
+        studies[0],
+        **lists,
+        hold_out=any(study.hold_out for study in studies),
+        trust_plugins=all(study.trust_plugins for study in studies),
+        blocks=tuple(studies),
+    )
 
 
 def block_name(study: Study) -> str:

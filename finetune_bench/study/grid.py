@@ -47,6 +47,7 @@ class Cell:
         step_factor: the factor on the recipe's number of steps; ids and files call it `stretch`.
         sources: what `sources_of` gives; nothing where all of the code is this package's.
         companions: other cells of the same training, which a worker scores with this one; no part of what the cell is.
+        analyses: what else is measured of the trained model, as typed; no part of what the cell is.
     """
 
     method: str
@@ -65,6 +66,7 @@ class Cell:
     step_factor: float = 1.0
     sources: tuple[str, ...] = ()
     companions: tuple[Cell, ...] = dataclasses.field(default=(), compare=False)
+    analyses: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
     @cached_property
     def id(self) -> str:
@@ -99,8 +101,9 @@ class Cell:
         return self._stored() | {"id": self.id}
 
     def to_message(self) -> dict[str, Any]:
-        """Return the cell as a worker is given it, with its companions; `from_dict` reads it back."""
-        return self.to_dict() | {"companions": [cell.to_dict() for cell in self.companions]}
+        """Return the cell as a worker is given it, with its companions and analyses; `from_dict` reads it back."""
+        companions = [cell.to_message() for cell in self.companions]
+        return self.to_dict() | {"companions": companions, "analyses": self.analyses}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cell:
@@ -117,7 +120,7 @@ class Cell:
     def _stored(self) -> dict[str, Any]:
         """Return the fields under the names that ids and files have for them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["companions"]
+        del values["companions"], values["analyses"]
         values["recipe"], values["stretch"] = self.recipe.to_dict(), values.pop("step_factor")
         return values
 
@@ -239,6 +242,7 @@ def cells(
             held_out=held_out(study),
             step_factor=step_factor,
             sources=sources[method, task],
+            analyses=study.analyses,
         )
         for model in study.models
         for task in study.tasks

@@ -114,7 +114,7 @@ def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> Study:
 
 def trained(study: Study, *analyses: str, seeds: int = 1, **more: Any) -> Plan:
     plan = make_plan(dataclasses.replace(study, analyses=analyses, **more))
-    context = WorkerContext(plan.store, CPU, analyses=analyses, save_model=plan.study.save_model)
+    context = WorkerContext(plan.store, CPU, save_model=plan.study.save_model)
     for cell in plan.todo[:seeds]:
         run_cell(cell, context)
     return plan
@@ -136,7 +136,6 @@ def worker(plan: Plan) -> Worker:
             retry_failed=False,
             plugins=(),
             foreign={group: [] for group in foreign_names()},
-            analyses=plan.study.analyses,
         )
     )
 
@@ -260,9 +259,9 @@ def test_what_is_there_is_not_measured_again_and_what_lacks_needs_no_training(
     assert len(again.todo) == 2  # one was never trained
     assert "trained again" not in " ".join(again.notes)
     monkeypatch.setattr(loop, "train", None)
-    assert worker(again).work(plan.cells[0]).status == EventStatus.DONE
+    assert worker(again).work(again.cells[0]).status == EventStatus.DONE
     assert Counting.asked == [plan.cells[0].task]
-    assert worker(again).work(plan.cells[0]).status == EventStatus.CACHED
+    assert worker(again).work(again.cells[0]).status == EventStatus.CACHED
     assert len(Counting.asked) == 1
     other = make_plan(dataclasses.replace(study, analyses=("counting(factor=3)",)))
     assert plan.cells[0] in other.todo
@@ -273,7 +272,7 @@ def test_a_finished_run_without_its_model_is_trained_again_and_keeps_its_other_r
     before = (first.store.folder(first.cells[0].id) / "analysis-counting.json").read_bytes()
     again = make_plan(dataclasses.replace(study, analyses=("similarity",)))
     assert "1 finished run is trained again" in " ".join(again.notes)
-    run_cell(again.cells[0], WorkerContext(again.store, CPU, analyses=("similarity",)))
+    run_cell(again.cells[0], WorkerContext(again.store, CPU))
     folder = again.store.folder(again.cells[0].id)
     assert results.names(folder) == ["calibration", "counting", "similarity"]
     assert (folder / "analysis-counting.json").read_bytes() == before
@@ -377,7 +376,7 @@ def test_runs_that_begin_with_the_same_checkpoint_measure_it_once(
     apart = make_plan(dataclasses.replace(study, out=tmp_path / "apart", analyses=("similarity",)))
     for cell, same in zip(apart.todo, together.cells, strict=True):
         measured_before.clear()
-        run_cell(cell, WorkerContext(apart.store, CPU, analyses=("similarity",)))
+        run_cell(cell, WorkerContext(apart.store, CPU))
         alone = results.read(apart.store.folder(cell.id), "similarity")
         shared = results.read(together.store.folder(same.id), "similarity")
         assert alone is not None and shared is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner import cell as cells
+from finetune_bench.runner import execution
 from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.execution import execute
 from finetune_bench.runner.plan import make_plan
@@ -69,6 +71,24 @@ def test_a_checkpoint_names_its_cell_and_its_micro_batches(study: Study, monkeyp
     for cell in plan.todo:
         run_cell(cell, WorkerContext(plan.store, torch.device("cpu")))
     assert owners == [f"{cell.id}-{parts}" for cell in plan.todo for parts in (1, 2)]
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_energy_of_a_shared_device_is_no_cells(
+    study: Study, monkeypatch: pytest.MonkeyPatch, is_shared: bool
+) -> None:
+    """Each of the workers would count what all of them used."""
+    readings = iter([100.0, 350.0])
+    monkeypatch.setattr(cells.devices, "energy", lambda device: next(readings))
+    plan = make_plan(study)
+    row = run_cell(plan.cells[0], WorkerContext(plan.store, torch.device("cpu"), shares_device=is_shared))
+    assert row["cost"]["energy_joules"] == (None if is_shared else 250.0)
+
+
+@pytest.mark.parametrize(("devices", "is_shared"), [(["cuda:0", "cuda:1"], False), (["cuda:0", "cuda:0"], True)])
+def test_workers_are_told_that_they_share_a_device(study: Study, devices: list[str], is_shared: bool) -> None:
+    plan = dataclasses.replace(make_plan(study), devices=devices)
+    assert execution._worker_settings(plan).shares_device is is_shared
 
 
 def test_a_process_that_is_told_to_end_leaves_no_row(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from finetune_bench.errors import UsageError
+from finetune_bench.runner.cell import WorkerContext, run_cell
 from finetune_bench.runner.forecast import forecast
 from finetune_bench.runner.plan import make_plan
+from finetune_bench.store.analyses import names
 from finetune_bench.study import grid
+from finetune_bench.study.blocks import join
 from finetune_bench.study.grid import Cell
 from finetune_bench.study.sources import make_study
 from finetune_bench.study.study import Study, as_dict, run_name
@@ -224,6 +228,37 @@ def test_blocks_are_planned_for_one_store(study: Study, tmp_path: Path) -> None:
 def test_every_block_is_calibrated_with_its_own_recipe(study: Study) -> None:
     plan = make_plan(study)
     assert set(forecast(plan).seconds) == {cell.id for cell in plan.cells}
+
+
+def test_of_every_block_is_measured_what_it_asks_for(study: Study) -> None:
+    """Once all blocks were measured by the first one's list, without a word."""
+    first, *others = study.blocks
+    blocks = (
+        dataclasses.replace(first, analyses=("similarity",)),
+        *(dataclasses.replace(block, analyses=("drift",)) for block in others),
+    )
+    plan = make_plan(join(blocks))
+    assert plan.study.analyses == ("similarity", "drift")
+    context = WorkerContext(plan.store, torch.device("cpu"))
+    for cell in plan.todo:
+        run_cell(Cell.from_dict(json.loads(json.dumps(cell.to_message()))), context)
+    made = {(cell.label, Path(cell.task).name): names(plan.store.folder(cell.id)) for cell in plan.cells}
+    data = Path(first.tasks[0]).name
+    assert made == {
+        ("ema", data): ["calibration", "similarity"],
+        ("vanilla", data): ["calibration", "drift", "similarity"],  # of both blocks
+        ("vanilla", "other.jsonl"): ["calibration", "drift"],
+    }
+    assert not make_plan(join(blocks)).todo
+    more = (blocks[0], *(dataclasses.replace(block, analyses=("drift", "similarity")) for block in others))
+    assert [Path(cell.task).name for cell in make_plan(join(more)).todo] == ["other.jsonl"]
+
+
+def test_what_holds_for_all_blocks_is_read_from_all_of_them(study: Study) -> None:
+    first, *others = study.blocks
+    joined = join((first, *(dataclasses.replace(block, hold_out=True, trust_plugins=True) for block in others)))
+    assert joined.hold_out
+    assert not joined.trust_plugins
 
 
 def test_a_shard_is_a_part_of_all_blocks_together(study: Study) -> None:

@@ -68,8 +68,8 @@ class WorkerSettings:
         plugins: modules and files that register methods, tasks or reports.
         foreign: by group, the names that don't come from this package, as `foreign_names` of `runner.leftovers` gives.
         trust_plugins: whether a process goes on with other cells after one that ran code from elsewhere.
+        shares_device: whether other workers of the run use the device, too.
         device: the torch device of the worker, as "cpu" or "cuda:0"; executors set it.
-        analyses: what else is measured of a trained model, as typed.
         log: the file that takes what the worker prints from now on; None where it has one.
     """
 
@@ -81,8 +81,8 @@ class WorkerSettings:
     plugins: tuple[str, ...]
     foreign: Mapping[str, Sequence[str]]
     trust_plugins: bool = False
+    shares_device: bool = False
     device: str = "cpu"
-    analyses: tuple[str, ...] = ()
     log: str | None = None
 
     def to_json(self) -> str:
@@ -93,7 +93,7 @@ class WorkerSettings:
     def from_json(cls, line: str) -> WorkerSettings:
         """Read the settings that `to_json` wrote."""
         values = json.loads(line)
-        return cls(**values | {key: tuple(values[key]) for key in ("plugins", "analyses")})
+        return cls(**values | {"plugins": tuple(values["plugins"])})
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ class Worker:
             save_model=settings.save_model,
             checkpoint_every=settings.checkpoint_every,
             tell=tell,
-            analyses=settings.analyses,
+            shares_device=settings.shares_device,
         )
 
     def work(self, cell: Cell) -> Answer:
@@ -74,7 +74,7 @@ class Worker:
                 return Answer(cell.id, EventStatus.BUSY)
             if answer := self._all_stored(members):
                 return answer
-            foreign = is_foreign(cell, self.foreign, self.context.analyses)
+            foreign = any(is_foreign(member, self.foreign) for member in members)
             if foreign and (reason := import_plugins(cell, self.plugins)) is not None:
                 for member in members:
                     if self._stored(member) is None:
@@ -111,14 +111,14 @@ class Worker:
     def _stored(self, cell: Cell) -> Answer | None:
         """Return the answer where no run is needed: another process may have made the row since the run was planned."""
         context = self.context
-        if any(parse_call(text).name not in registry.names("analyses") for text in context.analyses):
+        if any(parse_call(text).name not in registry.names("analyses") for text in cell.analyses):
             return None  # a plugin's, which is imported for the cell only
         row = final_row(
             context.store,
             cell,
             save_model=context.save_model,
             retry_failed=self.retry_failed,
-            analyses=context.analyses,
+            analyses=cell.analyses,
         )
         if row is None:
             return None
@@ -132,7 +132,7 @@ class Worker:
         row = store.row(cell.id)
         if row is None or row["status"] != Status.DONE or not store.has_model(cell.id):
             return None
-        lacking = analysing.lacks(store, cell, self.context.analyses, retry_failed=self.retry_failed)
+        lacking = analysing.lacks(store, cell, cell.analyses, retry_failed=self.retry_failed)
         try:
             analysing.of_kept_model(cell, store, lacking, device=self.context.device, data_root=self.context.data_root)
         except FinetuneBenchError:  # the kept model is of no use
