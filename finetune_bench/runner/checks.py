@@ -85,6 +85,11 @@ def check_models(study: Study, tell: Callable[[str], None] = lambda text: None) 
         if len(study.models) > 1:
             tell(f"Trying {pretrained.label(name)} on three texts ...")
         identities[name] = _check_model(name, study)
+        if same := [other for other in identities if other != name and identities[other] == identities[name]]:
+            raise UsageError(
+                f"--model: '{brief(same[0])}' and '{brief(name)}' have the same weights, so that they would be one set "
+                "of runs; give one of them."
+            )
     return identities
 
 

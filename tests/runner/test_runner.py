@@ -442,6 +442,13 @@ def test_saved_models_are_plain(study: Study, tmp_path: Path) -> None:
     np.testing.assert_allclose(logits, store.arrays(frame["id"][0], "predictions")["validation.predictions"], atol=1e-5)
 
 
+def test_one_checkpoint_under_two_names_is_refused(study: Study, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Their runs have the same ids: the table would show one of them, without a word."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    with pytest.raises(UsageError, match=r"--model: '.*tiny-bert' and '.*copy' have the same weights"):
+        make_plan(replace(study, models=(str(tiny_checkpoint), str(tmp_path / "copy"))))
+
+
 def test_what_one_model_cannot_do_is_skipped(study: Study, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """R-Drop needs passes that differ: on a checkpoint without dropout its cells are skipped, and the rest runs."""
     from transformers import AutoConfig
