@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping
 from typing import TypeAlias
 
@@ -38,6 +37,5 @@ def _is_idle(row: Row) -> bool:
     if training and training.get("hardly_moved"):
         return True
     scores, constant = row["metrics"].get(HELD_OUT, {}), row["majority"].get(HELD_OUT, {})
-    return bool(scores) and all(
-        score is not None and score <= constant.get(metric, -math.inf) for metric, score in scores.items()
-    )
+    pairs = [(score, constant.get(metric)) for metric, score in scores.items()]
+    return bool(pairs) and all(score is not None and bound is not None and score <= bound for score, bound in pairs)
