@@ -14,6 +14,7 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from finetune_bench.files import read_json
 from finetune_bench.store.merge import merge
@@ -41,6 +42,12 @@ def unpack(name: str, folder: Path) -> Store:
     return Store.open(folder)
 
 
+def placeless(study: dict[str, Any]) -> dict[str, Any]:
+    """Return a study, or a block of one, without where its data, models and results lay."""
+    places = {key: None for key in ("data_root", "out") if key in study}
+    return {**study, **places, "models": [short(model) for model in study["models"]]}
+
+
 def pack(run: Path, name: str) -> Path:
     """Pack a run's store for the gallery; return the archive."""
     with tempfile.TemporaryDirectory() as temporary:
@@ -48,7 +55,8 @@ def pack(run: Path, name: str) -> Path:
         merge(folder, [run])
         store = Store.open(folder)
         study = dict(store.read_study())
-        store.write_study({**study, "models": [short(model) for model in study["models"]]})
+        blocks = [placeless(block) for block in study.get("blocks", [])]
+        store.write_study({**placeless(study), **({"blocks": blocks} if blocks else {})})
         for path in sorted(folder.glob("cells/*/cell.json")):
             cell = read_json(path)
             path.write_text(json.dumps({**cell, "model": short(cell["model"])}, indent=1), "utf-8")
