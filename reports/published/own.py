@@ -204,10 +204,10 @@ def _fits(part: Mapping[str, Any], scale: float | None, entry: MethodEntry) -> b
 
 
 def _same(value: Any, allowed: Any) -> bool:
-    """Return whether a parameter has an allowed value; TOML has no null, so that "none" stands for it."""
+    """Return whether a parameter has an allowed value; TOML has no null, so that "none" stands for it, too."""
     if isinstance(value, int | float) and isinstance(allowed, int | float):
         return math.isclose(value, allowed)
-    return bool(value is None if allowed == "none" else value == allowed)
+    return bool(value == allowed or (value is None and allowed == "none"))
 
 
 def best_setting(rows: Sequence[Row], split: str, metric: str) -> Chosen | None:
