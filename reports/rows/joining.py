@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any, TypeAlias
 
@@ -57,3 +57,9 @@ def joined_setting(settings: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) 
         several = [f"{text} ({', '.join(names)})" for text, names in tasks.items()]
         result[key] = " and ".join(several) if len(several) > 1 else settings[0][0].get(key)
     return result
+
+
+def on_cpu(rows: Iterable[Row]) -> tuple[bool, bool]:
+    """Return whether some of the runs, and whether all of them, ran on a CPU: tasks may have run on two devices."""
+    found = {str(row.get("device")).startswith("cpu") for row in rows}
+    return True in found, found == {True}

@@ -33,6 +33,7 @@ from finetune_bench.reports.plots.style import (
     told_estimate,
 )
 from finetune_bench.reports.rows.cached import cached
+from finetune_bench.reports.rows.joining import on_cpu
 from finetune_bench.reports.rows.sections import Data, Section
 from finetune_bench.reports.rows.shared import OF_THE_TRAINING, is_shared, notes_on_shared
 from finetune_bench.reports.text import with_interval
@@ -133,8 +134,7 @@ def costs(section: Section) -> list[Cost]:
 
 def seconds(row: Row) -> float:
     """Return training seconds: the process's own on a CPU, where others compete for it, else the wall clock's."""
-    on_cpu = str(row.get("device")).startswith("cpu")
-    return number(row, "train_cpu_seconds" if on_cpu else "train_seconds")
+    return number(row, "train_cpu_seconds" if all(on_cpu([row])) else "train_seconds")
 
 
 def number(row: Row, name: CostName) -> float:
@@ -280,8 +280,8 @@ def _table(section: Section) -> list[TopicBlock]:
         ]
         for cost in measured
     ]
-    on_cpu = str(section.setting.get("device")).startswith("cpu")
-    clock = "the process's own seconds" if on_cpu else "wall-clock seconds"
+    some, every = on_cpu(section.runs.values())
+    clock = "the process's own seconds" if every else "wall-clock seconds" + some * ", on a CPU the process's own,"
     notes = [
         f"×: geometric mean over (task, seed) pairs of the ratio to {code(section.reference or 'vanilla')}, in "
         "brackets the smallest and largest ratio of a pair, which is no interval; n pairs."
@@ -424,8 +424,8 @@ def draw_footprint(section: Section) -> Figure | None:
         for patch, method, size in zip(drawn, methods, sizes, strict=True):
             tell(patch, [method], [f"{method}: {part} {size:,.0f} MiB"])
         left += sizes
-    on_cpu = str(section.setting.get("device")).startswith("cpu")
-    if not on_cpu:
+    some_on_cpu, _ = on_cpu(section.runs.values())
+    if not some_on_cpu:
         # On a CPU the peak is the whole process with its libraries, which is no sum of these parts.
         peaks = [by_method[method].peak / 2**20 for method in methods]
         axes.plot(peaks, range(len(methods)), "D", ms=4.5, color="black", mec="white", ls="", label="measured peak")
@@ -438,7 +438,7 @@ def draw_footprint(section: Section) -> Figure | None:
     handles, labels = axes.get_legend_handles_labels()
     order = [*labels[1:], labels[0]] if labels[0] == "measured peak" else labels
     figure.legend([handles[labels.index(name)] for name in order], order, loc="outside upper left", ncols=5, fontsize=8)
-    left_out = "without the peak, which on a CPU is the whole process" if on_cpu else ""
+    left_out = "without the peak, which on a CPU is the whole process" if some_on_cpu else ""
     caption(figure, "medians over runs", left_out, left_out_text(section))
     return figure
 
