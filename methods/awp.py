@@ -9,13 +9,14 @@ step uses ∇L at W'. Norms are Frobenius norms of single matrices.
 **Hyper-parameters.** `radius` is η ≥ 0, 0.005: how far a matrix climbs, as a share of its norm · `box` is ε ≥ 0, 0.01:
 how far an entry may move, as a share of its size. Both are ours, of the size that the paper works with for images.
 Common code for texts has η = 1e-5 with ε = 1e-3, which moves almost nothing, or η = 1 with ε of 1e-3 to 1e-2, where the
-box alone decides. 0 for either is vanilla.
+box alone decides. 0 for either is vanilla. `start` in [0, 1) is the share of the run's steps that are vanilla's before
+the climbs begin, 0.
 
 **Where it acts.** In the objective: two evaluations of it, on the same examples with the same dropout masks and noise.
 The second one uses W' in the place of W, which itself never moves; clipping, masks and the optimiser see the second
 gradient alone.
 
-**Cost.** Twice the forward passes, and one more backward pass; W' is kept until the backward pass.
+**Cost.** Twice the forward passes, and one more backward pass, from `start` on; W' is kept until the backward pass.
 
 **Randomness drawn.** None; the second evaluation repeats the first one's draws.
 
@@ -30,7 +31,7 @@ know; gradient checkpointing, which would compute the layers again at W.
 2. Matrices are told by their shape; common code takes every name with `weight` in it, norms among them.
 3. The weights are not moved and put back: W' is a function of W, and the gradient at W' reaches W as it is.
 4. The gradient is that of W' alone, as in the code that drops the clean one; other copies add both.
-5. It climbs from the first step on; common code begins at the second epoch.
+5. It climbs from the first step on; common code begins at the second of its epochs, as `start` does.
 6. Both evaluations see the same dropout masks; in common code they differ.
 
 **Source.** Wu, Xia and Wang, NeurIPS 2020 (arXiv 2004.05884).
@@ -46,7 +47,7 @@ from torch import Tensor
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.cost import Memory, Passes
 from finetune_bench.method.reasons import without_second_point
-from finetune_bench.method.step import Inner, Objective, Step, View
+from finetune_bench.method.step import Inner, Objective, Run, State, Step, View
 from finetune_bench.parameters import Range, parameter
 
 
@@ -91,6 +92,9 @@ class AWP(Method):
         search=Range(1e-3, 0.1, log=True),
         help="ε: largest move of an entry, as a share of its size (ours)",
     )
+    start: float = parameter(
+        0.0, interval="[0, 1)", search=Range(0.0, 0.5), help="share of the steps before the first climb (ours)"
+    )
 
     @property
     def exclusive(self) -> tuple[str, ...]:
@@ -107,16 +111,33 @@ class AWP(Method):
         return without_second_point(facts)
 
     def passes(self, inner: Passes) -> Passes:
-        """Return twice the passes."""
-        return Passes(2 * inner.forwards, 2 * inner.backwards) if self.climbs else inner
+        """Return twice the passes, for the share of the steps that climb."""
+        factor = 2 - self.start
+        return Passes(factor * inner.forwards, factor * inner.backwards) if self.climbs else inner
 
     def memory(self, inner: Memory) -> Memory:
         """Add the weights that the second evaluation uses."""
         return inner.plus(saved={"P_used": 1}) if self.climbs else inner
 
+    def setup(self, run: Run) -> None:
+        """Count from the first step."""
+        self.steps_ = 0
+
+    def after_step(self, run: Run) -> None:
+        """Count a step."""
+        self.steps_ += 1
+
+    def state(self) -> State:
+        """Return how many steps were made."""
+        return {"steps": self.steps_}
+
+    def load_state(self, state: State) -> None:
+        """Take the count back."""
+        self.steps_ = state["steps"]
+
     def objective(self, step: Step, inner: Inner, view: View) -> Objective:
         """Evaluate the loss twice, the second time where every matrix climbed."""
-        if not self.climbs:
+        if not self.climbs or self.steps_ < round(self.start * step.run.total_steps):
             return inner(view)
         mark = step.mark()
         first = inner(view)

@@ -43,7 +43,7 @@ def table(link: str = "") -> str:
         passes = ask(method, "passes", Passes())
         summary = (type(method).__doc__ or "").strip().partition("\n")[0].removesuffix(".")
         shown = f"[`{name}`]({link.replace('NAME', name)})" if link else f"`{name}`"
-        lines.append(f"| {shown} | {summary} | {passes.forwards}+{passes.backwards} |")
+        lines.append(f"| {shown} | {summary} | {passes.forwards:g}+{passes.backwards:g} |")
     return "\n".join(lines)
 
 
@@ -95,7 +95,7 @@ def costs(method: Method) -> list[str]:
     lines = [
         "| at the defaults | |",
         "|---|---|",
-        f"| passes per step | {passes.forwards} forward + {passes.backwards} backward |",
+        f"| passes per step | {passes.forwards:g} forward + {passes.backwards:g} backward |",
         f"| saved for the backward pass | {memory.saved_formula} |",
         f"| kept beside weights, gradients and two moments | {memory.kept_formula} |",
         *(f"| `{name}` | {SIZES[name]} |" for name in used),

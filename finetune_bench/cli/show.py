@@ -33,7 +33,7 @@ def list_command(parsed: argparse.Namespace) -> int:
         return 0
     for entry in entries:
         if parsed.group == "methods":
-            entry["passes"] = f"{entry['forwards']} + {entry['backwards']}"
+            entry["passes"] = f"{entry['forwards']:g} + {entry['backwards']:g}"
             entry["memory"] = _memory_beside(entry["name"])
         elif parsed.group == "tasks":
             entry |= {"metrics": ", ".join(entry["metrics"]), "classes": len(entry["labels"]) or ""}

@@ -60,7 +60,7 @@ def stack(text: str) -> Shown:
     used = [name for name in SIZES if memory.saved.get(name) or memory.kept.get(name)]
     costs = [
         f"Cost model, {'at the defaults' if facts['label'] == made.methods[0].name else 'with these parameters'}:\n",
-        f"  passes per step             {passes.forwards} forward + {passes.backwards} backward",
+        f"  passes per step             {passes.forwards:g} forward + {passes.backwards:g} backward",
         f"  saved for the backward pass {memory.saved_formula}",
         f"  kept beside weights, gradients and two moments: {memory.kept_formula}\n",
         *(f"  {name:8} {SIZES[name]}" for name in used),

@@ -11,12 +11,12 @@ class Passes:
     """Passes counts forward and backward passes of one step; a backward through two graphs at once is one.
 
     Attributes:
-        forwards: forward passes per micro-batch.
+        forwards: forward passes per micro-batch, a mean over the steps.
         backwards: backward passes per micro-batch.
     """
 
-    forwards: int = 1
-    backwards: int = 1
+    forwards: float = 1
+    backwards: float = 1
 
 
 # What memory formulas are made of, each in bytes for one (micro-)batch.

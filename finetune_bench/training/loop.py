@@ -16,6 +16,7 @@ loop to the last bit; a test holds the two against each other.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -181,15 +182,18 @@ def _train_steps(
 
 
 def _train_step(loop: Loop, parts: list[list[int]]) -> dict[str, Tensor | float]:
-    """Make one optimiser step; return its logs, the mean over its examples, and the gradient's norm before clipping."""
+    """Make one optimiser step; return its logs, means over the examples that had them, and the gradient's norm."""
     run, optimizer = loop.run, loop.optimizer
     optimizer.zero_grad()
     examples = sum(map(len, parts))
     logs: dict[str, Tensor | float] = {}
+    logged: Counter[str] = Counter()
     for part in parts:
         share = len(part) / examples
         for name, value in _train_micro_batch(run, part, share, loop.scaler).items():
             logs[name] = logs.get(name, 0.0) + value * share
+            logged[name] += len(part)
+    logs |= {name: logs[name] * examples / count for name, count in logged.items() if count < examples}
     loop.scaler.unscale_(optimizer)
     logs[GRAD_NORM] = nn.utils.clip_grad_norm_(run.params.values(), run.recipe.clip).detach()
     run.method.gradients(run)

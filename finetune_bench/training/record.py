@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ class Record:
     """A Record holds what a training loop writes down, one entry per step unless said otherwise.
 
     Attributes:
-        logs: by name, the losses and what the methods log, as far as they were read.
+        logs: by name, the losses and what the methods log, as far as they were read; NaN at a step without that log.
         examples: how many examples each step had.
         micro_batches: how many all steps together had.
         sketch_steps: after which steps, from 1, the weights were sketched.
@@ -41,7 +42,7 @@ class Record:
     seconds: np.ndarray = field(default_factory=_no_times)
     cpu_seconds: np.ndarray = field(default_factory=_no_times)
     tell: Callable[[int, float], None] | None = None
-    _unread: list[tuple[str, Tensor | float]] = field(default_factory=list)
+    _unread: list[Mapping[str, Tensor | float]] = field(default_factory=list)
 
     def add_step(self, logs: Mapping[str, Tensor | float], micro_batches: int, examples: int) -> None:
         """Write down what one step logged, and how many micro-batches and examples it had.
@@ -50,20 +51,25 @@ class Record:
         """
         self.micro_batches += micro_batches
         self.examples.append(examples)
-        self._unread.extend(logs.items())
+        self._unread.append(logs)
 
     def read(self) -> None:
         """Read what was logged since the last call: one copy from the device for all of it, which waits for it."""
         unread, self._unread = self._unread, []
         stacks: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
-        for _, value in unread:
+        for value in (value for step in unread for value in step.values()):
             if isinstance(value, Tensor):
                 stacks.setdefault((value.device, value.dtype), []).append(value.reshape(()))
         # In double on the host: every number of a shorter type is one there, and some devices have no double.
         numbers = {kind: iter(torch.stack(values).cpu().double().tolist()) for kind, values in stacks.items()}
-        for name, value in unread:
-            number = next(numbers[value.device, value.dtype]) if isinstance(value, Tensor) else float(value)
-            self.logs.setdefault(name, []).append(number)
+        first = len(self.examples) - len(unread)
+        for index, step in enumerate(unread, first):
+            for name, value in step.items():
+                number = next(numbers[value.device, value.dtype]) if isinstance(value, Tensor) else float(value)
+                log = self.logs.setdefault(name, [])
+                log.extend([math.nan] * (index - len(log)) + [number])
+        for log in self.logs.values():
+            log.extend([math.nan] * (len(self.examples) - len(log)))
         if self.tell is not None and unread:
             self.tell(len(self.examples), self.logs["loss"][-1])
 
@@ -109,7 +115,8 @@ class TrainingResult:
 
     Attributes:
         steps: by name, one value per step: `loss` (what was minimised), `task_loss` (the mean of the task's losses
-            among it), `grad_norm` (of the gradient, before it is clipped), and whatever the methods log.
+            among it), `grad_norm` (of the gradient, before it is clipped), and whatever the methods log, NaN at steps
+            where they didn't.
         sketch_steps: after which steps, from 1, the weights were sketched; the last is the run's last.
         sketches: the sketches of the weights, each (64,).
         examples: how many examples each step had, (steps,).

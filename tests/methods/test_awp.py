@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,14 @@ from finetune_bench.methods.awp import AWP, climb_matrix
 from finetune_bench.model.dropout import Dropout
 from finetune_bench.recipe import Recipe
 from finetune_bench.testing import toys
+from finetune_bench.training.run import TrainingRun, TrainingStep
 from tests.tiny_run import first_step, tiny_run
+
+
+def started(run: TrainingRun) -> TrainingStep:
+    """Return the first micro-batch of a run that is set up."""
+    run.method.setup(run)
+    return first_step(run)
 
 
 def test_a_climb_by_hand() -> None:
@@ -28,7 +36,7 @@ def test_the_gradient_is_that_of_the_point_above() -> None:
     """Against weights that really moved; afterwards they are where they were, to the bit."""
     method = AWP(radius=0.05, box=0.02)
     run = tiny_run(method, dropout=Dropout.ALL_OFF)
-    step = first_step(run)
+    step = started(run)
     before = {name: weight.detach().clone() for name, weight in run.params.items()}
     objective = step.objective()
     step.backward(objective.loss)
@@ -59,7 +67,7 @@ def test_both_evaluations_have_the_same_masks() -> None:
     """A climb so short that only other masks could change the loss."""
     method = AWP(radius=1e-7, box=1e-7)
     run = tiny_run(method)
-    step = first_step(run)
+    step = started(run)
     objective = step.objective()
     assert abs(float(objective.logs["awp_rise"])) < 1e-5
     assert abs(float((step.task_objective(View()).loss - objective.loss).detach())) > 1e-4
@@ -68,7 +76,7 @@ def test_both_evaluations_have_the_same_masks() -> None:
 def test_what_is_kept_fixed_does_not_climb() -> None:
     method = AWP()
     run = tiny_run(method, dropout=Dropout.ALL_OFF)
-    step = first_step(run)
+    step = started(run)
     name = "classifier.weight"
     run.trained[name] = torch.zeros_like(run.params[name])
     seen: list[torch.Tensor] = []
@@ -89,6 +97,22 @@ def test_at_zero_it_is_one_pass() -> None:
         assert method.passes(Passes()) == Passes()
         assert method.memory(Memory()) == Memory()
     assert AWP().passes(Passes()) == Passes(2, 2)
+
+
+def test_the_climbs_begin_at_start() -> None:
+    """Half of four steps are vanilla's; a method that goes on after the third climbs at once."""
+    recipe = Recipe(batch_size=4, steps=4)
+    _, result, _ = toys.toy_train(AWP(start=0.5), recipe=recipe)
+    assert np.isnan(result.steps["awp_rise"]).tolist() == [True, True, False, False]  # beside the losses of its steps
+    assert len(result.steps["loss"]) == 4
+    declared = AWP(start=0.5).passes(Passes())
+    assert declared == Passes(1.5, 1.5)
+    assert (result.forwards_per_step, result.backwards_per_step) == (declared.forwards, declared.backwards)
+    method = AWP(start=0.5)
+    step = started(tiny_run(method, steps=4))
+    assert "awp_rise" not in step.objective().logs
+    method.load_state({"steps": 3})
+    assert "awp_rise" in step.objective().logs
 
 
 def test_what_is_refused() -> None:

@@ -46,12 +46,26 @@ def test_numbers_of_any_type_are_what_they_were() -> None:
     record.add_step({"half": half, "plain": 0.1, "double": double}, 1, 8)
     record.add_step({"double": double, "whole": whole, "plain": 3, "nan": torch.tensor(float("nan"))}, 1, 8)
     numbers = record.numbers()
-    assert numbers["half"].tolist() == [float(half)]
+    np.testing.assert_equal(numbers["half"], [float(half), np.nan])
     assert numbers["plain"].tolist() == [0.1, 3.0]
     assert numbers["double"].tolist() == [1 / 3, 1 / 3]
-    assert numbers["whole"].tolist() == [2**53 - 1]
+    np.testing.assert_equal(numbers["whole"], [np.nan, 2**53 - 1])
     assert np.isnan(numbers["nan"]).all()
     assert {values.dtype for values in numbers.values()} == {np.dtype(np.float64)}
+
+
+def test_a_log_stands_at_its_step_whatever_the_others_logged() -> None:
+    """Read after any step, and gone on with from a checkpoint."""
+    record = Record()
+    for step, logs in enumerate([{}, {"rise": 1.0}, {}, {"rise": torch.tensor(3.0), "late": 4.0}, {}]):
+        record.add_step({"loss": float(step), **logs}, 1, 8)
+        if step == 2:
+            state, record = record.state_dict(), Record()
+            record.load_state_dict(state)
+    numbers, absent = record.numbers(), np.nan
+    np.testing.assert_equal(numbers["loss"], [0, 1, 2, 3, 4])
+    np.testing.assert_equal(numbers["rise"], [absent, 1, absent, 3, absent])
+    np.testing.assert_equal(numbers["late"], [absent, absent, absent, 4, absent])
 
 
 def test_a_record_goes_on_from_its_state() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -175,6 +176,23 @@ def test_a_log_cannot_replace_the_runs_own_record() -> None:
 
     with pytest.raises(FinetuneBenchError, match="A method logs 'loss'"):
         toys.toy_train(Liar())
+
+
+def test_what_only_some_micro_batches_log_is_the_mean_of_those() -> None:
+    """Of four micro-batches a step, every other logs how many it is: 1 and 3, then 5 and 7."""
+
+    class Sometimes(Method):
+        name = "sometimes"
+        seen = 0
+
+        def objective(self, step: Step, inner: Inner, view: View) -> Objective:
+            objective = inner(view)
+            self.seen += 1
+            return replace(objective, logs={"odd": float(self.seen)} if self.seen % 2 else {})
+
+    recipe = Recipe(batch_size=8, accumulation=4, epochs=1)
+    _, result, _ = toys.toy_train(Sometimes(), recipe=recipe)
+    assert result.steps["odd"].tolist()[:2] == [2.0, 6.0]
 
 
 def test_examples_are_counted_as_they_came() -> None:
