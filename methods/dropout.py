@@ -49,6 +49,8 @@ class DropoutRates(Method):
     """Dropout at rates of one's own, also where the architecture has none."""
 
     name = "dropout"
+    # 1: in the runs of a grid no rate was set.
+    version = 2
     acts_on = "hidden states"
     batch_layout = "unpadded_trimmed"
 

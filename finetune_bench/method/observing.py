@@ -71,11 +71,10 @@ class Observed(Stack):
         self._watched_steps = 0
         self._sums: list[tuple[Method, Tensor, Tensor]] = []
 
-    def setup(self, run: Run) -> None:
-        """Set the methods up by phase, then left to right; observers are watched."""
-        for method in sorted(self.methods, key=lambda method: method.phase):
-            with self._watching(method, run, thoroughly=True):
-                method.setup(run)
+    def _set_up(self, method: Method, run: Run) -> None:
+        """Set a method up; observers are watched."""
+        with self._watching(method, run, thoroughly=True):
+            method.setup(run)
 
     def after_step(self, run: Run) -> None:
         """Let the methods follow the step, left to right; observers are watched."""

@@ -162,12 +162,15 @@ class Stack(Method):
         ordered = sorted(self.methods, key=lambda method: method.phase)
         for method in ordered:
             if method.phase <= Phase.SELECT:
-                method.setup(run)
+                self._set_up(method, run)
         # What chooses the weights that train may put modules around others, of which the names stay.
         self._set_rates = set_rates(run.model, changes)
         for method in ordered:
             if method.phase > Phase.SELECT:
-                method.setup(run)
+                self._set_up(method, run)
+
+    def _set_up(self, method: Method, run: Run) -> None:
+        method.setup(run)
 
     def optimizer(self, optimizer: Optimizer, run: Run) -> Optimizer:
         """Pass the optimiser through the methods, left to right."""

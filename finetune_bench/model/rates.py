@@ -134,7 +134,7 @@ def active_dropout_under(model: nn.Module, rates: Rates) -> dict[str, float]:
     except ModelError:
         return active
     active |= {shown(*place): rate for place, rate in changes.rates.items()}
-    active |= {f"{shown(name, 'p')} (inserted)": rate for name, rate in (changes.outputs | changes.inputs).items()}
+    active |= {_inserted(name): rate for name, rate in (changes.outputs | changes.inputs).items()}
     return {name: rate for name, rate in active.items() if rate > 0}
 
 
@@ -150,24 +150,44 @@ def set_rates(model: nn.Module, changes: RateChanges) -> ExitStack:
         undo.callback(setattr, module, attribute, getattr(module, attribute))
         setattr(module, attribute, rate)
     for name, rate in changes.outputs.items():
-        undo.callback(model.get_submodule(name).register_forward_hook(_dropping_output(rate)).remove)
+        undo.callback(model.get_submodule(name).register_forward_hook(_DropOutput(rate)).remove)
     for name, rate in changes.inputs.items():
-        hook = _dropping_input(rate)
+        hook = _DropInput(rate)
         undo.callback(model.get_submodule(name).register_forward_pre_hook(hook, with_kwargs=True).remove)
     return undo
 
 
-def _dropping_output(rate: float) -> Any:
-    def after(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        return F.dropout(output, rate, module.training)
+def dropout_in_use(model: nn.Module) -> dict[str, float]:
+    """Return the dropout rates above zero that a model has now, built in or put in, as `active_dropout_under` does."""
+    active = active_dropout(model)
+    for name, module in model.named_modules():
+        for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+            if isinstance(hook, _DropOutput | _DropInput):
+                active[_inserted(name)] = hook.rate
+    return active
 
-    return after
+
+def _inserted(name: str) -> str:
+    return f"{shown(name, 'p')} (inserted)"
 
 
-def _dropping_input(rate: float) -> Any:
-    def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class _DropOutput:
+    """This hook drops a share of what a module puts out, in training."""
+
+    rate: float
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        return F.dropout(output, self.rate, module.training)
+
+
+@dataclass(frozen=True)
+class _DropInput:
+    """This hook drops a share of the hidden states that a module gets, in training."""
+
+    rate: float
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any]:
         if args:
-            return (F.dropout(args[0], rate, module.training), *args[1:]), kwargs
-        return args, kwargs | {"hidden_states": F.dropout(kwargs["hidden_states"], rate, module.training)}
-
-    return before
+            return (F.dropout(args[0], self.rate, module.training), *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": F.dropout(kwargs["hidden_states"], self.rate, module.training)}

@@ -22,7 +22,7 @@ from finetune_bench.method.observing import Observed
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import pretrained
 from finetune_bench.model import weights as checkpoint_weights
-from finetune_bench.model.rates import active_dropout_under
+from finetune_bench.model.rates import dropout_in_use
 from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.runner import analysing, scoring
 from finetune_bench.runner.environment import environment
@@ -244,6 +244,7 @@ def _train_and_score(
         energy_before = None if context.shares_device else devices.energy(device)
         trace = loop.train(run, checkpoints, _teller(run, context))
         stack.check()
+        dropout = dropout_in_use(classifier)
         energy_after = None if context.shares_device else devices.energy(device)
         allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
         scored = [
@@ -278,7 +279,7 @@ def _train_and_score(
         muon_parameters=of_muon,
     )
     facts["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cells[0].data}
-    facts["dropout"] = active_dropout_under(classifier, stack.rates)
+    facts["dropout"] = dropout
     taken = checkpoint_weights.taken(cells[0].model)
     facts["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cells[0].weights else taken.fresh)
     return [

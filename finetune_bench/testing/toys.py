@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from finetune_bench.device import DTYPES
 from finetune_bench.method.base import Facts, Method
+from finetune_bench.method.observing import Observed
 from finetune_bench.method.stack import Stack
 from finetune_bench.metrics import Kind
 from finetune_bench.model import unpadding
@@ -146,7 +147,8 @@ def toy_run(
     device: torch.device = CPU,
 ) -> tuple[TrainingRun, Stack]:
     """Make a run on a tiny random encoder, equal for equal dropout policies, and its stack; ready for `train`."""
-    stack = Stack(methods if isinstance(methods, list) else [methods])
+    # As in the runs of a grid.
+    stack = Observed({"toy": Stack(methods if isinstance(methods, list) else [methods])})
     model = toy_model(architecture, kind, stack.dropout).to(device)
     unpadding.prepare_for(model, device, recipe.batch_layout)
     if recipe.gradient_checkpointing:

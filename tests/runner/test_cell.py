@@ -59,6 +59,23 @@ def test_what_a_process_left_that_was_killed_after_its_row_is_cleared_up(study: 
     assert list((store.root / "locks").iterdir()) == []
 
 
+def test_a_run_has_the_dropout_that_its_row_names(study: Study) -> None:
+    rates = ("dropout(hidden=0.5)", "dropout(attention=0.5)", "dropout(head=0.9)")
+    methods = ("vanilla", *rates, "lora+dropout(head=0.9)")
+    plan = make_plan(dataclasses.replace(study, methods=methods, seeds=(1,)))
+    for cell in plan.todo:
+        run_cell(cell, WorkerContext(plan.store, torch.device("cpu")))
+    by_method = {row["method"]: row for row in plan.store.rows()}
+    rows = [by_method[method] for method in methods]
+    plain, hidden, attention, head, adapters = (row["dropout"] for row in rows)
+    probabilities, of_head = "bert.encoder.layer.*.attention.self.dropout", "dropout"
+    assert set(plain.values()) == {0.1}
+    assert hidden == {place: 0.1 if place in (probabilities, of_head) else 0.5 for place in plain}
+    assert attention == plain | {probabilities: 0.5}
+    assert head == adapters == plain | {of_head: 0.9}
+    assert len({row["files"]["predictions.npz"]["sha256"] for row in rows}) == len(rows)
+
+
 def test_a_checkpoint_names_its_cell_and_its_micro_batches(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(study)
     owners = []

@@ -285,6 +285,24 @@ def test_an_observer_that_acts_is_caught(method: type[Method], said: str) -> Non
         observed.check()
 
 
+@pytest.mark.parametrize(
+    "text", [*registry.names("methods"), "dropout(hidden=0.5,attention=0.5)", "hype+dropout(head=0.9)"]
+)
+def test_a_stack_trains_in_a_grid_as_it_does_elsewhere(text: str) -> None:
+    for architecture in ("bert", "llama"):
+        if toys.unsupported(list(registry.make_stack(text).methods), architecture):
+            continue
+        stack = registry.make_stack(text)
+        run, watched = toys.toy_run(list(stack.methods), architecture)
+        assert isinstance(watched, Observed)
+        plain, _ = toys.toy_run(list(stack.methods), architecture)
+        plain.method = registry.make_stack(text)
+        for each in (run, plain):
+            train(each)
+            each.method.teardown(each)
+        assert toys.same(run, plain)
+
+
 def test_observers_keep_their_place_among_the_others() -> None:
     rdrop = registry.method_class("rdrop")
     stacks = {"a": Stack([EMA(), rdrop()]), "b": Stack([rdrop(), WiseFT()]), "c": Stack([rdrop()])}
