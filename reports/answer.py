@@ -281,18 +281,18 @@ def _same_as_control(section: Section, name: Callable[[str], str]) -> list[str]:
 # --- the table and the plot -------------------------------------------------------------------------------------------
 
 
-def _shown(estimate: Estimate) -> Estimate:
+def shown(estimate: Estimate) -> Estimate:
     """Return an estimate, without its interval where too few seeds are behind it."""
     return estimate if estimate.n >= FEWEST_SEEDS else Estimate(estimate.value, n=estimate.n)
 
 
 def _axis(section: Section, told: Sequence[Answer]) -> tuple[float, float, float]:
     """Return where the axis of the differences begins and ends, and half the width of the noise band."""
-    shown = [_shown(answer.difference.estimate) for answer in told if answer.difference.estimate.n]
+    estimates_shown = [shown(answer.difference.estimate) for answer in told if answer.difference.estimate.n]
     floor = _floor(section)
     band = floor.high if floor is not None else math.nan
-    values = np.array([0.0, *(estimate.value for estimate in shown), band, -band])
-    first, last = limits(values, shown, longest=8)
+    values = np.array([0.0, *(estimate.value for estimate in estimates_shown), band, -band])
+    first, last = limits(values, estimates_shown, longest=8)
     room = 0.04 * (last - first)
     return first - room, last + room, band
 
@@ -314,7 +314,7 @@ def _table(section: Section, margin: float | None) -> TopicBlock:
     rows: list[list[str | Entry]] = []
     for answer in told:
         row = answer.difference
-        estimate = _shown(row.estimate)
+        estimate = shown(row.estimate)
         colour, marker, _ = method_style(section, row.method)
         bar = Bar(colour, marker, estimate.value, estimate.low, estimate.high, band, first, last)
         ids = cell_ids(section, [row.method, reference], row.column)
@@ -369,7 +369,7 @@ def draw(section: Section, margin: float | None) -> Figure | None:
     for answer in told:
         colour, marker, _ = method_style(section, answer.difference.method)
         costs_text = [f"{ratio.value:.1f}×" if ratio.n else "—" for ratio in (answer.cost.time, answer.cost.memory)]
-        estimate = _shown(answer.difference.estimate)
+        estimate = shown(answer.difference.estimate)
         lines.append(Line(answer.difference.method, estimate, colour, marker, (answer.word, *costs_text)))
     label = f"difference to {section.reference} (points), {_column(section).title}"
     return forest_beside(lines, ("", "time", "memory"), (first, last), band, label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -10,8 +10,9 @@ from finetune_bench.packages import LICENCES
 from finetune_bench.reports import health
 from finetune_bench.reports.answer import edge_of_rates
 from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Plot, Table, bold, bullets, code, table
+from finetune_bench.reports.models import model_blocks
 from finetune_bench.reports.rows.cached import cached
-from finetune_bench.reports.rows.sections import Column, Data, Section
+from finetune_bench.reports.rows.sections import NO_EFFECT, Column, Data, Section
 from finetune_bench.reports.section import answer_of, section_blocks
 from finetune_bench.reports.text import counted, listed, points
 from finetune_bench.reports.topics.search import all_sections, search_blocks, searches, warnings_of_searches
@@ -43,6 +44,7 @@ def document(data: Data, plots: tuple[Plot, ...] = ()) -> list[Block]:
     blocks += [
         Paragraph(text, "warning") for text in [*edge_of_rates(data.sections), *warnings_of_searches(data, found)]
     ]
+    blocks += model_blocks(data.sections, data.options.margin)
     for section, of_section in [
         *zip(data.sections, plots_of, strict=True),
         *((search.section, {}) for search in found if search.section is not None),
@@ -106,24 +108,45 @@ _HOW = (
 
 def _head(data: Data) -> Table:
     """Return the table of what was compared, in which setting, on what machine."""
-    setting: dict[str, list[str]] = {}
-    for section in all_sections(data):
-        for key, value in section.setting.items():
-            text = f"{value:g}" if isinstance(value, float) else str(value)
-            if key != "model" and value is not None and text not in setting.setdefault(key, []):
-                setting[key].append(text)
-    recipe = ", ".join(f"{key} {' and '.join(values)}" for key, values in setting.items())
+    sections = all_sections(data)
     environment = ", ".join(f"{key} {value}" for key, value in health.environment(data).items())
     rows = [
-        ("models", _names(section.setting.get("model") for section in all_sections(data))),
-        ("methods", _names(method for section in all_sections(data) for method in section.methods)),
-        ("tasks", _names(task for section in all_sections(data) for task in section.tasks)),
-        ("seeds", _names(sorted({seed for section in all_sections(data) for seed in section.seeds}))),
-        ("setting", recipe or "none"),
+        ("models", _names(section.setting.get("model") for section in sections)),
+        ("methods", _names(method.removesuffix(NO_EFFECT) for section in sections for method in section.methods)),
+        ("tasks", _names(task for section in sections for task in section.tasks)),
+        ("seeds", _names(sorted({seed for section in sections for seed in section.seeds}))),
+        *_settings(sections),
         ("ran with", environment or "unknown"),
         ("runs", ", ".join(f"{number} {status}" for status, number in health.status_counts(data).items())),
     ]
     return table("compared", ("compared", ""), rows, align="left", in_paper=False)
+
+
+def _settings(sections: Sequence[Section]) -> list[tuple[str, str]]:
+    """Return the rows of the setting: what all sections share, and what each model has of its own, if that tells them.
+
+    Where a model has several sections their titles say what differs, and one row has all values.
+    """
+    keys = dict.fromkeys(key for section in sections for key in section.setting if key != "model")
+    values = {key: list(dict.fromkeys(_written(section.setting.get(key)) for section in sections)) for key in keys}
+    models = [str(section.setting.get("model")) for section in sections]
+    if len(set(models)) < len(sections):
+        return [("setting", _joined((key, " and ".join(filter(None, texts))) for key, texts in values.items()))]
+    shared = ("setting", _joined((key, texts[0]) for key, texts in values.items() if len(texts) == 1))
+    own = [key for key, texts in values.items() if len(texts) > 1]
+    return [shared] + [
+        (f"setting of {code(model)}", _joined((key, _written(section.setting.get(key))) for key in own))
+        for model, section in zip(models, sections, strict=True)
+        if own
+    ]
+
+
+def _written(value: object) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _joined(values: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(f"{key} {text}" for key, text in values if text) or "none"
 
 
 def _licences(data: Data) -> list[Bullets]:

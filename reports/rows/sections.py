@@ -276,7 +276,13 @@ def into_sections(rows: list[Row], study: dict[str, Any]) -> list[Section]:
 
 
 def titles_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return for each setting what sets it apart from the others; "" where there is only one."""
+    """Return for each setting what sets it apart from the others; "" where there is only one.
+
+    Where each has a model of its own, its name does.
+    """
+    models = [str(setting.get("model")) for setting in settings]
+    if len(set(models)) == len(settings) > 1:
+        return models
     names = {name for setting in settings for name in setting}
     differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings}) > 1}
     return [

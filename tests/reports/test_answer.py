@@ -226,7 +226,7 @@ def test_several_sections_have_their_answers_before_the_first_table_of_scores(tm
             row.update(model="roberta-base", id=row["id"][::-1])
             put(store, row)
     names = [getattr(block, "name", "") for block in document(load(store))]
-    assert [name for name in names if name][:3] == ["answer", "answer", "scores"]
+    assert [name for name in names if name][:4] == ["models", "answer", "answer", "scores"]
 
 
 def test_a_margin_reaches_the_words(tmp_path: Path) -> None:

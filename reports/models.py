@@ -1,0 +1,79 @@
+"""A report of several models says first what holds on all of them: one sentence, and one line per method."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from finetune_bench.reports.answer import Answer, answers, shown
+from finetune_bench.reports.document import Block, Entry, Paragraph, bold, bullets, code, table
+from finetune_bench.reports.rows.sections import NO_EFFECT, Section
+from finetune_bench.reports.text import difference_text, listed
+from finetune_bench.reports.topics.contrasts import cell_ids
+from finetune_bench.reports.topics.differences import reference_differences
+
+# What a test can say for or against a method.
+_SIDES = ("helps", "hurts")
+
+
+def model_blocks(sections: Sequence[Section], margin: float | None) -> list[Block]:
+    """Return what is said of all models together; nothing unless every section is another model's, on the same tasks.
+
+    Args:
+        sections: One for each model.
+        margin: Points within which methods count as equal; None for no such test.
+    """
+    models = [str(section.setting.get("model")) for section in sections]
+    if len(set(models)) < len(sections) or len({frozenset(section.tasks) for section in sections}) != 1:
+        return []
+    if len(sections) == 1 or not all(reference_differences(section) for section in sections):
+        return []
+    told = [
+        {answer.difference.method.removesuffix(NO_EFFECT): answer for answer in answers(section, margin)}
+        for section in sections
+    ]
+    methods = list(dict.fromkeys(method for answered in told for method in answered))
+    columns = list(zip(sections, told, strict=True))
+    rows: list[list[str | Entry]] = [
+        [code(method), *(_entry(section, answered.get(method)) for section, answered in columns)] for method in methods
+    ]
+    notes = [
+        "Points over the baseline within each model, as its own table has them below; bold: the interval excludes 0. "
+        "—: it did not run there. No number compares two models: “Settings and environment” tells how each was trained."
+    ]
+    return [
+        Paragraph(bold(f"All {len(sections)} models")),
+        Paragraph(_sentence(models, told), "headline"),
+        table("models", ("method", *map(code, models)), rows, in_paper=False),
+        *bullets(notes),
+    ]
+
+
+def _entry(section: Section, answer: Answer | None) -> Entry:
+    if answer is None or not answer.difference.estimate.n:
+        return Entry("—")
+    row = answer.difference
+    ids = cell_ids(section, [row.method, str(section.reference)], row.column)
+    return Entry(difference_text(shown(row.estimate)), row.estimate.value, ids)
+
+
+def _sentence(models: Sequence[str], told: Sequence[dict[str, Answer]]) -> str:
+    """Return which methods help or hurt on every model, and which on some of them."""
+    everywhere, somewhere = [], []
+    for side in _SIDES:
+        where: dict[str, list[str]] = {}
+        for model, answered in zip(models, told, strict=True):
+            for method, answer in answered.items():
+                if answer.word.startswith(side):
+                    where.setdefault(method, []).append(code(model))
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for method, of_models in where.items():
+            alike.setdefault(tuple(of_models), []).append(code(method))
+        for found, methods in alike.items():
+            said = f"{listed(methods)} {side if len(methods) == 1 else side.removesuffix('s')}"
+            if len(found) == len(models):
+                everywhere.append(said)
+            else:
+                somewhere.append(f"{said} on {listed(found)}")
+    first = f"On all {len(models)} models {listed(everywhere)}." if everywhere else ""
+    first = first or f"No method can be told to help, or to hurt, on all {len(models)} models."
+    return f"{first} On some only: {'; '.join(somewhere)}." if somewhere else first
