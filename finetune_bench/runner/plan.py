@@ -14,6 +14,8 @@ import torch
 from finetune_bench import launch, registry
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged
+from finetune_bench.method.stack import Stack
+from finetune_bench.model.dropout import Rates
 from finetune_bench.recipe import OWN_LEARNING_RATES
 from finetune_bench.runner import checks, choices
 from finetune_bench.runner.inputs import forget
@@ -179,6 +181,7 @@ def _notes_on_methods(study: Study) -> list[str]:
     several = [text for text in study.methods if len(registry.make_stack(text).methods) > 1]
     if study.attribution and several:
         notes.append(f"--attribution splits single methods only; left as they are: {', '.join(several)}.")
+    notes += _notes_on_dropout(study)
     if study.search is None and len(study.lrs) < 2:
         methods = [method for text in study.methods for method in registry.make_stack(text).methods]
         reasons = {method.name: method.own_learning_rate for method in methods}
@@ -188,6 +191,21 @@ def _notes_on_methods(study: Study) -> list[str]:
             for name, why in reasons.items()
             if why
         ]
+    return notes
+
+
+def _notes_on_dropout(study: Study) -> list[str]:
+    """Return which stacks have dropout rates of their own, and no run to tell the methods' effect from these rates'."""
+    parsed = {text: registry.make_stack(text) for text in study.methods}
+    there = {registry.describe(stack, full=True) for stack in parsed.values()}
+    notes = []
+    for text, stack in parsed.items():
+        control = Stack([method for method in stack.methods if method.rates != Rates()] or stack.methods)
+        if registry.describe(control, full=True) not in there:
+            notes.append(
+                f"Warning: '{text}': part of its difference to vanilla is that of other dropout rates; with "
+                f"'{registry.describe(control)}' among --methods the report tells them apart."
+            )
     return notes
 
 

@@ -176,11 +176,16 @@ class Section:
 
     @cached
     def control(self, method: str) -> str | None:
-        """Return the vanilla control whose realised dropout is this method's, where that isn't the baseline's."""
+        """Return the control whose realised dropout is this method's, where that isn't the baseline's.
+
+        That is vanilla with another dropout, or dropout's rates alone.
+        """
         dropout = self.dropout(method)
         if not dropout or (self.baseline is not None and dropout == self.dropout(self.baseline)):
             return None
-        return next((label for label in self.controls() if label != method and self.dropout(label) == dropout), None)
+        of_rates = [label for label in self.methods if [part["name"] for part in self.parts(label)] == ["dropout"]]
+        candidates = [label for label in (*self.controls(), *of_rates) if label != method]
+        return next((label for label in candidates if self.dropout(label) == dropout), None)
 
 
 def _read_only(values: ArrayLike) -> np.ndarray:

@@ -99,6 +99,17 @@ def test_a_method_with_other_dropout_is_held_against_its_control(tmp_path: Path)
     assert all(math.isnan(record.p) for record in records)
 
 
+def test_a_stack_with_rates_is_held_against_these_rates_alone(tmp_path: Path):
+    def change(row: dict[str, Any]) -> None:
+        if "dropout(" in row["method"]:
+            row["dropout"] = dict.fromkeys(row["dropout"], 0.3)
+
+    methods = ("vanilla", "rdrop", "dropout(hidden=0.3)", "rdrop+dropout(hidden=0.3)")
+    section = only_section(make_store(tmp_path, methods=methods, change=change))
+    records = control_differences(section)
+    assert {(record.method, record.reference) for record in records} == {(methods[3], methods[2])}
+
+
 def test_p_values_need_five_seeds_and_are_of_the_suite(tmp_path: Path):
     few = make_store(tmp_path / "few", seeds=4)
     assert all(math.isnan(record.p) for record in differences(only_section(few), "vanilla"))

@@ -81,3 +81,18 @@ def test_a_method_with_a_learning_rate_of_its_own_says_so(
     assert f"It is to be compared at its own learning rate: {why}." in method_pages.page("sam")
     assert cli.main(["show", "hype"]) == 0
     assert "own learning rate" not in capsys.readouterr().out
+
+
+def test_rates_of_dropout_without_a_run_of_their_own_are_said(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    def warned(*methods: str) -> list[str]:
+        notes = planned(tiny_checkpoint, tiny_data, tmp_path / "run", methods).notes
+        return [note for note in notes if "dropout rates" in note]
+
+    stack = "rdrop+dropout(hidden=0.3)"
+    (note,) = warned("rdrop", stack)
+    assert note.startswith(f"Warning: '{stack}': part of its difference to vanilla")
+    assert "with 'dropout(hidden=0.3)' among --methods" in note
+    assert warned(stack, "dropout(hidden=0.3)") == warned("dropout(hidden=0.3)") == warned("rdrop", "hype") == []
+    assert len(warned(stack, "dropout(hidden=0.2)")) == 1
