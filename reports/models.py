@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from finetune_bench.reports.answer import Answer, answers, shown
 from finetune_bench.reports.document import Block, Entry, Paragraph, bold, bullets, code, table
@@ -15,8 +15,8 @@ from finetune_bench.reports.topics.differences import reference_differences
 _SIDES = ("helps", "hurts")
 
 
-def model_blocks(sections: Sequence[Section], margin: float | None) -> list[Block]:
-    """Return what is said of all models together; nothing unless every section is another model's, on the same tasks.
+def told_of_models(sections: Sequence[Section], margin: float | None) -> dict[str, dict[str, Answer]]:
+    """Return the answer of each method on each model; empty unless every section is another model's, on the same tasks.
 
     Args:
         sections: One for each model.
@@ -24,15 +24,54 @@ def model_blocks(sections: Sequence[Section], margin: float | None) -> list[Bloc
     """
     models = [str(section.setting.get("model")) for section in sections]
     if len(set(models)) < len(sections) or len({frozenset(section.tasks) for section in sections}) != 1:
-        return []
+        return {}
     if len(sections) == 1 or not all(reference_differences(section) for section in sections):
+        return {}
+    return {
+        model: {answer.difference.method.removesuffix(NO_EFFECT): answer for answer in answers(section, margin)}
+        for model, section in zip(models, sections, strict=True)
+    }
+
+
+def models_headline(told: Mapping[str, Mapping[str, Answer]], name: Callable[[str], str] = str) -> str:
+    """Return which methods help or hurt on every model, and which on some of them.
+
+    Args:
+        told: As `told_of_models` returns it.
+        name: How the format writes the label of a method or a model.
+    """
+    everywhere, somewhere = [], []
+    for side in _SIDES:
+        where: dict[str, list[str]] = {}
+        for model, answered in told.items():
+            for method, answer in answered.items():
+                if answer.word.startswith(side):
+                    where.setdefault(method, []).append(name(model))
+        alike: dict[tuple[str, ...], list[str]] = {}
+        for method, of_models in where.items():
+            alike.setdefault(tuple(of_models), []).append(name(method))
+        for found, methods in alike.items():
+            said = f"{listed(methods)} {side if len(methods) == 1 else side.removesuffix('s')}"
+            if len(found) == len(told):
+                everywhere.append(said)
+            else:
+                somewhere.append(f"{said} on {listed(found)}")
+    first = f"On {_all(told)} {listed(everywhere)}." if everywhere else ""
+    first = first or f"No method can be told to help, or to hurt, on {_all(told)}."
+    return f"{first} On some only: {'; '.join(somewhere)}." if somewhere else first
+
+
+def _all(told: Mapping[str, Mapping[str, Answer]]) -> str:
+    return "both models" if len(told) == 2 else f"all {len(told)} models"
+
+
+def model_blocks(sections: Sequence[Section], margin: float | None) -> list[Block]:
+    """Return what is said of all models together; the arguments are those of `told_of_models`."""
+    told = told_of_models(sections, margin)
+    if not told:
         return []
-    told = [
-        {answer.difference.method.removesuffix(NO_EFFECT): answer for answer in answers(section, margin)}
-        for section in sections
-    ]
-    methods = list(dict.fromkeys(method for answered in told for method in answered))
-    columns = list(zip(sections, told, strict=True))
+    methods = dict.fromkeys(method for answered in told.values() for method in answered)
+    columns = list(zip(sections, told.values(), strict=True))
     rows: list[list[str | Entry]] = [
         [code(method), *(_entry(section, answered.get(method)) for section, answered in columns)] for method in methods
     ]
@@ -41,9 +80,9 @@ def model_blocks(sections: Sequence[Section], margin: float | None) -> list[Bloc
         "—: it did not run there. No number compares two models: “Settings and environment” tells how each was trained."
     ]
     return [
-        Paragraph(bold(f"All {len(sections)} models")),
-        Paragraph(_sentence(models, told), "headline"),
-        table("models", ("method", *map(code, models)), rows, in_paper=False),
+        Paragraph(bold(_all(told).capitalize())),
+        Paragraph(models_headline(told, code), "headline"),
+        table("models", (f"points over {code(str(sections[0].reference))}", *map(code, told)), rows, in_paper=False),
         *bullets(notes),
     ]
 
@@ -54,26 +93,3 @@ def _entry(section: Section, answer: Answer | None) -> Entry:
     row = answer.difference
     ids = cell_ids(section, [row.method, str(section.reference)], row.column)
     return Entry(difference_text(shown(row.estimate)), row.estimate.value, ids)
-
-
-def _sentence(models: Sequence[str], told: Sequence[dict[str, Answer]]) -> str:
-    """Return which methods help or hurt on every model, and which on some of them."""
-    everywhere, somewhere = [], []
-    for side in _SIDES:
-        where: dict[str, list[str]] = {}
-        for model, answered in zip(models, told, strict=True):
-            for method, answer in answered.items():
-                if answer.word.startswith(side):
-                    where.setdefault(method, []).append(code(model))
-        alike: dict[tuple[str, ...], list[str]] = {}
-        for method, of_models in where.items():
-            alike.setdefault(tuple(of_models), []).append(code(method))
-        for found, methods in alike.items():
-            said = f"{listed(methods)} {side if len(methods) == 1 else side.removesuffix('s')}"
-            if len(found) == len(models):
-                everywhere.append(said)
-            else:
-                somewhere.append(f"{said} on {listed(found)}")
-    first = f"On all {len(models)} models {listed(everywhere)}." if everywhere else ""
-    first = first or f"No method can be told to help, or to hurt, on all {len(models)} models."
-    return f"{first} On some only: {'; '.join(somewhere)}." if somewhere else first

@@ -23,11 +23,18 @@ from scripts.import_graph import ROOT
 
 FOLDER = ROOT / "docs" / "gallery"
 SUFFIX = ".tar.xz"
+# Reports of several stores of the gallery together.
+TOGETHER = {"wordnet-models": ("wordnet-minilm", "wordnet-mpnet")}
 
 
 def names() -> list[str]:
     """Return the names of the stores in the gallery."""
     return sorted(path.name.removesuffix(SUFFIX) for path in FOLDER.glob(f"*{SUFFIX}"))
+
+
+def reports() -> list[str]:
+    """Return the names of the gallery's reports: of each store, and of several together."""
+    return sorted([*names(), *TOGETHER])
 
 
 def archive(name: str) -> Path:
@@ -36,7 +43,11 @@ def archive(name: str) -> Path:
 
 
 def unpack(name: str, folder: Path) -> Store:
-    """Unpack a store of the gallery into a folder, which is made; return the store."""
+    """Unpack a store of the gallery, or several as one, into a folder, which is made; return the store."""
+    if name in TOGETHER:
+        with tempfile.TemporaryDirectory() as temporary:
+            merge(folder, [unpack(part, Path(temporary) / part).root for part in TOGETHER[name]])
+        return Store.open(folder)
     with tarfile.open(archive(name)) as packed:
         packed.extractall(folder, filter="data")
     return Store.open(folder)

@@ -21,6 +21,7 @@ from mkdocs.structure.pages import Page
 
 from finetune_bench.reports.answer import headline, warnings
 from finetune_bench.reports.html import Html
+from finetune_bench.reports.models import models_headline, told_of_models
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.text import listed
 from scripts import gallery, glossary, method_pages
@@ -51,7 +52,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / source)))
     for name in method_pages.methods():
         files.append(File.generated(config, f"methods/{name}.md", content=method_pages.page(name)))
-    for name in gallery.names():
+    for name in gallery.reports():
         files.append(File.generated(config, f"gallery/{name}.html", content=report(name).page))
     return files
 
@@ -107,10 +108,17 @@ def report(name: str) -> Told:
         store = gallery.unpack(name, Path(folder) / "store")
         page = Html().write(store, Path(folder))[0].read_text("utf-8")
         data = load(store)
-    (section,) = data.sections
-    sentences = [*warnings(section, code), *headline(section, code)]
-    methods = listed([code(method) for method in section.methods])
-    links = f"[The report](gallery/{name}.html) · [its store](gallery/{name}{gallery.SUFFIX})"
+    told = told_of_models(data.sections, None)
+    if told:
+        sentences = [models_headline(told, code)]
+        methods = listed([code(model) for model in told])
+    else:
+        (section,) = data.sections
+        sentences = [*warnings(section, code), *headline(section, code)]
+        methods = listed([code(method) for method in section.methods])
+    links = f"[The report](gallery/{name}.html)"
+    if name not in gallery.TOGETHER:
+        links += f" · [its store](gallery/{name}{gallery.SUFFIX})"
     lines = [*sentences, f"{links} · {len(data.rows)} runs of {methods}"]
     return Told(page, "\n>\n".join(f"> {line}" for line in lines))
 

@@ -45,7 +45,7 @@ def test_what_holds_on_all_models_comes_first(tmp_path: Path) -> None:
     table = model_blocks(data.sections, None)[2]
     text = render(data)
     assert (
-        "On all 2 models `mixout` hurts. On some only: `r3f` helps on `large`; `rdrop` and `hype` help on `small`; "
+        "On both models `mixout` hurts. On some only: `r3f` helps on `large`; `rdrop` and `hype` help on `small`; "
         "`rdrop` hurts on `large`."
     ) in text
     assert isinstance(table, Table)
@@ -56,7 +56,7 @@ def test_what_holds_on_all_models_comes_first(tmp_path: Path) -> None:
         ("mixout", "**−19.8", "**−19.8"),
     ]
     assert all(entry.cells for row in table.rows for entry in row[1:] if entry.text != "—")
-    assert text.index("All 2 models") < text.index("**large**") < text.index("## In short")
+    assert text.index("**Both models**") < text.index("**large**") < text.index("## In short")
 
 
 def test_every_model_has_its_setting_in_a_line_of_its_own(tmp_path: Path) -> None:
