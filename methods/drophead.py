@@ -69,6 +69,7 @@ class DropHead(Method):
     """Attention heads dropped at random."""
 
     name = "drophead"
+    version = 2  # 1 scaled an adapter's matrix where one was put around the attention's last layer
     acts_on = "hidden states"
     phase = Phase.WRAP
 

@@ -267,10 +267,15 @@ def attention_output_layers(model: nn.Module) -> list[nn.Module]:
     for layer in layers(model):
         # The last one within each attention; a layer of ALBERT's may have several.
         last: dict[str, nn.Module] = {}
+        adapter = ""
         for name, module in layer.named_modules():
             attention, inside, _ = name.partition("att")
-            if inside and is_linear(module):
+            # What heads give goes into the layer that an adapter is put around, not into the adapter's own matrices.
+            if adapter and name.startswith(adapter):
+                continue
+            if inside and is_linear(getattr(module, "base_layer", module)):  # type: ignore[arg-type]
                 last[attention] = module
+                adapter = f"{name}."
         if not last or not heads or any(_inputs(module) % heads for module in last.values()):
             raise ModelError(f"no linear layer in {type(model).__name__} takes what its attention heads give")
         mixing += last.values()
@@ -278,7 +283,8 @@ def attention_output_layers(model: nn.Module) -> list[nn.Module]:
 
 
 def _inputs(module: nn.Module) -> int:
-    """Return how many numbers a linear layer takes."""
+    """Return how many numbers a linear layer takes, one in an adapter too."""
+    module = getattr(module, "base_layer", module)
     # Of GPT-2's, whose weight is (in, out).
     return module.in_features if isinstance(module, nn.Linear) else len(module.weight)  # type: ignore[arg-type]
 

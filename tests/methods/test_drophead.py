@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Generator
 
+from finetune_bench import registry
 from finetune_bench.methods.drophead import DropHead, draw_scales
 from finetune_bench.model.structure import attention_heads_scaled, attention_output_layers, layers
 from finetune_bench.testing import toys
@@ -74,6 +75,22 @@ def test_an_example_has_heads_of_its_own(architecture: str) -> None:
     assert calls == [len(batch.labels)] * 2
     assert ((plain - changed).abs().amax(1) > 1e-6).tolist() == [row == 3 for row in range(len(batch.labels))]
     assert len(attention_output_layers(run.model)) == 2
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "oft", "ia3", "vera"])
+def test_beside_adapters_the_same_layers_are_dropped_from(kind: str) -> None:
+    """Where no adapter is, and where one is put around every linear layer: its matrices take no heads."""
+    for architecture in ("bert", "albert", "distilbert", "mpnet", "modernbert", "llama", "gpt2"):
+        method = registry.make_stack(f"peft(kind={kind})")
+        if toys.unsupported(list(method.methods), architecture):
+            continue
+        run, stack = toys.toy_run(list(method.methods), architecture)
+        found = attention_output_layers(run.model)
+        names = [name for name, module in run.model.named_modules() if module in found]
+        stack.setup(run)
+        adapted = attention_output_layers(run.model)
+        assert [name for name, module in run.model.named_modules() if module in adapted] == names
+        stack.teardown(run)
 
 
 def test_what_is_refused() -> None:

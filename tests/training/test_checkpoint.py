@@ -174,7 +174,7 @@ def test_the_names_in_the_file_are_those_of_schema_5(tmp_path: Path) -> None:
         *(f"weight {name}" for name in weights),
         *(f"weight {name}" for name, _ in run.model.named_buffers()),
         *moments,
-        *(f"method 1 {name}" for name in run.params),
+        *(f"method toy 0 {name}" for name in run.params),
         *logs,
         *("record seconds", "record cpu_seconds", "record sketches"),
     }
@@ -196,7 +196,7 @@ def test_the_names_in_the_file_are_those_of_schema_5(tmp_path: Path) -> None:
         *("examples", "micro_batches", "sketch_steps"),
     ]
     assert facts["schema"] == 5
-    assert facts["method"] == {"1 steps": 5}
+    assert facts["method"] == {"toy 0 steps": 5}
 
 
 def test_what_a_method_reanchors_after_a_step_is_kept(tmp_path: Path) -> None:
