@@ -273,7 +273,7 @@ def attention_output_layers(model: nn.Module) -> list[nn.Module]:
             # What heads give goes into the layer that an adapter is put around, not into the adapter's own matrices.
             if adapter and name.startswith(adapter):
                 continue
-            if inside and is_linear(getattr(module, "base_layer", module)):  # type: ignore[arg-type]
+            if inside and is_linear(getattr(module, "base_layer", module)):
                 last[attention] = module
                 adapter = f"{name}."
         if not last or not heads or any(_inputs(module) % heads for module in last.values()):

@@ -280,14 +280,18 @@ def _train_and_score(
     )
     facts["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cells[0].data}
     facts["dropout"] = dropout
-    taken = checkpoint_weights.taken(cells[0].model)
-    facts["fresh_weights"] = list(taken.lacked if checkpoint_weights.KEPT_HEAD in cells[0].weights else taken.fresh)
+    facts["fresh_weights"] = _fresh_weights(cells[0])
     return [
         result
         if isinstance(result, _Attempt)
         else _settle(partial(_done, cell, examples, _Trained(trace, facts), *result), is_alone, device)
         for cell, result in zip(cells, analyses, strict=True)
     ]
+
+
+def _fresh_weights(cell: Cell) -> list[str]:
+    taken = checkpoint_weights.taken(cell.model)
+    return list(taken.lacked if checkpoint_weights.KEPT_HEAD in cell.weights else taken.fresh)
 
 
 def _settle(make: Callable[[], _Result], is_alone: bool, device: torch.device) -> _Result | _Attempt:
