@@ -12,6 +12,7 @@ from finetune_bench.reports.answer import edge_of_rates
 from finetune_bench.reports.document import Block, Bullets, Heading, Paragraph, Plot, Table, bold, bullets, code, table
 from finetune_bench.reports.models import model_blocks
 from finetune_bench.reports.rows.cached import cached
+from finetune_bench.reports.rows.joining import own_models
 from finetune_bench.reports.rows.sections import NO_EFFECT, Column, Data, Section
 from finetune_bench.reports.section import answer_of, section_blocks
 from finetune_bench.reports.text import counted, listed, points
@@ -129,8 +130,8 @@ def _settings(sections: Sequence[Section]) -> list[tuple[str, str]]:
     """
     keys = dict.fromkeys(key for section in sections for key in section.setting if key != "model")
     values = {key: list(dict.fromkeys(_written(section.setting.get(key)) for section in sections)) for key in keys}
-    models = [str(section.setting.get("model")) for section in sections]
-    if len(set(models)) < len(sections):
+    models = own_models([section.setting for section in sections])
+    if not models:
         return [("setting", _joined((key, " and ".join(filter(None, texts))) for key, texts in values.items()))]
     shared = ("setting", _joined((key, texts[0]) for key, texts in values.items() if len(texts) == 1))
     own = [key for key, texts in values.items() if len(texts) > 1]

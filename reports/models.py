@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from finetune_bench.reports.answer import Answer, answers, shown
 from finetune_bench.reports.document import Block, Entry, Paragraph, bold, bullets, code, table
+from finetune_bench.reports.rows.joining import own_models
 from finetune_bench.reports.rows.sections import NO_EFFECT, Section
 from finetune_bench.reports.text import difference_text, listed
 from finetune_bench.reports.topics.contrasts import cell_ids
@@ -22,10 +23,9 @@ def told_of_models(sections: Sequence[Section], margin: float | None) -> dict[st
         sections: One for each model.
         margin: Points within which methods count as equal; None for no such test.
     """
-    models = [str(section.setting.get("model")) for section in sections]
-    if len(set(models)) < len(sections) or len({frozenset(section.tasks) for section in sections}) != 1:
-        return {}
-    if len(sections) == 1 or not all(reference_differences(section) for section in sections):
+    models = own_models([section.setting for section in sections])
+    same_tasks = len({frozenset(section.tasks) for section in sections}) == 1
+    if not (models and same_tasks and all(map(reference_differences, sections))):
         return {}
     return {
         model: {answer.difference.method.removesuffix(NO_EFFECT): answer for answer in answers(section, margin)}

@@ -59,6 +59,12 @@ def joined_setting(settings: Sequence[tuple[Mapping[str, Any], Sequence[str]]]) 
     return result
 
 
+def own_models(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the model of each of several settings, if no two have the same; else nothing."""
+    models = [str(setting.get("model")) for setting in settings]
+    return models if len(set(models)) == len(models) > 1 else []
+
+
 def on_cpu(rows: Iterable[Row]) -> tuple[bool, bool]:
     """Return whether some of the runs, and whether all of them, ran on a CPU: tasks may have run on two devices."""
     found = {str(row.get("device")).startswith("cpu") for row in rows}

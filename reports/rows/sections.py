@@ -21,7 +21,7 @@ from finetune_bench.files import Damaged
 from finetune_bench.recipe import FORMER_LAYOUTS, OPTIMIZERS
 from finetune_bench.report import DEFAULT, Options
 from finetune_bench.reports.rows.cached import cached
-from finetune_bench.reports.rows.joining import joined, joined_setting
+from finetune_bench.reports.rows.joining import joined, joined_setting, own_models
 from finetune_bench.reports.rows.kinds import (
     covered,
     newest_of,
@@ -285,8 +285,7 @@ def titles_of(settings: Sequence[Mapping[str, Any]]) -> list[str]:
 
     Where each has a model of its own, its name does.
     """
-    models = [str(setting.get("model")) for setting in settings]
-    if len(set(models)) == len(settings) > 1:
+    if models := own_models(settings):
         return models
     names = {name for setting in settings for name in setting}
     differing = {name for name in names if len({canonical(setting.get(name)) for setting in settings}) > 1}
