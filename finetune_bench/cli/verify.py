@@ -84,7 +84,7 @@ def _verify_files(parsed: argparse.Namespace) -> int:
         show(line)
     older = sum(row["schema"] == 1 for row, _ in rows.values())
     cells = len(rows) + len(damaged.keys() - {"study.json"})
-    checked = f"{cells} cells checked, {len(lines)} fault{'' if len(lines) == 1 else 's'}."
+    checked = f"{cells} cell{'' if cells == 1 else 's'} checked, {len(lines)} fault{'' if len(lines) == 1 else 's'}."
     unhashed = f" {older} cells are of an earlier version and have no checksums: a change of them can't be seen."
     models = sum(store.has_model(cell_id) for cell_id in rows)
     unchecked = f" Not covered by any checksum: logs, and {models} saved models." if models else ""

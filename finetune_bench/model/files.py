@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from finetune_bench.errors import ModelError
+from finetune_bench.model.packaged import MODELS
 
 INDEX = "model.safetensors.index.json"
 QUANTISED = ("I8", "U8", "F8_", "F6_", "F4")  # how names of types begin that hold no weight without its scale
@@ -33,9 +34,10 @@ def check_folder(name: str, folder: Path) -> None:
             "AutoPeftModelForSequenceClassification.from_pretrained(folder).merge_and_unload().save_pretrained(other)."
         )
     if not (folder / "config.json").is_file():
+        hides = f" It hides the checkpoint '{name}' from packages: rename it, or work in another folder."
         raise ModelError(
             f"--model: expected a checkpoint's folder with a config.json at '{name}', but "
-            f"{'it has none' if folder.is_dir() else 'there is no such folder'}."
+            f"{'it has none' if folder.is_dir() else 'there is no such folder'}.{hides if name in MODELS else ''}"
         )
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".safetensors", ".txt", ".model") and path.is_file() and _is_pointer(path):

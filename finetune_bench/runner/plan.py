@@ -15,6 +15,7 @@ from finetune_bench import launch, registry
 from finetune_bench.errors import UsageError
 from finetune_bench.files import Damaged
 from finetune_bench.method.stack import Stack
+from finetune_bench.model import pretrained
 from finetune_bench.model.dropout import Rates
 from finetune_bench.recipe import OWN_LEARNING_RATES
 from finetune_bench.runner import checks, choices
@@ -200,7 +201,7 @@ def _notes_on_dropout(study: Study) -> list[str]:
     there = {registry.describe(stack, full=True) for stack in parsed.values()}
     notes = []
     for text, stack in parsed.items():
-        control = Stack([method for method in stack.methods if method.rates != Rates()] or stack.methods)
+        control = Stack([method for method in stack.methods if Stack([method]).rates != Rates()] or stack.methods)
         if registry.describe(control, full=True) not in there:
             notes.append(
                 f"Warning: '{text}': part of its difference to vanilla is that of other dropout rates; with "
@@ -211,6 +212,12 @@ def _notes_on_dropout(study: Study) -> list[str]:
 
 def _store_of(study: Study) -> Store:
     store = Store(study.out or Path("runs") / run_name(study))
+    for model in study.models:
+        if pretrained.expanded(model).resolve() == store.root.resolve():
+            raise UsageError(
+                f"--out: '{store.root}' is what --model {model} names, too: a folder there is read as the checkpoint. "
+                "Give another folder."
+            )
     nearest = next(path for path in (store.root, *store.root.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise UsageError(f"--out: expected a folder, but '{nearest}' is a file.")

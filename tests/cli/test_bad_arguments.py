@@ -131,6 +131,7 @@ FLAGS = [
     ("run --data-root ~nobody-of-that-name/x", "--data-root: expected a folder's path"),
     ("run --out data.jsonl", "--out: expected a folder, but 'data.jsonl' is a file"),
     ("run --out data.jsonl/run", "data.jsonl"),
+    ("run --model model --out ./model", "--out: 'model' is what --model model names, too"),
     ("run --out ''", "--out: expected a text"),
     (f"run --out {'x' * 300}", "xxx"),
     (f"run --out {'x/' * 3000}", "x/x/x"),

@@ -61,7 +61,7 @@ def test_a_run_with_another_optimiser_is_whole_too(tmp_path: Path, capsys: Any, 
     store.write(cell.to_dict(), row_of(cell, Status.DONE))
     store.write_study({"methods": ["hype"]})
     row_index.read(store)
-    assert verify(capsys, store) == (0, ["1 cells checked, 0 faults."])
+    assert verify(capsys, store) == (0, ["1 cell checked, 0 faults."])
     row = store.folder(cell.id) / "row.json"
     edit_json(row, recipe=Recipe().to_dict())
     code, lines = verify(capsys, store)

@@ -124,6 +124,8 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "mpnet").mkdir()
     assert not pretrained.is_packaged("mpnet")
     assert pretrained.local_folder("mpnet") == Path("mpnet")
+    with pytest.raises(ModelError, match="It hides the checkpoint 'mpnet' from packages: rename it"):
+        pretrained.fingerprint("mpnet")
 
 
 def test_the_checkpoints_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
