@@ -104,14 +104,20 @@ def label(name: str) -> str:
     return "/".join(expanded(name).resolve().parts[-2:]) if is_path else name
 
 
-@cache
 def hash_files(paths: tuple[Path, ...]) -> str:
-    """Hash the names and contents of files."""
+    """Hash the names and contents of files; one that looks untouched since it was read is not read again."""
     digest = hashlib.sha256()
     for path in paths:
+        status = path.stat()
         digest.update(path.name.encode())
-        digest.update(bytes.fromhex(file_hash(path)))
+        digest.update(content_hash(path, status.st_size, status.st_mtime_ns, status.st_ctime_ns))
     return digest.hexdigest()[:16]
+
+
+@cache
+def content_hash(path: Path, *_status: int) -> bytes:
+    """Hash a file's content, once for each status: its size, and when its content and its inode changed."""
+    return bytes.fromhex(file_hash(path))
 
 
 @cache

@@ -118,7 +118,7 @@ def forget() -> None:
         pretrained.config,
         pretrained.raw_config,
         pretrained.tokenizer,
-        pretrained.hash_files,
+        pretrained.content_hash,
         files.check_weights,
         weights.taken,
         probe.try_out,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import shutil
 import sys
 import threading
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner import cell as cells
@@ -57,6 +60,23 @@ def test_what_a_process_left_that_was_killed_after_its_row_is_cleared_up(study: 
     execute(plan)
     assert [path.name for path in store.checkpoints.iterdir()] == names[2:]
     assert list((store.root / "locks").iterdir()) == []
+
+
+def test_a_checkpoint_that_is_overwritten_during_the_run_fails_its_cells(study: Study, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(study.models[0], tmp_path / "checkpoint"))
+    plan = make_plan(dataclasses.replace(study, models=(str(folder),)))
+    first, second = plan.todo
+    context = WorkerContext(plan.store, torch.device("cpu"))
+    assert run_cell(first, context)["status"] == Status.DONE
+    path = folder / "model.safetensors"
+    status, weights = path.stat(), load_file(path)
+    save_file({key: value + 0.01 for key, value in weights.items()}, path, {"format": "pt"})
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    row = run_cell(second, context)
+    assert (row["status"], row["reason"]) == (
+        Status.FAILED,
+        f"ModelError: the checkpoint '{folder}' changed after the run was planned; start it again",
+    )
 
 
 def test_a_run_has_the_dropout_that_its_row_names(study: Study) -> None:
