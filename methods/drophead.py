@@ -16,8 +16,7 @@ of a layer; draws in which all heads are dropped don't count. The factors of a l
 first that is kept, given that one is, the others which of the later ones are.
 
 **Interactions.** `drophead+rdrop`: the two passes drop different heads, and so differ even without dropout. Gradient
-checkpointing is refused: a layer's second forward pass would have all its heads. Works with padding only, for each
-example has heads of its own.
+checkpointing is refused: a layer's second forward pass would have all its heads.
 
 **Deviations from the paper and its code.**
 1. Draws without any head are left out exactly, by one draw; the code draws the whole batch again.
@@ -71,6 +70,7 @@ class DropHead(Method):
     name = "drophead"
     version = 2  # 1 scaled an adapter's matrix where one was put around the attention's last layer
     acts_on = "hidden states"
+    batch_layout = "unpadded_trimmed"
     phase = Phase.WRAP
 
     p: float = parameter(

@@ -33,6 +33,15 @@ class Unpadding:
     positions: Tensor
     mask: Tensor
 
+    def for_tokens(self, values: Tensor) -> Tensor:
+        """Give every real token what its sequence has: (batch, …) → (1, tokens, …)."""
+        longest = self.mask.shape[-1]
+        return values.index_select(0, self.tokens.div(longest, rounding_mode="floor"))[None]
+
+
+# The unpadding of the pass that is running; empty where its batch is padded.
+running: list[Unpadding] = []
+
 
 def make_unpadding(lengths: Sequence[int], device: torch.device) -> Unpadding:
     """Make the unpadding of a batch padded at its end, on the host, so that no device is waited for."""

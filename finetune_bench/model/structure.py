@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_bench.errors import ModelError
+from finetune_bench.model.attention import running
 
 
 def positions(model: nn.Module) -> int | None:
@@ -302,9 +303,10 @@ def attention_heads_scaled(model: nn.Module, draw: Callable[[int], Tensor]) -> I
     """
 
     def before(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        mixed = args[0]
-        scales = draw(len(mixed)).to(mixed.dtype)
-        scaled = mixed.unflatten(-1, (scales.shape[1], -1)) * scales[:, None, :, None]
+        mixed = args[0]  # (batch, seq, dim), or (1, tokens, dim) without padding
+        scales = draw(len(running[-1].lengths) if running else len(mixed)).to(mixed.dtype)
+        by_token = running[-1].for_tokens(scales) if running else scales[:, None]
+        scaled = mixed.unflatten(-1, (scales.shape[1], -1)) * by_token[..., None]
         return scaled.flatten(-2), *args[1:]
 
     mixing = dict.fromkeys(attention_output_layers(model))

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from finetune_bench.model.attention import Pattern, Unpadding, attend_within_texts
+from finetune_bench.model.attention import Pattern, Unpadding, attend_within_texts, running
 from finetune_bench.model.structure import layers
 from finetune_bench.recipe import BATCH_LAYOUTS
 
@@ -52,8 +52,6 @@ def furthest(config: Any) -> str:
     return BATCH_LAYOUTS[-1] if config.model_type in MODEL_TYPES else BATCH_LAYOUTS[0]
 
 
-# The unpadding of the pass that is running.
-_current: list[Unpadding] = []
 # What a layer gets beside its hidden states that has a row per token.
 _PER_TOKEN = ("position_embeddings", "position_ids")
 
@@ -87,8 +85,8 @@ def unpadded(model: nn.Module, unpadding: Unpadding) -> Iterator[None]:
     with ExitStack() as contexts:
         for handle in handles:
             contexts.callback(handle.remove)
-        _current.append(unpadding)
-        contexts.callback(_current.pop)
+        running.append(unpadding)
+        contexts.callback(running.pop)
         contexts.enter_context(_with_relative_bias(model, unpadding))
         yield
 
@@ -176,7 +174,7 @@ def make_mask(*args: Any, **kwargs: Any) -> Any:
     """
     from transformers.masking_utils import sdpa_mask
 
-    if _current:
+    if running:
         return None
     padding = kwargs.get("attention_mask")
     if padding is not None and padding.device.type != "cpu":
@@ -197,7 +195,7 @@ def attend(  # noqa: PLR0917 — the library's own order
     """Attend within each sequence; query, key and value are (1, heads, tokens, width) in an unpadded pass."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-    if not _current:
+    if not running:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     # As the library has it: what a caller says comes before what the module is.
     causal = kwargs.get("is_causal")
@@ -206,5 +204,5 @@ def attend(  # noqa: PLR0917 — the library's own order
     if (groups := getattr(module, "num_key_value_groups", 1)) > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     parts = query, key, value
-    mixed = attend_within_texts(parts, _current[-1], pattern, dropout_p=dropout, scale=scaling)
+    mixed = attend_within_texts(parts, running[-1], pattern, dropout_p=dropout, scale=scaling)
     return mixed.transpose(1, 2), None

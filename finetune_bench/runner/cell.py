@@ -237,7 +237,6 @@ def _train_and_score(
     members = [stack.members[cell.id] for cell in cells]
     peak_is_measured = devices.reset_peak(device)
     classifier = initial_model(cells[0], stack, device)
-    scoring.check_checkpoint(cells[0])
     initial_digest = pretrained.digest(classifier)
     run = scoring.make_run(cells[0], stack, classifier, examples, device)
     is_alone = len(cells) == 1

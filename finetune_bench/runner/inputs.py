@@ -11,7 +11,7 @@ import torch
 from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.analysis import measured_before
-from finetune_bench.errors import DataError
+from finetune_bench.errors import DataError, ModelError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import files, hub, language, pretrained, unpadding, weights
@@ -155,13 +155,20 @@ def dropout_stays_on(name: str, outputs: int, policy: Dropout) -> bool:
 
 
 def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:
-    """Return a cell's model before any training, under its dropout policy, set up as its recipe says."""
+    """Return a cell's model before any training, under its dropout policy, set up as its recipe says.
+
+    Raises:
+        ModelError: the checkpoint can't be read, or isn't the one that the plan of the run found: its files changed
+            since, or the hub has another commit of it.
+    """
     task = registry.task(cell.task)
     config = with_dropout(pretrained.config(cell.model, task.outputs), stack.dropout)
     # The marks that may follow say how the checkpoint is taken.
     content, _, marks = cell.weights.partition("-")
     seed = derive(cell.seed, "init", task.name, content)
     classifier = weights.load(cell.model, config, seed, keep_head=weights.KEPT_HEAD in marks).to(device)
+    if pretrained.fingerprint(cell.model) != content:  # asked now that the weights have been read
+        raise ModelError(f"the checkpoint '{cell.model}' changed after the run was planned; start it again")
     switch_off(classifier, stack.dropout)
     unpadding.prepare_for(classifier, device, cell.recipe.batch_layout)
     if cell.recipe.gradient_checkpointing:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from finetune_bench.errors import DataError, Diverged, FinetuneBenchError, ModelError
+from finetune_bench.errors import DataError, Diverged, FinetuneBenchError
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import pretrained
 from finetune_bench.runner.inputs import encoded, load_data
@@ -65,16 +65,6 @@ def load_examples(cell: Cell, data_root: Path | None) -> Examples:
         cell.model, cell.task, cell.limit_train, data_root, cell.recipe.max_length, held_out=cell.held_out
     )
     return Examples(task, data, train, splits)
-
-
-def check_checkpoint(cell: Cell) -> None:
-    """Check, when a cell's weights have been read, that they were those that the plan of the run found.
-
-    Raises:
-        ModelError: the checkpoint's files changed since, or the hub has another commit of it.
-    """
-    if pretrained.fingerprint(cell.model) != cell.weights.partition("-")[0]:
-        raise ModelError(f"the checkpoint '{cell.model}' changed after the run was planned; start it again")
 
 
 def make_run(
