@@ -90,6 +90,7 @@ def make_plan(study: Study, tell: Callable[[str], None] = lambda text: None) -> 
         registry.load_plugin(plugin)
     study = with_defaults(study, registry.default_options)
     devices = checks.check_devices(study)
+    _refuse_name_of_a_model(study)
     grids = [_check_block(block, tell) for block in study.blocks] if study.blocks else [_check_grid(study, tell)]
     tasks = tuple(dict.fromkeys(task for checked in grids for task in checked.tasks))
     study = dataclasses.replace(study, tasks=tasks)
@@ -210,14 +211,21 @@ def _notes_on_dropout(study: Study) -> list[str]:
     return notes
 
 
+def _refuse_name_of_a_model(study: Study) -> None:
+    """Refuse a run folder that would lie where a checkpoint from packages or the hub is looked for first."""
+    if study.out is None:
+        return
+    root = study.out.resolve()
+    for model in {model for block in study.blocks or [study] for model in block.models}:
+        named = pretrained.expanded(model).resolve()
+        if root == named or (named in root.parents and not named.exists()):
+            raise UsageError(
+                f"--out: '{study.out}' makes a folder where --model {model} is looked for first. Give another folder."
+            )
+
+
 def _store_of(study: Study) -> Store:
     store = Store(study.out or Path("runs") / run_name(study))
-    for model in study.models:
-        if pretrained.expanded(model).resolve() == store.root.resolve():
-            raise UsageError(
-                f"--out: '{store.root}' is what --model {model} names, too: a folder there is read as the checkpoint. "
-                "Give another folder."
-            )
     nearest = next(path for path in (store.root, *store.root.absolute().parents) if path.exists())
     if not nearest.is_dir():
         raise UsageError(f"--out: expected a folder, but '{nearest}' is a file.")
