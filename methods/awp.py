@@ -7,10 +7,10 @@ within a small box around each entry; the gradient found up there moves the weig
 step uses ∇L at W'. Norms are Frobenius norms of single matrices.
 
 **Hyper-parameters.** `radius` is η ≥ 0, 5e-4: how far a matrix climbs, as a share of its norm · `box` is ε ≥ 0, 0.01:
-how far an entry may move, as a share of its size. Both are ours. The paper works with 0.005 for images, with which MiniLM
-learned nothing from 400 short texts; common code for texts has η = 1e-5 with ε = 1e-3, which moves almost nothing, or
-η = 1 with ε of 1e-3 to 1e-2, where the box alone decides. 0 for either is vanilla. `start` in [0, 1) is the share of the run's steps that are vanilla's before
-the climbs begin, 0.
+how far an entry may move, as a share of its size. Both are ours. The paper works with 0.005 for images, with which
+MiniLM learned nothing from 400 short texts; common code for texts has η = 1e-5 with ε = 1e-3, which moves almost
+nothing, or η = 1 with ε of 1e-3 to 1e-2, where the box alone decides. 0 for either is vanilla. `start` in [0, 1) is
+the share of the run's steps that are vanilla's before the climbs begin, 0.
 
 **Where it acts.** In the objective: two evaluations of it, on the same examples with the same dropout masks and noise.
 The second one uses W' in the place of W, which itself never moves; clipping, masks and the optimiser see the second

@@ -6,10 +6,11 @@ the first pass's loss; both losses train.
 **Formula.** δ = ε · g / ‖g‖ for each text by itself, with g = ∇ℓ(X) with respect to its token embeddings X and the
 Frobenius norm of a text. L = ½ · (ℓ(X) + ℓ(X + δ)), or the sum of both.
 
-**Hyper-parameters.** `epsilon` is ε ≥ 0, 0.25 (ours): common code's 1.0 is the length of a whole batch's move, which for
-a batch of 16 alike texts is 0.25 for each. 0.02 to 1 is a sensible search; with 1.0 for each text MiniLM learned nothing
-from 400 short ones. It is an absolute length: what it means depends on the norm of the embeddings · `combine`: `mean`
-of both losses, so that the learning rate means what it means in vanilla, or their `sum`, as common code has it.
+**Hyper-parameters.** `epsilon` is ε ≥ 0, 0.25 (ours): common code's 1.0 is the length of a whole batch's move, which
+for a batch of 16 alike texts is 0.25 for each. 0.02 to 1 is a sensible search; with 1.0 for each text MiniLM learned
+next to nothing from 400 short ones. It is an absolute length: what it means depends on the norm of the embeddings ·
+`combine`: `mean` of both losses, so that the learning rate means what it means in vanilla, or their `sum`, as common
+code has it.
 
 **Where it acts.** In the objective, on the raw token embeddings of real tokens. Evaluation is one plain pass.
 
