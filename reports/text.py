@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from finetune_bench.reports.document import bold
 from finetune_bench.stats.estimates import Estimate
@@ -76,6 +76,11 @@ def listed(items: Sequence[str]) -> str:
 def counted(number: int, noun: str) -> str:
     """Write a number with its noun: `1 run`, `2 runs`."""
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def seeds_text(seeds: Collection[int]) -> str:
+    """Write `seed 1`, or `seeds 1, 2 and 4`."""
+    return f"seed{'' if len(seeds) == 1 else 's'} {listed([str(seed) for seed in sorted(seeds)])}"
 
 
 def visible(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import TypeAlias
 
@@ -18,6 +19,12 @@ def best_settings(means: Mapping[Setting, float]) -> list[Setting]:
     """Return the settings with the highest mean in points, in their order; several where they tie."""
     highest = max(means.values())
     return [setting for setting, mean in means.items() if mean >= highest - _SAME]
+
+
+def unfinished_seeds(rows: Collection[Row]) -> list[int]:
+    """Return the seeds with fewer runs, however they ended, than another seed: a command that was stopped left them."""
+    runs = Counter(row["seed"] for row in rows)
+    return sorted(seed for seed, number in runs.items() if number < max(runs.values()))
 
 
 def those_that_learned(runs: Mapping[Setting, Collection[Row]]) -> list[Setting]:

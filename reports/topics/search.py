@@ -32,8 +32,8 @@ from finetune_bench.reports.rows.sections import (
     titles_of,
     without_rate,
 )
-from finetune_bench.reports.text import counted, interval, listed, points
-from finetune_bench.reports.topics.choosing import Setting, best_settings, those_that_learned
+from finetune_bench.reports.text import counted, interval, listed, points, seeds_text
+from finetune_bench.reports.topics.choosing import Setting, best_settings, those_that_learned, unfinished_seeds
 from finetune_bench.stats import estimates
 from finetune_bench.stats.estimates import Estimate
 from finetune_bench.store.merge import joined_settings
@@ -145,6 +145,9 @@ def _search(rows: Sequence[Row], apart: str, data: Data) -> Search:
     refused: list[str] = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
+        if _missing(data)[0] and (late := unfinished_seeds(of_task)):
+            of_task = [row for row in of_task if row["seed"] not in late]
+            refused.append(f"{where}{task}: chosen without {seeds_text(late)}, whose runs are not finished.")
         tried = _tried(of_task, _searched(data))
         standard = _standard(tried, data.options.baseline)
         rates = _rates(standard.complete)
@@ -318,14 +321,19 @@ def passed_over_of(search: Search) -> list[str]:
 
 def _unfinished(data: Data, found: Sequence[Search]) -> list[str]:
     """Return how many runs that were asked for have no result, where something is chosen among their like."""
-    asked = set(data.study.get("cells") or () if data.options.cells is None else data.options.cells)
-    missing = asked - {row["id"] for row in data.stored}
+    missing, asked = _missing(data)
     if not found or not missing:
         return []
     return [
-        f"{len(missing)} of {counted(len(asked), 'run')} that were asked for have no result yet, so a choice may be "
-        "among fewer settings than were asked for; the same command runs the rest."
+        f"{missing} of {counted(asked, 'run')} that were asked for have no result yet, so a choice may be among fewer "
+        "settings than were asked for; the same command runs the rest."
     ]
+
+
+def _missing(data: Data) -> tuple[int, int]:
+    """Return how many runs that were asked for have no result, and how many were asked for."""
+    asked = set(data.study.get("cells") or () if data.options.cells is None else data.options.cells)
+    return len(asked - {row["id"] for row in data.stored}), len(asked)
 
 
 def _refusals(
@@ -379,9 +387,8 @@ def _what_ended(rows: Sequence[Row], seeds: Set[int]) -> str:
     for (status, reason), number in reasons.most_common(1):
         short = reason if len(reason) <= _MOST_REASON else f"{reason[:_MOST_REASON]}…"
         return f"{number} of {counted(len(rows), 'run')} {status}" + (f": {short.rstrip('.')}" if short else "")
-    never = [str(seed) for seed in sorted(seeds - {row["seed"] for row in rows})]
-    if never:
-        return f"no runs of seed{'s' if len(never) > 1 else ''} {listed(never)}, which others have"
+    if never := seeds - {row["seed"] for row in rows}:
+        return f"no runs of {seeds_text(never)}, which others have"
     return "runs of some seeds are missing, or have no score"
 
 

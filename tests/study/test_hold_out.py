@@ -225,6 +225,21 @@ def test_a_run_that_was_killed_says_that_a_choice_is_among_fewer(tmp_path: Path)
     )
 
 
+def test_a_run_that_was_stopped_chooses_by_the_seeds_that_are_finished(tmp_path: Path) -> None:
+    rows = held_out_rows(BOTH)
+    ended = [row for row in rows if row["seed"] != 3 and (row["seed"], row["method"]) != (2, "hype")]
+    search = only(write(tmp_path / "stopped", ended, [row["id"] for row in rows]))
+    assert search.refused == ("rte: chosen without seed 2, whose runs are not finished.",)
+    first = only(write(tmp_path / "first", [row for row in rows if row["seed"] == 1]))
+    assert [choice.honest for choice in search.choices] == [choice.honest for choice in first.choices]
+    assert [choice.honest_score.n for choice in search.choices] == [1, 1]
+    for row in ended:  # runs that failed are finished
+        if row["seed"] == 1 and row["method"] == "hype":
+            fail(row, "out of memory")
+    search = only(write(tmp_path / "failed", ended, [row["id"] for row in rows]))
+    assert [choice.method for choice in search.choices] == ["vanilla"]
+
+
 def test_a_method_of_which_all_runs_failed_is_named_with_the_reason(tmp_path: Path) -> None:
     rows = held_out_rows(BOTH)
     for row in rows:
