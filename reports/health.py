@@ -39,8 +39,8 @@ def health_blocks(data: Data) -> list[Block]:
         items.append(f"{counted(superseded, 'older row')} of the same runs left out: a newer one is in the store.")
     if data.outdated:
         items.append(
-            f"Of these, {len(data.outdated)} are of an older version of a method, or of another source of a plugin: "
-            f"{_cells(data.outdated)}."
+            f"Of these, {len(data.outdated)} are of an older version of a method, of its former defaults, or of "
+            f"another source of a plugin: {_cells(data.outdated)}."
         )
     earlier = [row for row in data.stored if row["status"] == Status.DONE and "weights" not in row]
     if earlier:

@@ -106,7 +106,8 @@ def told_apart(rows: list[Row]) -> tuple[list[Row], list[str]]:
 def newest_of(rows: Sequence[Row], settings: Sequence[str], chosen_among: Sequence[str]) -> tuple[list[Row], list[Row]]:
     """Return one row per run, and the rows that are left out for an older version or another source of their code.
 
-    A run's row is of the newest versions of its methods, of the source that finished last, and finished last itself.
+    A run's row is of the newest versions of its methods, of the source that finished last, and finished last itself. Of
+    a label whose defaults have changed, that is `fgm` for two lengths, the row has those of the run that finished last.
     What a choice is made among is of one version and one source, at whatever learning rate and parameters.
 
     Args:
@@ -131,6 +132,8 @@ def newest_of(rows: Sequence[Row], settings: Sequence[str], chosen_among: Sequen
         for method, task, run, row in current
         if _sources(row, of_task=False) == of_methods[method] and _sources(row, of_task=True) == of_tasks[task]
     ]
+    meant = {row["method"]: row for *_, row in current}
+    current = [each for each in current if _is_set_alike(each[-1], meant[each[-1]["method"]])]
     latest = {(run, bool(row.get("held_out"))): row for _, _, run, row in current}
     kept = {row["id"] for *_, row in current}
     left_out = [row for *_, row in runs if row["id"] not in kept]
@@ -139,6 +142,16 @@ def newest_of(rows: Sequence[Row], settings: Sequence[str], chosen_among: Sequen
 
 def _versions(row: Row) -> list[int]:
     return [part.get("version") or 0 for part in row.get("methods") or []]
+
+
+def _is_set_alike(row: Row, other: Row) -> bool:
+    """Return whether no parameter differs between two rows of one label; one may have some that the other lacks."""
+    pairs = zip(row.get("methods") or [], other.get("methods") or [], strict=False)
+    return all(
+        other_part["parameters"].get(name, value) == value
+        for part, other_part in pairs
+        for name, value in part["parameters"].items()
+    )
 
 
 def _sources(row: Row, *, of_task: bool) -> list[str]:

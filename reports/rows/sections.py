@@ -207,7 +207,7 @@ class Data:
         sections: The rows by setting.
         traces: What was recorded while training, by id of the row.
         options: What the reader asked for.
-        outdated: Rows that are left out for an older version of a method, or for another source of a plugin.
+        outdated: Rows that are left out for an older version of a method, its former defaults, or another source.
         notes: Sentences about what the report covers, and about names that stand for several things.
         damaged: What the store has but can't be read, by name of its folder or file.
     """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Set
 from typing import TypeAlias
 
 from finetune_bench.store.row import Row
@@ -21,10 +21,16 @@ def best_settings(means: Mapping[Setting, float]) -> list[Setting]:
     return [setting for setting, mean in means.items() if mean >= highest - _SAME]
 
 
-def unfinished_seeds(rows: Collection[Row]) -> list[int]:
-    """Return the seeds with fewer runs, however they ended, than another seed: a command that was stopped left them."""
-    runs = Counter(row["seed"] for row in rows)
-    return sorted(seed for seed, number in runs.items() if number < max(runs.values()))
+def unfinished_seeds(rows: Collection[Row], missing: Set[str], asked: Set[str]) -> list[int]:
+    """Return the seeds with fewer runs, however they ended, than another seed: a command that was stopped left them.
+
+    Args:
+        rows: runs of a task.
+        missing: ids of the runs that have no result yet; where there are none, every seed is finished.
+        asked: ids of all runs that the command asks for; others don't count.
+    """
+    runs = Counter(row["seed"] for row in rows if row["id"] in asked)
+    return sorted(seed for seed, number in runs.items() if number < max(runs.values())) if missing else []
 
 
 def those_that_learned(runs: Mapping[Setting, Collection[Row]]) -> list[Setting]:

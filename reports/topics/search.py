@@ -145,7 +145,7 @@ def _search(rows: Sequence[Row], apart: str, data: Data) -> Search:
     refused: list[str] = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
-        if _missing(data)[0] and (late := unfinished_seeds(of_task)):
+        if late := unfinished_seeds(of_task, *_missing(data)):
             of_task = [row for row in of_task if row["seed"] not in late]
             refused.append(f"{where}{task}: chosen without {seeds_text(late)}, whose runs are not finished.")
         tried = _tried(of_task, _searched(data))
@@ -325,15 +325,15 @@ def _unfinished(data: Data, found: Sequence[Search]) -> list[str]:
     if not found or not missing:
         return []
     return [
-        f"{missing} of {counted(asked, 'run')} that were asked for have no result yet, so a choice may be among fewer "
-        "settings than were asked for; the same command runs the rest."
+        f"{len(missing)} of {counted(len(asked), 'run')} that were asked for have no result yet, so a choice may be "
+        "among fewer settings than were asked for; the same command runs the rest."
     ]
 
 
-def _missing(data: Data) -> tuple[int, int]:
-    """Return how many runs that were asked for have no result, and how many were asked for."""
+def _missing(data: Data) -> tuple[set[str], set[str]]:
+    """Return the ids of the runs that were asked for and have no result, and of all that were asked for."""
     asked = set(data.study.get("cells") or () if data.options.cells is None else data.options.cells)
-    return len(asked - {row["id"] for row in data.stored}), len(asked)
+    return asked - {row["id"] for row in data.stored}, asked
 
 
 def _refusals(

@@ -303,7 +303,7 @@ def test_rows_of_another_source_of_a_plugin_are_left_out_and_named(tmp_path: Pat
     assert [made["finished"] for made in data.rows if made["method"] == "hype"] == [NEW, NEW]
     page = render(data)
     assert "2 older rows of the same runs left out" in page
-    assert "Of these, 2 are of an older version of a method, or of another source of a plugin: hype on rte" in page
+    assert "Of these, 2 are of an older version of a method, of its former defaults, or of another source of a" in page
 
 
 def test_no_method_is_held_against_one_under_another_source_of_the_task(tmp_path: Path) -> None:
@@ -319,6 +319,23 @@ def test_no_method_is_held_against_one_under_another_source_of_the_task(tmp_path
 def test_a_version_that_is_older_is_named(tmp_path: Path) -> None:
     newer = row("hype", 2)
     newer["methods"][0]["version"] = 2
-    assert "of an older version of a method, or of another source" in render(
+    assert "of an older version of a method, of its former defaults" in render(
         load(store_of(tmp_path, row("hype"), newer))
     )
+
+
+def test_rows_of_former_defaults_are_left_out_and_named(tmp_path: Path) -> None:
+    """A label stands for a method's defaults; when they change, two settings have it."""
+    before, after = [row("hype", seed) for seed in (1, 2)], [row("hype", seed, finished=NEW) for seed in (2, 3)]
+    for made in before:
+        made["methods"][0]["parameters"] = {"eps": 1e-3}
+        made["id"] = f"{made['seed']:016x}"
+    for made in after:
+        made["methods"][0]["parameters"] = {"eps": 1e-5, "added_since": 0}
+    data = load(store_of(tmp_path, *before, *after, row("vanilla", 1)))
+    assert runs(data)["bert-base-cased", "rte", "hype"] == [2, 3]
+    assert "Of these, 2 are of an older version of a method, of its former defaults" in render(data)
+    for made in before:
+        made["methods"][0]["parameters"] = {"eps": 1e-5}
+    data = load(store_of(tmp_path / "alike", *before, *after, row("vanilla", 1)))
+    assert runs(data)["bert-base-cased", "rte", "hype"] == [1, 2, 3]
