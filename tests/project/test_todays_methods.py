@@ -23,6 +23,16 @@ def test_the_differences_are_those_of_its_runs() -> None:
     assert {*differences.index, "vanilla"} == {*means.index}
 
 
+def test_the_answer_that_it_quotes_is_that_of_the_differences() -> None:
+    differences = pd.read_csv(DIFFERENCES).set_index("method")
+    assert set(differences.index[differences["low"] > 0]) == {"lisa", "vanilla(dropout=hidden_off)"}
+    lost = int((differences["high"] < 0).sum())
+    lisa = differences.loc["lisa"]
+    told = " ".join(PAGE.read_text("utf-8").replace("\n>", "").split())
+    assert f"`lisa` gained {lisa['value']:.1f} points [{lisa['low']:.1f}, {lisa['high']:.1f}] over `vanilla`" in told
+    assert f"gained too; {lost} of {len(differences)} lost." in told
+
+
 def test_each_method_counts_with_one_rate_and_every_seed() -> None:
     runs = pd.read_csv(RUNS)
     for method, group in runs.groupby("method"):
