@@ -38,7 +38,7 @@ from finetune_bench.method.step import Run
 from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
 from finetune_bench.runner.environment import environment
 from finetune_bench.testing import checks, toys
-from finetune_bench.training import evaluation, measure
+from finetune_bench.training import evaluation
 from finetune_bench.training.checkpoint import Checkpoints
 from finetune_bench.training.loop import train
 from finetune_bench.training.memory import saved_activation_bytes
@@ -57,11 +57,11 @@ def steps_watched() -> Iterator[None]:
     In fp16 torch's scaler itself reads whether a step is left out, of an optimiser that can't find out on the device,
     as `schedule_free`, Lion and Muon: this it may do, and nothing else.
     """
-    step, setup = measure.StepClock.step, Stack.setup
+    step, setup = devices.StepClock.step, Stack.setup
     scaled_step = torch.amp.GradScaler._maybe_opt_step
 
     @contextmanager
-    def watch(clock: measure.StepClock) -> Iterator[None]:
+    def watch(clock: devices.StepClock) -> Iterator[None]:
         with step(clock), devices.waiting_forbidden(clock.device):
             yield
 
@@ -74,12 +74,12 @@ def steps_watched() -> Iterator[None]:
         left_out = any(_read(flag) for flag in state["found_inf_per_device"].values())
         return None if left_out else optimizer.step(*args, **kwargs)
 
-    measure.StepClock.step, Stack.setup = watch, set_up  # type: ignore[method-assign]
+    devices.StepClock.step, Stack.setup = watch, set_up  # type: ignore[method-assign]
     torch.amp.GradScaler._maybe_opt_step = step_if_finite  # type: ignore[assignment]
     try:
         yield
     finally:
-        measure.StepClock.step, Stack.setup = step, setup  # type: ignore[method-assign]
+        devices.StepClock.step, Stack.setup = step, setup  # type: ignore[method-assign]
         torch.amp.GradScaler._maybe_opt_step = scaled_step  # type: ignore[method-assign]
 
 

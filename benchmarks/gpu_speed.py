@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.model import unpadding
 from finetune_bench.model.dropout import with_dropout
@@ -114,7 +115,7 @@ def _seconds_bare(device: torch.device) -> float:
     optimizer = make_optimizer(run)
     scheduler = make_scheduler(optimizer, run.recipe, run.total_steps)
     run.model.train()
-    clock = measure.StepClock(device)
+    clock = devices.StepClock(device)
     for (part,) in run.steps():
         with clock.step():
             batch = run.examples.batch(part, device)

@@ -7,11 +7,14 @@ import gc
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -207,6 +210,40 @@ def peak(device: torch.device) -> tuple[int | None, int | None]:
         return torch.accelerator.max_memory_allocated(device), torch.accelerator.max_memory_reserved(device)
     status = Path("/proc/self/status").read_text("utf-8")
     return int(status.partition("VmHWM:")[2].split()[0]) * 1024, None
+
+
+@dataclass
+class StepClock:
+    """A StepClock takes the times of steps, wall and CPU, without waiting for the device meanwhile."""
+
+    device: torch.device
+    _marks: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
+    _seconds: list[float] = field(default_factory=list)
+    _cpu_seconds: list[float] = field(default_factory=list)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time what is inside as one step."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        if self.device.type == "cpu":
+            yield
+        else:
+            begin, end = (torch.Event(self.device, enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._marks.append((begin, end))
+        self._seconds.append(time.perf_counter() - wall)
+        self._cpu_seconds.append(time.process_time() - cpu)
+
+    def seconds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return wall and CPU seconds of every step, each (steps,); waits for the device."""
+        if self._marks:
+            torch.accelerator.synchronize(self.device)
+            wall = np.array([begin.elapsed_time(end) / 1000 for begin, end in self._marks])
+        else:
+            wall = np.array(self._seconds)
+        return wall, np.array(self._cpu_seconds)
 
 
 def energy(device: torch.device) -> float | None:

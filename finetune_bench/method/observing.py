@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from finetune_bench.device import StepClock
 from finetune_bench.errors import FinetuneBenchError, UsageError
 from finetune_bench.method.base import Method
 from finetune_bench.method.stack import Stack
@@ -70,19 +72,47 @@ class Observed(Stack):
         super().__init__([method for method in ordered if method is not None])
         self._watched_steps = 0
         self._sums: list[tuple[Method, Tensor, Tensor]] = []
+        # By the id of an observer, what it took of the set-up and of every step.
+        self._setup_clocks: dict[int, StepClock] = {}
+        self._step_clocks: dict[int, StepClock] = {}
 
     def _set_up(self, method: Method, run: Run) -> None:
         """Set a method up; observers are watched."""
-        with self._watching(method, run, thoroughly=True):
+        if not is_observer(method):
+            method.setup(run)
+            return
+        with self._timed(self._setup_clocks, method, run), self._watching(method, run, thoroughly=True):
             method.setup(run)
 
     def after_step(self, run: Run) -> None:
         """Let the methods follow the step, left to right; observers are watched."""
-        # What hides its writing from torch's count of them is found in the first step.
         for method in self.methods:
-            with self._watching(method, run, thoroughly=self._watched_steps == 0):
+            if not is_observer(method):
+                method.after_step(run)
+                continue
+            # What hides its writing from torch's count of them is found in the first step.
+            thoroughly = self._watched_steps == 0
+            with self._timed(self._step_clocks, method, run), self._watching(method, run, thoroughly=thoroughly):
                 method.after_step(run)
         self._watched_steps += 1
+
+    @staticmethod
+    def _timed(clocks: dict[int, StepClock], method: Method, run: Run) -> AbstractContextManager[None]:
+        return clocks.setdefault(id(method), StepClock(run.device)).step()
+
+    def seconds_of_others(self, cell_id: str) -> tuple[float, np.ndarray, np.ndarray]:
+        """Return what the observers of the other cells took since this object was made; waits for the device.
+
+        Returns:
+            Wall seconds of the set-up, and wall and CPU seconds of every step, each (steps,).
+        """
+        others = [id(method) for name, methods in self._observers.items() if name != cell_id for method in methods]
+        setups = sum(float(self._setup_clocks[key].seconds()[0].sum()) for key in others)
+        wall, cpu = np.zeros(self._watched_steps), np.zeros(self._watched_steps)
+        for key in others:
+            of_steps = self._step_clocks[key].seconds()
+            wall, cpu = wall + of_steps[0], cpu + of_steps[1]
+        return setups, wall, cpu
 
     @contextmanager
     def _watching(self, method: Method, run: Run, *, thoroughly: bool) -> Iterator[None]:
@@ -91,9 +121,6 @@ class Observed(Stack):
         Torch counts the writes to a tensor, which costs no look at its values. Sums of the weights' bits, which also
         find what goes around that count, stay on the device until `check` reads them.
         """
-        if not is_observer(method):
-            yield
-            return
         weights = list(run.params.values())
         counts = [weight._version for weight in weights]
         before = _bits(weights) if thoroughly else None

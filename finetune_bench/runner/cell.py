@@ -27,7 +27,7 @@ from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.runner import analysing, scoring
 from finetune_bench.runner.environment import environment
 from finetune_bench.runner.inputs import facts_of, initial_model
-from finetune_bench.runner.row import cost_of, row_of, training_facts
+from finetune_bench.runner.row import cost_alone, cost_of, row_of, training_facts
 from finetune_bench.store import analyses as results
 from finetune_bench.store.row import Outcome, Retry, Row, Status
 from finetune_bench.store.store import Store
@@ -220,7 +220,7 @@ class _Trained:
 
     Attributes:
         trace: what was recorded.
-        facts: what the rows say of it; `cost` has no seconds of evaluation yet.
+        facts: what the row of one of its cells says of it; `cost` has no seconds of evaluation yet.
     """
 
     trace: TrainingResult
@@ -247,6 +247,8 @@ def _train_and_score(
         dropout = dropout_in_use(classifier)
         energy_after = None if context.shares_device else devices.energy(device)
         allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
+        held = memory.held_bytes(run, stack.methods)
+        of_others = [held - memory.held_bytes(run, member.methods) for member in members]
         scored = [
             _settle(partial(scoring.score, run, member, examples.splits, trace), is_alone, device) for member in members
         ]
@@ -268,7 +270,7 @@ def _train_and_score(
         scoring.save_model(cells[0], run, kept_weights, model_folder)
 
     facts: Outcome = {"training": training_facts(examples.task, trace, examples.train.labels, cells[0].recipe.clip)}
-    facts["cost"] = cost_of(
+    cost = cost_of(
         run,
         trace,
         saved_activation_bytes=saved_bytes,
@@ -281,12 +283,16 @@ def _train_and_score(
     facts["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cells[0].data}
     facts["dropout"] = dropout
     facts["fresh_weights"] = _fresh_weights(cells[0])
-    return [
-        result
-        if isinstance(result, _Attempt)
-        else _settle(partial(_done, cell, examples, _Trained(trace, facts), *result), is_alone, device)
-        for cell, result in zip(cells, analyses, strict=True)
-    ]
+    attempts = []
+    for cell, result, others_bytes in zip(cells, analyses, of_others, strict=True):
+        own = cost if is_alone else cost_alone(cost, trace, stack, cell.id, others_bytes)
+        trained = _Trained(trace, {**facts, "cost": own})
+        attempts.append(
+            result
+            if isinstance(result, _Attempt)
+            else _settle(partial(_done, cell, examples, trained, *result), is_alone, device)
+        )
+    return attempts
 
 
 def _fresh_weights(cell: Cell) -> list[str]:

@@ -12,6 +12,7 @@ import torch
 from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError
 from finetune_bench.method.base import Method
+from finetune_bench.method.observing import Observed
 from finetune_bench.model import pretrained
 from finetune_bench.printable import LONGEST_REASON, brief
 from finetune_bench.runner import analysing
@@ -212,7 +213,7 @@ def cost_of(
         trainable_parameters: weights that were trained, the methods' own among them.
         muon_parameters: those of them that Muon stepped; None with another optimiser.
     """
-    timed = slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)
+    timed = _timed(trace)
     seconds = float(trace.seconds[timed].sum())
     examples = int(trace.examples[timed].sum())
     cost: Cost = {
@@ -233,3 +234,41 @@ def cost_of(
         "resumed_at": trace.resumed_at or None,
     }
     return cost if muon_parameters is None else cost | {"muon_parameters": muon_parameters}
+
+
+def cost_alone(cost: Cost, trace: TrainingResult, stack: Observed, cell_id: str, others_bytes: int) -> Cost:
+    """Return what a run that shared its training would have cost alone: without what the others' observers took.
+
+    Nothing is taken off a training that went on from a checkpoint, since what they took before it was not kept.
+
+    Args:
+        cost: that of the training, see `cost_of`.
+        trace: what was recorded while it trained.
+        stack: what it was trained with.
+        cell_id: the cell of the run.
+        others_bytes: bytes of the tensors that only the other runs need.
+    """
+    if trace.resumed_at:
+        return cost
+    timed = _timed(trace)
+    setup_seconds, seconds, cpu_seconds = stack.seconds_of_others(cell_id)
+    others_seconds = float(seconds[timed].sum())
+    left = cost["train_seconds"] - others_seconds
+    rate, peak = cost["examples_per_second"], cost["peak_memory_bytes"]
+    return cost | {
+        "train_seconds": left,
+        "train_cpu_seconds": cost["train_cpu_seconds"] - float(cpu_seconds[timed].sum()),
+        "examples_per_second": rate * cost["train_seconds"] / left if rate and left else None,
+        "setup_seconds": cost["setup_seconds"] - setup_seconds,
+        "peak_memory_bytes": None if peak is None else peak - others_bytes,
+        # Neither can be split.
+        "peak_reserved_bytes": None,
+        "energy_joules": None,
+        "others_seconds": others_seconds,
+        "others_bytes": others_bytes,
+    }
+
+
+def _timed(trace: TrainingResult) -> slice:
+    """Return which steps count: the first pay for allocation and caches."""
+    return slice(measure.WARMUP_STEPS if len(trace.seconds) > measure.WARMUP_STEPS else 0, None)

@@ -69,6 +69,8 @@ class Cost(TypedDict, total=False):
     peak_memory_bytes: int | None  # None where the machine doesn't tell; so are the two below
     peak_reserved_bytes: int | None
     energy_joules: float | None
+    others_seconds: float  # where runs shared the training: what the others' observers took, which is taken off above
+    others_bytes: int  # likewise of memory; neither where the training went on from a checkpoint
     resumed_at: int | None  # the step at which a checkpoint was taken up; None for a run in one go
 
 

@@ -28,6 +28,7 @@ from torch.nn import Parameter
 from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from finetune_bench import device as devices
 from finetune_bench.errors import Diverged, FinetuneBenchError
 from finetune_bench.recipe import Recipe, rate_factor
 from finetune_bench.seeds import derive
@@ -124,7 +125,7 @@ def train(
     Raises:
         Diverged: a loss was not finite; names the first such step, counted from 1.
     """
-    clock = measure.StepClock(run.device)
+    clock = devices.StepClock(run.device)
     with clock.step():
         run.method.setup(run)
     setup_seconds = float(clock.seconds()[0][0])
@@ -159,7 +160,7 @@ def _train_steps(
 
     torch.manual_seed(derive(run.seed, "dropout"))
     run.model.train()
-    clock = measure.StepClock(run.device)
+    clock = devices.StepClock(run.device)
     loop = Loop(run, optimizer, scheduler, scaler, vocabulary, record)
     resumed_at = restore(checkpoints, loop) if checkpoints else 0
     # The last sketch is the caller's.
@@ -175,7 +176,7 @@ def _train_steps(
             record.add_sketch(step, measure.sketch(run.params.values()))
         if checkpoints and checkpoints.due(step, run.total_steps):
             record.add_times(*clock.seconds())
-            clock = measure.StepClock(run.device)
+            clock = devices.StepClock(run.device)
             save(checkpoints, loop, step)
     record.add_times(*clock.seconds())
     return record, resumed_at

@@ -1,11 +1,9 @@
-"""Measure what a run costs and where it went: passes, times of steps, and sketches of the weights."""
+"""Measure what a run costs and where it went: passes, and sketches of the weights."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -26,40 +24,6 @@ class Counter:
 
     forwards: int = 0
     backwards: int = 0
-
-
-@dataclass
-class StepClock:
-    """A StepClock takes the times of training steps, wall and CPU, without waiting for the device in the loop."""
-
-    device: torch.device
-    _marks: list[tuple[torch.Event, torch.Event]] = field(default_factory=list)
-    _seconds: list[float] = field(default_factory=list)
-    _cpu_seconds: list[float] = field(default_factory=list)
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Time what is inside as one step."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        if self.device.type == "cpu":
-            yield
-        else:
-            begin, end = (torch.Event(self.device, enable_timing=True) for _ in range(2))
-            begin.record()
-            yield
-            end.record()
-            self._marks.append((begin, end))
-        self._seconds.append(time.perf_counter() - wall)
-        self._cpu_seconds.append(time.process_time() - cpu)
-
-    def seconds(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return wall and CPU seconds of every step, each (steps,); waits for the device."""
-        if self._marks:
-            torch.accelerator.synchronize(self.device)
-            wall = np.array([begin.elapsed_time(end) / 1000 for begin, end in self._marks])
-        else:
-            wall = np.array(self._seconds)
-        return wall, np.array(self._cpu_seconds)
 
 
 def sketch_steps(total_steps: int) -> list[int]:

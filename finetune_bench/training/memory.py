@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from finetune_bench.device import random_state_kept
+from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import View
 from finetune_bench.model.structure import body, layer_inputs_changed, layers, output_layer
@@ -114,6 +115,15 @@ def kept_bytes(run: TrainingRun) -> int:
 
     They are below 0 where gradients and moments of frozen weights are spared.
     """
+    frozen = _bytes(weight for weight in run.params.values() if not weight.requires_grad)
+    return held_bytes(run, run.method.methods) - 3 * frozen
+
+
+def held_bytes(run: TrainingRun, methods: Sequence[Method]) -> int:
+    """Return the bytes of the tensors that some methods of a run hold, with the pre-trained weights if one reads them.
+
+    Each storage counts once, and none of the model's own.
+    """
     weights = {weight.untyped_storage().data_ptr() for weight in run.model.parameters()}
     held: dict[int, int] = {}
 
@@ -128,11 +138,10 @@ def kept_bytes(run: TrainingRun) -> int:
             for part in value:
                 collect(part)
 
-    for method in run.method.methods:
+    for method in methods:
         collect([value for name, value in vars(method).items() if name.endswith("_")])
-    collect(run.pretrained if run.method.reads_pretrained else {})
-    frozen = _bytes(weight for weight in run.params.values() if not weight.requires_grad)
-    return sum(held.values()) - 3 * frozen
+    collect(run.pretrained if any(method.reads_pretrained for method in methods) else {})
+    return sum(held.values())
 
 
 def expected_bytes(memory: Memory, sizes: Mapping[str, int]) -> tuple[float, float]:

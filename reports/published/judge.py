@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from finetune_bench.papers.published import AVERAGES, Claim, Paper, Score
 from finetune_bench.reports.published.own import SPLITS, Chosen, Standing, choose, groups
 from finetune_bench.reports.rows.sections import Data, pairing_hashes
+from finetune_bench.reports.rows.shared import is_inseparable
 from finetune_bench.stats.estimates import (
     NOTHING,
     Estimate,
@@ -347,5 +348,5 @@ def _own_memory(paper: Paper, data: Data, method: str, other: str) -> float:
 
 
 def _peak(row: Row) -> float:
-    peak = None if row.get("shared_training") else (row.get("cost") or {}).get("peak_memory_bytes")
+    peak = None if is_inseparable(row) else (row.get("cost") or {}).get("peak_memory_bytes")
     return math.nan if peak is None else float(peak)

@@ -1,4 +1,4 @@
-"""Runs that were scored from one training have its seconds and peaks, which are no single run's."""
+"""Runs that were scored from one training have the seconds and peaks that each would have had alone, where known."""
 
 from __future__ import annotations
 
@@ -22,13 +22,26 @@ def is_shared(row: Row) -> bool:
     return row.get("shared_training", 1) > 1
 
 
+def is_inseparable(row: Row) -> bool:
+    """Return whether a run's seconds and peaks are of other runs, too: nothing tells what those took of them."""
+    return is_shared(row) and "others_seconds" not in row.get("cost", {})
+
+
 def notes_on_shared(section: Section) -> list[str]:
     """Return which methods' runs shared a training, for a table of costs; nothing where none did."""
-    shared = [method for method in section.methods if any(map(is_shared, section.rows(method, None, Status.DONE)))]
+    rows = {method: section.rows(method, None, Status.DONE) for method in section.methods}
+    shared = [code(method) for method in section.methods if any(map(is_shared, rows[method]))]
     if not shared:
         return []
-    return [
-        f"Runs of {', '.join(map(code, shared))} were scored from trainings that they shared. Seconds, peak memory and "
-        "energy of such a training are of all that was read off it, so they are in no figure here; --no-sharing trains "
-        "each run for itself."
+    lost = [code(method) for method in section.methods if any(map(is_inseparable, rows[method]))]
+    notes = [
+        f"Runs of {', '.join(shared)} were scored from trainings that they shared. Their seconds and peak memory are "
+        "without what the averages of the others took; energy can't be split."
     ]
+    if lost:
+        notes.append(
+            f"What the others took is not known of runs of {', '.join(lost)}, whose training went on from a checkpoint or "
+            "was made before this was measured. Their seconds and peak memory are in no figure here; --no-sharing trains each run "
+            "for itself."
+        )
+    return notes

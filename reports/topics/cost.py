@@ -35,7 +35,7 @@ from finetune_bench.reports.plots.style import (
 from finetune_bench.reports.rows.cached import cached
 from finetune_bench.reports.rows.joining import on_cpu
 from finetune_bench.reports.rows.sections import Data, Section
-from finetune_bench.reports.rows.shared import OF_THE_TRAINING, is_shared, notes_on_shared
+from finetune_bench.reports.rows.shared import OF_THE_TRAINING, is_inseparable, notes_on_shared
 from finetune_bench.reports.text import with_interval
 from finetune_bench.reports.topics.contrasts import paired_runs
 from finetune_bench.reports.topics.optimisers import moments, notes_on_muon
@@ -138,8 +138,8 @@ def seconds(row: Row) -> float:
 
 
 def number(row: Row, name: CostName) -> float:
-    """Return a figure of a row's cost, NaN where there is none, or it is that of a training that others shared."""
-    if is_shared(row) and name in OF_THE_TRAINING:
+    """Return a figure of a row's cost, NaN where there is none, or others have an unknown part in it."""
+    if is_inseparable(row) and name in OF_THE_TRAINING:
         return math.nan
     cost = row.get("cost")
     value = cost.get(name) if cost else None

@@ -167,7 +167,23 @@ def test_costs_are_paired_ratios(tmp_path: Path):
     assert (cost.forwards_per_step, cost.backwards_per_step) == (2, 1)
 
 
-def test_seconds_and_peaks_of_a_shared_training_are_in_no_figure(tmp_path: Path):
+def test_a_run_that_shared_its_training_has_its_own_costs(tmp_path: Path):
+    def share(row: dict) -> None:
+        if row["method"] in ("vanilla", "rdrop"):
+            row["shared_training"] = 5
+            row["cost"] |= {"others_seconds": 1.0, "others_bytes": 1000}
+
+    section = only_section(make_store(tmp_path / "store", change=share))
+    alone = only_section(make_store(tmp_path / "alone"))
+    for cost, expected in zip(costs(section), costs(alone), strict=True):
+        assert (cost.time, cost.memory, cost.seconds) == (expected.time, expected.memory, expected.seconds)
+    (report, *_) = Markdown().write(Store(tmp_path / "store"), tmp_path)
+    text = report.read_text("utf-8")
+    assert "Runs of `vanilla`, `rdrop` were scored from trainings that they shared." in text
+    assert "is not known" not in text
+
+
+def test_seconds_and_peaks_that_cannot_be_told_from_those_of_others_are_in_no_figure(tmp_path: Path):
     def share(row: dict) -> None:
         if row["method"] == "rdrop":
             row["shared_training"] = 5
@@ -179,7 +195,7 @@ def test_seconds_and_peaks_of_a_shared_training_are_in_no_figure(tmp_path: Path)
     assert math.isnan(cost.peak_memory_bytes)
     assert (cost.forwards_per_step, cost.activations.n) == (2, 6)
     (report, *_) = Markdown().write(store, tmp_path)
-    assert "Runs of `rdrop` were scored from trainings that they shared." in report.read_text("utf-8")
+    assert "What the others took is not known of runs of `rdrop`" in report.read_text("utf-8")
 
 
 def test_on_a_gpu_time_is_the_wall_clocks(tmp_path: Path):

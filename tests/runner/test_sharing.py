@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ from finetune_bench.store.store import Store
 from finetune_bench.study.grid import Cell, sharing
 from finetune_bench.study.study import Study
 from finetune_bench.testing import toys
-from finetune_bench.training import loop
+from finetune_bench.training import loop, measure
 from finetune_bench.training.loop import train
 
 METHODS = ("vanilla", "ema(beta=0.9)", "swa", "wise_ft", "wise_ft(alpha=0.1,head=all)")
@@ -95,6 +96,37 @@ def test_one_training_gives_the_rows_of_all(plan: Plan, tmp_path: Path) -> None:
     assert not list(plan.store.checkpoints.iterdir()) if plan.store.checkpoints.exists() else True
 
 
+def test_costs_are_without_what_the_averages_of_others_took(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run's seconds hold its own averages, and so does its peak; those of the others are taken off."""
+
+    def slow(hook: Any) -> Any:
+        def slowed(method: SWA, run: Run) -> None:
+            time.sleep(0.1)
+            hook(method, run)
+
+        return slowed
+
+    monkeypatch.setattr(SWA, "setup", slow(SWA.setup))
+    monkeypatch.setattr(SWA, "after_step", slow(SWA.after_step))
+    study = study_of(("vanilla", "ema", "swa(share=1.0)"), tiny_checkpoint, tiny_data, tmp_path)
+    plan = make_plan(dataclasses.replace(study, recipe=dataclasses.replace(study.recipe, steps=8)))
+    vanilla, ema, swa = (row["cost"] for row in run_cells(plan.todo, WorkerContext(plan.store, CPU)))
+    timed_steps = 8 - measure.WARMUP_STEPS
+    assert vanilla["train_seconds"] < ema["train_seconds"] < 0.1 * timed_steps < swa["train_seconds"]
+    assert vanilla["setup_seconds"] < 0.1 < swa["setup_seconds"]
+    assert vanilla["others_seconds"] == pytest.approx(0.1 * timed_steps, rel=0.5)
+    assert swa["train_cpu_seconds"] < 0.1 * timed_steps  # who sleeps takes none
+    examples = [cost["examples_per_second"] * cost["train_seconds"] for cost in (vanilla, ema, swa)]
+    assert examples == pytest.approx([examples[0]] * 3)
+    assert 0 < examples[0] <= 8 * timed_steps
+    copy = 4 * vanilla["parameters"]
+    assert [cost["others_bytes"] for cost in (vanilla, ema, swa)] == [2 * copy, copy, copy]
+    assert swa["peak_memory_bytes"] - vanilla["peak_memory_bytes"] == copy
+    assert {cost["energy_joules"] for cost in (vanilla, ema, swa)} == {None}
+
+
 def test_what_was_killed_goes_on_for_whichever_rows_are_missing(
     plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +141,7 @@ def test_what_was_killed_goes_on_for_whichever_rows_are_missing(
     # As if the rows of vanilla had been written when the process was killed.
     rows = run_cells([ema, swa], context)
     assert [row["cost"]["resumed_at"] for row in rows] == [3, 3]
+    assert not any("others_seconds" in row["cost"] for row in rows)
     assert calls == [5]
     expected = alone(plan.cells, tmp_path / "alone")
     assert plan.store.without_measurements() == {key: expected[key] for key in sorted([ema.id, swa.id])}

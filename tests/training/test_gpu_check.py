@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from finetune_bench import device as devices
 from finetune_bench import registry, testing
 from finetune_bench.cli.arguments import make_parser
 from finetune_bench.errors import FinetuneBenchError
@@ -166,13 +167,13 @@ def test_a_step_that_waits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     from finetune_bench.method.stack import Stack
     from finetune_bench.training import measure
 
-    before = measure.StepClock.step, Stack.setup
+    before = devices.StepClock.step, Stack.setup
     watched: list[torch.device] = []
     monkeypatch.setattr(gpu_check.devices, "waiting_forbidden", lambda device: watched.append(device) or nullcontext())
     with gpu_check.steps_watched():
         gpu_check.train_toy("vanilla", CPU)
     assert len(watched) == gpu_check.SHORT.steps + 1  # and the set-up, which puts the mode back
-    assert (measure.StepClock.step, Stack.setup) == before
+    assert (devices.StepClock.step, Stack.setup) == before
 
 
 def test_the_watch_leaves_an_overflowing_step_out_as_the_scaler_does() -> None:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import Diverged, FinetuneBenchError
 from finetune_bench.functional import bernoulli_mask
@@ -288,7 +289,7 @@ def test_the_device_of_the_steps_is_waited_for_and_no_other(monkeypatch: pytest.
     monkeypatch.setattr(torch.accelerator, "synchronize", lambda device=None: waited.append(device))
     second = torch.device("cuda", 1)
     mark = SimpleNamespace(elapsed_time=lambda end: 2000.0)
-    wall, _ = measure.StepClock(second, [(mark, mark)]).seconds()  # type: ignore[list-item]
+    wall, _ = devices.StepClock(second, [(mark, mark)]).seconds()  # type: ignore[list-item]
     assert waited == [second]
     assert wall.tolist() == [2.0]
 
