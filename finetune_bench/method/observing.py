@@ -16,6 +16,8 @@ from finetune_bench.method.stack import Stack
 from finetune_bench.method.step import Run, State
 from finetune_bench.model.dropout import Dropout, Rates
 
+# By the bytes of a number.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 # What would make another training of it.
 _OF_TRAINING = ("optimizer", "schedule", "perturbing", "objective", "losses", "gradients")
 
@@ -165,8 +167,13 @@ class Observed(Stack):
 
 
 def _bits(weights: Sequence[Tensor]) -> Tensor:
-    """Return a sum of the bits of every weight, (weights,)."""
-    return torch.stack([weight.detach().contiguous().view(torch.uint8).sum() for weight in weights])
+    """Return a sum of the bits of every weight, (weights,), which wraps."""
+    sums = []
+    for weight in weights:
+        # A sum of another type than its numbers' would need a copy of the weight, which would be the run's peak memory.
+        integer = _INTEGERS[weight.element_size()]
+        sums.append(weight.detach().contiguous().view(integer).sum(dtype=integer).long())
+    return torch.stack(sums)
 
 
 def _complaint(method: Method, what: str) -> str:
