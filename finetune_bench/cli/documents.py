@@ -186,7 +186,7 @@ class PlanDocument(Document):
     folder: str
     runs: int
     to_run: int
-    trainings: int  # that they take: runs that differ in observers only, as averages of weights, share one
+    trainings: int  # that they take: runs that are trained alike, as averages of weights, share one
     cached: int
     skipped: int
     failed_before: int

@@ -108,7 +108,7 @@ def _show_forecast(plan: Plan, expected: Forecast) -> None:
     memory = "not measured here" if bytes_each is None else f"{bytes_each / 2**20:.0f} MiB a worker"
     show(f"\ncells      {len(plan.todo)}, with {expected.workers} workers on {plan.devices[0]}")
     if len(plan.trainings) < len(plan.todo):
-        show(f"trainings  {len(plan.trainings)}: cells that differ in observers only are scored from one")
+        show(f"trainings  {len(plan.trainings)}: cells that are trained alike to the last bit are scored from one")
     start = f"{expected.start_seconds:.0f} s of it to start each worker"
     show(f"{clock} time   {expected.cpu_seconds:.0f} s in all, {start}")
     show(f"wall time  {expected.wall_seconds:.0f} s, if nothing else runs")

@@ -233,7 +233,7 @@ def _train_and_score(
     """Train a model once, score it as each cell has it and measure; return what came of each."""
     device = context.device
     examples = scoring.load_examples(cells[0], context.data_root)
-    stack = Observed({cell.id: cell.make_stack() for cell in cells})
+    stack = Observed({cell.id: cell.make_trained_stack() for cell in cells})
     members = [stack.members[cell.id] for cell in cells]
     peak_is_measured = devices.reset_peak(device)
     classifier = initial_model(cells[0], stack, device)

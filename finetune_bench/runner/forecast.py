@@ -254,7 +254,7 @@ def _peak_bytes(cell: Cell, vanilla: Calibration, tokens: int) -> int:
 
     Observers that share the training keep theirs at the same time; of the pre-trained weights there is one copy.
     """
-    observed = Observed({member.id: member.make_stack() for member in (cell, *cell.companions)})
+    observed = Observed({member.id: member.make_trained_stack() for member in (cell, *cell.companions)})
     readers = [method for method in observed.methods if is_observer(method) and method.reads_pretrained]
     stack = Stack([method for method in observed.methods if method not in readers[1:]])
     weights = 4 * _parameters(cell.model, registry.task(cell.task).outputs)

@@ -15,7 +15,7 @@ from finetune_bench.errors import DataError, ModelError
 from finetune_bench.method.base import Facts
 from finetune_bench.method.stack import Stack
 from finetune_bench.model import files, hub, language, pretrained, unpadding, weights
-from finetune_bench.model.dropout import Dropout, stays_on, switch_off, with_dropout
+from finetune_bench.model.dropout import Dropout, active_dropout, stays_on, switch_off, with_dropout
 from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.model.structure import checkpoint_activations
 from finetune_bench.printable import brief
@@ -115,6 +115,7 @@ def forget() -> None:
         encoded,
         _skeleton,
         dropout_stays_on,
+        is_dropout_free,
         pretrained.config,
         pretrained.raw_config,
         pretrained.tokenizer,
@@ -152,6 +153,14 @@ def _skeleton(name: str, outputs: int, policy: Dropout) -> torch.nn.Module:
 def dropout_stays_on(name: str, outputs: int, policy: Dropout) -> bool:
     """Return whether a checkpoint drops what a policy wants kept, by a pass of its skeleton."""
     return stays_on(_skeleton(name, outputs, policy), policy)
+
+
+@cache
+def is_dropout_free(name: str, outputs: int) -> bool:
+    """Return whether a checkpoint drops nothing in training, so that no policy changes anything of it."""
+    skeleton, config = _skeleton(name, outputs, Dropout.KEEP), pretrained.config(name, outputs)
+    is_set = with_dropout(config, Dropout.ALL_OFF).to_dict() != config.to_dict()
+    return not (is_set or active_dropout(skeleton) or stays_on(skeleton, Dropout.ALL_OFF))
 
 
 def initial_model(cell: Cell, stack: Stack, device: torch.device) -> torch.nn.Module:

@@ -19,7 +19,7 @@ from finetune_bench.model import pretrained
 from finetune_bench.model.dropout import Rates
 from finetune_bench.recipe import OWN_LEARNING_RATES
 from finetune_bench.runner import checks, choices
-from finetune_bench.runner.inputs import forget
+from finetune_bench.runner.inputs import forget, is_dropout_free
 from finetune_bench.runner.row import final_row, score_of
 from finetune_bench.store.reading import NewerSchema
 from finetune_bench.store.row import Row, Status
@@ -148,7 +148,9 @@ def _check_grid(study: Study, tell: Callable[[str], None]) -> _Grid:
     batch_layout, notes_on_layout = checks.choose_batch_layout(study, devices[0])
     notes += notes_on_layout
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
-    cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout)
+    outputs = {registry.task(task).outputs for task in study.tasks}
+    dropout_free = [model for model in study.models if all(is_dropout_free(model, number) for number in outputs)]
+    cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout, dropout_free)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
     notes += [*checks.notes_on_models(study), *checks.notes_on_muon(cells)]
     notes += [*checks.notes_on_licences(study), *checks.check_analyses(study)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import version
@@ -16,6 +16,7 @@ from finetune_bench.errors import UsageError
 from finetune_bench.method.cost import Passes
 from finetune_bench.method.observing import is_observer
 from finetune_bench.method.stack import Stack
+from finetune_bench.model.dropout import Dropout, Rates
 from finetune_bench.recipe import BATCH_LAYOUTS, Recipe
 from finetune_bench.spec import parse_stack
 from finetune_bench.study.attribution import effect_chain, label_of
@@ -46,6 +47,7 @@ class Cell:
         held_out: the share of the training examples that a search chooses by; 0 for none.
         step_factor: the factor on the recipe's number of steps; ids and files call it `stretch`.
         sources: what `sources_of` gives; nothing where all of the code is this package's.
+        is_dropout_free: whether the checkpoint has no dropout, as far as is known; no part of what the cell is.
         companions: other cells of the same training, which a worker scores with this one; no part of what the cell is.
         analyses: what else is measured of the trained model, as typed; no part of what the cell is.
     """
@@ -65,6 +67,7 @@ class Cell:
     held_out: float = 0.0
     step_factor: float = 1.0
     sources: tuple[str, ...] = ()
+    is_dropout_free: bool = dataclasses.field(default=False, compare=False)
     companions: tuple[Cell, ...] = dataclasses.field(default=(), compare=False)
     analyses: tuple[str, ...] = dataclasses.field(default=(), compare=False)
 
@@ -83,7 +86,7 @@ class Cell:
 
     @cached_property
     def training_id(self) -> str:
-        """Return the id of the training: that of the same cell without observers, which shares it."""
+        """Return the id of the training: that of the same cell without what doesn't change it, which shares it."""
         return training_ids([self])[self.id]
 
     @cached_property
@@ -96,14 +99,22 @@ class Cell:
         """Make a fresh stack of this cell's methods: a method keeps what it learns, so no two runs share one."""
         return registry.make_stack(self.method)
 
+    def make_trained_stack(self) -> Stack:
+        """Make a fresh stack as it is trained: without wishes for less dropout where the checkpoint has none."""
+        stack = self.make_stack()
+        if not self.is_dropout_free or stack.rates != Rates():
+            return stack
+        return Stack([dataclasses.replace(method, dropout=Dropout.KEEP) for method in stack.methods])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the cell as JSON can hold it; `from_dict` reads it back."""
         return self._stored() | {"id": self.id}
 
     def to_message(self) -> dict[str, Any]:
-        """Return the cell as a worker is given it, with its companions and analyses; `from_dict` reads it back."""
+        """Return the cell as a worker is given it, with what is no part of it; `from_dict` reads it back."""
         companions = [cell.to_message() for cell in self.companions]
-        return self.to_dict() | {"companions": companions, "analyses": self.analyses}
+        more = {"companions": companions, "analyses": self.analyses, "is_dropout_free": self.is_dropout_free}
+        return self.to_dict() | more
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Cell:
@@ -120,32 +131,37 @@ class Cell:
     def _stored(self) -> dict[str, Any]:
         """Return the fields under the names that ids and files have for them."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        del values["companions"], values["analyses"]
+        del values["companions"], values["analyses"], values["is_dropout_free"]
         values["recipe"], values["stretch"] = self.recipe.to_dict(), values.pop("step_factor")
         return values
 
 
 def training_ids(cells: Sequence[Cell]) -> dict[str, str]:
-    """Return the id of every cell's training, by the cell's: that of the same cell without observers."""
+    """Return the id of every cell's training, by the cell's: that of the same cell without what doesn't change it.
+
+    That is without observers, and on a checkpoint without dropout without wishes for less of it.
+    """
     # Of a grid's thousands of cells, few differ in their stack.
-    beneath = {method: _without_observers(registry.make_stack(method)) for method in {cell.method for cell in cells}}
+    beneath: dict[tuple[str, bool], tuple[str, tuple[int, ...]] | None] = {}
     ids = {}
     for cell in cells:
-        stack = beneath[cell.method]
-        if stack is None:
-            ids[cell.id] = cell.id
-        else:
-            method = registry.describe(stack, full=True)
-            ids[cell.id] = dataclasses.replace(cell, method=method, versions=_versions(stack)).id
+        key = (cell.method, cell.is_dropout_free)
+        if key not in beneath:
+            beneath[key] = _beneath(cell)
+        trained = beneath[key]
+        ids[cell.id] = cell.id if trained is None else dataclasses.replace(cell, method=trained[0], versions=trained[1]).id
     return ids
 
 
-def _without_observers(stack: Stack) -> Stack | None:
-    """Return what is trained beneath the observers of a stack; None where it has none."""
+def _beneath(cell: Cell) -> tuple[str, tuple[int, ...]] | None:
+    """Return the stack that a cell's training is named by, spelt out, and its versions; None where it is the cell's."""
+    given = cell.make_stack()
+    stack = cell.make_trained_stack()
     kept = [method for method in stack.methods if not is_observer(method)]
-    if len(kept) == len(stack.methods):
+    if len(kept) == len(given.methods) and all(a.dropout is b.dropout for a, b in zip(kept, given.methods, strict=True)):
         return None
-    return Stack(kept) if kept else registry.make_stack(registry.BASELINE)
+    beneath = Stack(kept) if kept else registry.make_stack(registry.BASELINE)
+    return registry.describe(beneath, full=True), _versions(beneath)
 
 
 def sharing(cells: Sequence[Cell]) -> list[Cell]:
@@ -210,7 +226,12 @@ def sources_of(method: str, task: str) -> tuple[str, ...]:
 
 
 def cells(
-    study: Study, data: dict[str, str], weights: dict[str, str], device: str, batch_layout: str = BATCH_LAYOUTS[0]
+    study: Study,
+    data: dict[str, str],
+    weights: dict[str, str],
+    device: str,
+    batch_layout: str = BATCH_LAYOUTS[0],
+    dropout_free: Collection[str] = (),
 ) -> list[Cell]:
     """Return all cells, in the order in which they run: whole comparisons come early.
 
@@ -220,6 +241,7 @@ def cells(
         weights: the checkpoint's fingerprint by model.
         device: the class of device, "cpu" or "cuda".
         batch_layout: how the batches of all cells are laid out.
+        dropout_free: the models that have no dropout.
     """
     methods, _ = stacks(study)
     arms = _arms(study, methods)
@@ -242,6 +264,7 @@ def cells(
             held_out=held_out(study),
             step_factor=step_factor,
             sources=sources[method, task],
+            is_dropout_free=model in dropout_free,
             analyses=study.analyses,
         )
         for model in study.models

@@ -192,7 +192,7 @@ class Study:
         True,
         name="no_sharing",
         read=readers.switch,
-        help="train every run for itself, also where runs differ in averages of weights only",
+        help="train every run for itself, also those that are trained alike to the last bit",
         group="where",
     )
     baseline: bool = option(

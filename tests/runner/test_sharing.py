@@ -1,8 +1,9 @@
-"""Cells that differ in observers only share one training, and their rows are those that each would have alone."""
+"""Cells that are trained alike share one training, and their rows are those that each would have alone."""
 
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError, UsageError
@@ -22,6 +24,7 @@ from finetune_bench.methods.ema import EMA
 from finetune_bench.methods.swa import SWA
 from finetune_bench.methods.vanilla import Vanilla
 from finetune_bench.methods.wise_ft import WiseFT
+from finetune_bench.model import pretrained
 from finetune_bench.recipe import Recipe
 from finetune_bench.runner import execution
 from finetune_bench.runner.cell import WorkerContext, run_cell, run_cells
@@ -220,6 +223,26 @@ def test_trainings_are_shared_where_nothing_but_observers_differs(
     assert len(plan.trainings) == 10
     for other in ({"sharing": False}, {"save_model": True}):
         assert len(dataclasses.replace(plan, study=dataclasses.replace(study, **other)).trainings) == 14  # type: ignore[arg-type]
+
+
+def test_without_dropout_a_wish_for_less_of_it_makes_no_other_training(
+    tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
+) -> None:
+    """A tiny Llama drops nothing, so that vanilla and its control are one training; `dropout` puts some in."""
+    methods = ("vanilla", "vanilla(dropout=hidden_off)", "ema(dropout=all_off)", "hype", "hype(dropout=keep)")
+    llama = shutil.copytree(tiny_checkpoint, tmp_path / "llama")  # for its tokenizer
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = AutoConfig.for_model("llama", vocab_size=46, max_position_embeddings=128, pad_token_id=0, **sizes)
+    pretrained.build(config).save_pretrained(llama)  # type: ignore[operator]
+    plan = make_plan(study_of((*methods, "dropout(hidden=0.1)"), llama, tiny_data, tmp_path))
+    found = [[cell.label, *(companion.label for companion in cell.companions)] for cell in plan.trainings]
+    assert found == [list(methods[:3]), ["hype", "hype(dropout=keep)"], ["dropout(hidden=0.1)"]]
+    first = Cell.from_dict(plan.trainings[0].to_message())
+    run_cells([first, *first.companions], WorkerContext(plan.store, CPU))
+    rows = plan.store.rows()
+    assert [row["status"] for row in rows] == [Status.DONE] * 3
+    assert {row["method"] for row in rows} == set(methods[:3])
+    assert plan.store.without_measurements() == alone(plan.cells[:3], tmp_path / "alone")
 
 
 def test_a_cell_with_companions_is_the_same_cell(plan: Plan) -> None:
