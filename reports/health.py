@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from finetune_bench.reports.document import Block, Paragraph, bold, bullets, code
 from finetune_bench.reports.rows.sections import Data, bare, flat
 from finetune_bench.reports.rows.twins import Twin, twins
-from finetune_bench.reports.text import counted
+from finetune_bench.reports.text import counted, seeds_text
 from finetune_bench.store.row import Row, Status
 
 
@@ -140,12 +140,7 @@ def _cells(rows: Iterable[Row]) -> str:
     seeds: dict[tuple[str, str], set[int]] = {}
     for row in rows:
         seeds.setdefault((row["method"], row["task"]), set()).add(row["seed"])
-    return "; ".join(f"{method} on {task} ({_seeds(group)})" for (method, task), group in sorted(seeds.items()))
-
-
-def _seeds(seeds: Iterable[int]) -> str:
-    ordered = sorted(seeds)
-    return f"seed{'s' if len(ordered) > 1 else ''} {', '.join(map(str, ordered))}"
+    return "; ".join(f"{method} on {task} ({seeds_text(group)})" for (method, task), group in sorted(seeds.items()))
 
 
 def _no_effect(twins: Iterable[Twin]) -> list[str]:
@@ -155,7 +150,7 @@ def _no_effect(twins: Iterable[Twin]) -> list[str]:
         groups.setdefault((twin.method, twin.twin), {}).setdefault(twin.task, set()).add(twin.seed)
     return [
         f"No effect: {bare(method)} equals {other} at every recorded step, in loss and weights, on "
-        + "; ".join(f"{task} ({_seeds(seeds)})" for task, seeds in sorted(tasks.items()))
+        + "; ".join(f"{task} ({seeds_text(seeds)})" for task, seeds in sorted(tasks.items()))
         + "."
         for (method, other), tasks in groups.items()
     ]

@@ -68,8 +68,10 @@ def p_text(p: float) -> str:
     return "—" if math.isnan(p) else "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def listed(items: Sequence[str]) -> str:
-    """Join items as `a, b and c`."""
+def listed(items: Sequence[str], most: int | None = None) -> str:
+    """Join items as `a, b and c`; of more than `most`, the first and how many more there are."""
+    if most is not None and len(items) > most:
+        items = [*items[:most], f"{len(items) - most} more"]
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
 
 

@@ -150,7 +150,7 @@ def _check_grid(study: Study, tell: Callable[[str], None]) -> _Grid:
     fingerprints = {task: examples.fingerprint() for task, examples in data.items()}
     outputs = {registry.task(task).outputs for task in study.tasks}
     dropout_free = [model for model in study.models if all(is_dropout_free(model, number) for number in outputs)]
-    cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout, dropout_free)
+    cells = grid.cells(study, fingerprints, weights, devices[0].type, batch_layout, dropout_free=dropout_free)
     notes += [f"{task}: {note}" for task, examples in data.items() for note in examples.notes]
     notes += [*checks.notes_on_models(study), *checks.notes_on_muon(cells)]
     notes += [*checks.notes_on_licences(study), *checks.check_analyses(study)]

@@ -149,7 +149,9 @@ def training_ids(cells: Sequence[Cell]) -> dict[str, str]:
         if key not in beneath:
             beneath[key] = _beneath(cell)
         trained = beneath[key]
-        ids[cell.id] = cell.id if trained is None else dataclasses.replace(cell, method=trained[0], versions=trained[1]).id
+        ids[cell.id] = (
+            cell.id if trained is None else dataclasses.replace(cell, method=trained[0], versions=trained[1]).id
+        )
     return ids
 
 
@@ -158,7 +160,9 @@ def _beneath(cell: Cell) -> tuple[str, tuple[int, ...]] | None:
     given = cell.make_stack()
     stack = cell.make_trained_stack()
     kept = [method for method in stack.methods if not is_observer(method)]
-    if len(kept) == len(given.methods) and all(a.dropout is b.dropout for a, b in zip(kept, given.methods, strict=True)):
+    if len(kept) == len(given.methods) and all(
+        a.dropout is b.dropout for a, b in zip(kept, given.methods, strict=True)
+    ):
         return None
     beneath = Stack(kept) if kept else registry.make_stack(registry.BASELINE)
     return registry.describe(beneath, full=True), _versions(beneath)
@@ -231,6 +235,7 @@ def cells(
     weights: dict[str, str],
     device: str,
     batch_layout: str = BATCH_LAYOUTS[0],
+    *,
     dropout_free: Collection[str] = (),
 ) -> list[Cell]:
     """Return all cells, in the order in which they run: whole comparisons come early.

@@ -11,6 +11,7 @@ from finetune_bench.papers.published import AVERAGES, Claim, Paper, Score
 from finetune_bench.reports.published.own import SPLITS, Chosen, Standing, choose, groups
 from finetune_bench.reports.rows.sections import Data, pairing_hashes
 from finetune_bench.reports.rows.shared import is_inseparable
+from finetune_bench.reports.text import listed
 from finetune_bench.stats.estimates import (
     NOTHING,
     Estimate,
@@ -217,7 +218,7 @@ def _judged_claim(paper: Paper, claim: Claim, group: Sequence[Row], margin: floa
             ours.append((sides[0][1], sides[1][1]))
             standings += [side[2] for side in sides]
     if missing:
-        return JudgedClaim(claim, "", None, _named(list(missing)))
+        return JudgedClaim(claim, "", None, listed(list(missing), most=4))
     theirs = mean_gain([(_summary(better), _summary(other)) for better, other in published])
     baselines = [other.mean for _, other in published]
     gain = _gain(theirs, ours, max(standing.tier for standing in standings), margin, baselines)
@@ -308,11 +309,6 @@ def _summary(score: Score) -> Summary:
 
 def _share(gain: float, baseline: float) -> float:
     return gain / (100 - baseline) if baseline < 100 else math.nan
-
-
-def _named(items: Sequence[str]) -> str:
-    shown = items[:4]
-    return ", ".join(shown) + (f" and {len(items) - len(shown)} more" if len(items) > len(shown) else "")
 
 
 def memory_ratios(paper: Paper, data: Data) -> Mapping[tuple[str, str], tuple[float, float]]:

@@ -41,11 +41,13 @@ def others_text(rows: Sequence[Mapping[str, object]]) -> list[str]:
     """Return a sentence about the rows that a report doesn't cover; none where there are none."""
     if not rows:
         return []
-    axes = ("method", "task", "model", "seed")
-    names = "; ".join(f"{axis}s {_cut(sorted({row.get(axis) for row in rows}, key=_by_size))}" for axis in axes)
+    parts = []
+    for axis in ("method", "task", "model", "seed"):
+        values = sorted({row.get(axis) for row in rows}, key=_by_size)
+        parts.append(f"{axis}s {listed(list(map(str, values)), _NAMED)}")
     return [
         f"This covers the runs of one command. The folder holds {counted(len(rows), 'run')} more, of other commands "
-        f"({names}); 'finetune-bench report RUN --all' covers them too."
+        f"({'; '.join(parts)}); 'finetune-bench report RUN --all' covers them too."
     ]
 
 
@@ -227,12 +229,6 @@ def _specification(store: Store, cell_id: str) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _cut(names: Sequence[Any]) -> str:
-    """Write the first names of a list, and how many more there are."""
-    more = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return listed([*map(str, names[:_NAMED]), *more])
 
 
 def _by_size(value: Any) -> tuple[bool, float, str]:

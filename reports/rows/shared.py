@@ -40,8 +40,8 @@ def notes_on_shared(section: Section) -> list[str]:
     ]
     if lost:
         notes.append(
-            f"What the others took is not known of runs of {', '.join(lost)}, whose training went on from a checkpoint or "
-            "was made before this was measured. Their seconds and peak memory are in no figure here; --no-sharing trains each run "
-            "for itself."
+            f"What the others took is not known of runs of {', '.join(lost)}, whose training went on from a "
+            "checkpoint or was made before this was measured. Their seconds and peak memory are in no figure here; "
+            "--no-sharing trains each run for itself."
         )
     return notes

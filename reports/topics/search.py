@@ -41,7 +41,7 @@ from finetune_bench.store.row import Row, Status
 from finetune_bench.task import HELD_OUT
 
 HONEST = "settings chosen on held-out training data"
-_MOST_RATES = 6  # learning rates are named in a sentence, the others counted
+_MOST_NAMED = 6  # methods or learning rates are named in a sentence, the others counted
 _MOST_REASON = 120  # characters of the reason why runs failed
 
 
@@ -360,7 +360,7 @@ def _refusals(
         else:
             continue
         methods.setdefault(reason, []).append(trials.method)
-    return [f"{listed(names)} on {task}: {reason}." for reason, names in methods.items()]
+    return [f"{listed(names, _MOST_NAMED)} on {task}: {reason}." for reason, names in methods.items()]
 
 
 def _budgets(trials: _Trials, standard: _Trials) -> str:
@@ -393,8 +393,7 @@ def _what_ended(rows: Sequence[Row], seeds: Set[int]) -> str:
 
 
 def _named(rates: Sequence[float]) -> str:
-    more = [f"{len(rates) - _MOST_RATES} more"] if len(rates) > _MOST_RATES else []
-    return listed([*(f"{rate:g}" for rate in rates[:_MOST_RATES]), *more])
+    return listed([f"{rate:g}" for rate in rates], _MOST_NAMED)
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_holes_are_counted_and_never_averaged_over(tmp_path: Path):
     text = text_of(store)
     assert "| 25 done, 1 failed, 3 skipped, 1 interrupted |" in text
     assert "1 run: diverged at step 12: the training loss was not finite — rdrop on rte (seed 2)" in text
-    assert "3 runs: hype: no layers \\| found — hype on cola (seeds 1, 2, 3)" in text
+    assert "3 runs: hype: no layers \\| found — hype on cola (seeds 1, 2 and 3)" in text
     assert "—, 3 skipped" in text
     assert "hype has no mean over tasks: no score on cola." in text
     assert "n=2, 1 failed" in score_tables(store)
@@ -157,7 +157,9 @@ def test_no_effect_is_found_against_vanilla_and_parts(tmp_path: Path):
         (m, t, s) for m, t in same_as.items() for s in (1, 2)
     }
     text = render(data)
-    assert f"No effect: hype equals {CONTROL} at every recorded step, in loss and weights, on rte (seeds 1, 2)." in text
+    assert (
+        f"No effect: hype equals {CONTROL} at every recorded step, in loss and weights, on rte (seeds 1 and 2)." in text
+    )
 
 
 @pytest.mark.slow

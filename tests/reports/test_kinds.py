@@ -248,7 +248,7 @@ def test_rows_of_earlier_versions_have_their_fingerprints_in_their_specification
     assert {model for model, _, _ in runs(data)} == {"bert-base-cased [aaaaaa]", "bert-base-cased [bbbbbb]"}
     page = render(data)
     assert "2 rows of an earlier version of finetune-bench" in page
-    assert "vanilla on rte (seeds 1, 2)" in page
+    assert "vanilla on rte (seeds 1 and 2)" in page
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"weights": 7}', "[" * 100_000, None])

@@ -285,7 +285,7 @@ def test_a_claim_needs_all_of_its_tasks(tmp_path: Path) -> None:
     verified = verify(make_store(tmp_path, as_published, tasks=("rte", "cola")))
     judged = claim(verified, "bert")
     assert judged.gain is None
-    assert judged.missing == "HyPe-N on stsb, Vanilla on stsb, HyPe-N on mrpc, Vanilla on mrpc"
+    assert judged.missing == "HyPe-N on stsb, Vanilla on stsb, HyPe-N on mrpc and Vanilla on mrpc"
     text = markdown(verified, tmp_path)
     total = len(HYPE.claims)
     assert (

@@ -165,7 +165,6 @@ def test_a_grid_that_does_not_end_is_a_result(monkeypatch: pytest.MonkeyPatch) -
 def test_a_step_that_waits_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """The watch is on while a step runs, and off after the block."""
     from finetune_bench.method.stack import Stack
-    from finetune_bench.training import measure
 
     before = devices.StepClock.step, Stack.setup
     watched: list[torch.device] = []
