@@ -11,9 +11,9 @@ import re
 from scripts.import_graph import ROOT
 
 PAGE = ROOT / "docs" / "glossary.md"
-# What no link is put into: blocks of code, comments, headings, tables' rules, code, links, HTML.
+# What no link is put into: blocks of code, comments, headings, tables, code, links, HTML.
 _PROTECTED = re.compile(
-    r"^```.*?^```$|^ {4}[^\n]*$|<!--.*?-->|^#[^\n]*$|`[^`]+`|!?\[[^\[\]]*\]\([^)]*\)|<[^>\n]+>",
+    r"^```.*?^```$|^ {4}[^\n]*$|<!--.*?-->|^[#|][^\n]*$|`[^`]+`|!?\[[^\[\]]*\]\([^)]*\)|<[^>\n]+>",
     flags=re.DOTALL | re.MULTILINE,
 )
 

@@ -31,7 +31,7 @@ RUNS = ROOT / "docs" / "todays-methods" / "runs.csv"
 DIFFERENCES = RUNS.with_name("differences.csv")
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
 HEADER = (
-    "| method | learning rate | accuracy | difference to vanilla | NLL | ECE | time |\n|---|---|---|---|---|---|---|\n"
+    "| method | difference to vanilla | accuracy | learning rate | NLL | ECE | time |\n|---|---:|---:|---:|---:|---:|---:|\n"
 )
 
 
@@ -78,9 +78,9 @@ def table(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
     for method in scores.index:
         cells = [
             f"`{method}`",
-            f"{of_method['learning_rate'][method]:g}",
-            points(scores.loc[method].mean()),
             "—" if method == "vanilla" else interval(gains[method], sign=True),
+            points(scores.loc[method].mean()),
+            f"{of_method['learning_rate'][method]:g}",
             f"{of_method['nll'][method]:.2f}",
             points(100 * of_method["ece"][method]),
             f"{geometric_mean_ratio(seconds.loc[method], seconds.loc['vanilla']):.2f}×",

@@ -57,6 +57,6 @@ def test_a_line_has_the_mean_the_paired_difference_and_the_ratio_of_times() -> N
     difference = {"method": "better", "value": 3.0, "low": 1.0, "high": 5.0, "n": 3, "df": 2, "standard_error": 0.5}
     text = table(pd.DataFrame(lines), pd.DataFrame([difference])).splitlines()
     assert text[2:] == [
-        "| `better` | 0.001 | 55.0 | +3.0 [+1.0, +5.0] | 1.50 | 10.0 | 1.50× |",
-        "| `vanilla` | 0.001 | 52.0 | — | 1.50 | 10.0 | 1.00× |",
+        "| `better` | +3.0 [+1.0, +5.0] | 55.0 | 0.001 | 1.50 | 10.0 | 1.50× |",
+        "| `vanilla` | — | 52.0 | 0.001 | 1.50 | 10.0 | 1.00× |",
     ]
