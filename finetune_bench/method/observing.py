@@ -102,6 +102,10 @@ class Observed(Stack):
     def _timed(clocks: dict[int, StepClock], method: Method, run: Run) -> AbstractContextManager[None]:
         return clocks.setdefault(id(method), StepClock(run.device)).step()
 
+    def has_others(self, cell_id: str) -> bool:
+        """Return whether another cell has observers."""
+        return bool(self._observers.keys() - {cell_id})
+
     def seconds_of_others(self, cell_id: str) -> tuple[float, np.ndarray, np.ndarray]:
         """Return what the observers of the other cells took since this object was made; waits for the device.
 

@@ -239,7 +239,7 @@ def cost_of(
 def cost_alone(cost: Cost, trace: TrainingResult, stack: Observed, cell_id: str, others_bytes: int) -> Cost:
     """Return what a run that shared its training would have cost alone: without what the others' observers took.
 
-    Nothing is taken off a training that went on from a checkpoint, since what they took before it was not kept.
+    Of a training that went on from a checkpoint they can't be told apart, since what they took before it was not kept.
 
     Args:
         cost: that of the training, see `cost_of`.
@@ -248,6 +248,8 @@ def cost_alone(cost: Cost, trace: TrainingResult, stack: Observed, cell_id: str,
         cell_id: the cell of the run.
         others_bytes: bytes of the tensors that only the other runs need.
     """
+    if not stack.has_others(cell_id):
+        return cost | {"others_seconds": 0.0, "others_bytes": 0}
     if trace.resumed_at:
         return cost
     timed = _timed(trace)
