@@ -30,7 +30,10 @@ PAGE = ROOT / "docs" / "todays-methods.md"
 RUNS = ROOT / "docs" / "todays-methods" / "runs.csv"
 DIFFERENCES = RUNS.with_name("differences.csv")
 BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-HEADER = "| method | difference to vanilla | accuracy | learning rate | NLL | ECE | time |\n|---|---:|---:|---:|---:|---:|---:|\n"
+HEADER = (
+    "| method | difference to vanilla | accuracy | learning rate | NLL | ECE | time |\n"
+    "|---|---:|---:|---:|---:|---:|---:|\n"
+)
 
 
 def differences_of(search: Search) -> pd.DataFrame:

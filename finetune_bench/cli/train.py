@@ -106,9 +106,8 @@ def _show_forecast(plan: Plan, expected: Forecast) -> None:
     show(tabulate(table, header, colalign=("left", *["right"] * 3, "left")))
     bytes_each = expected.memory_bytes
     memory = "not measured here" if bytes_each is None else f"{bytes_each / 2**20:.0f} MiB a worker"
-    show(
-        f"\ncells      {len(plan.todo)}, with {expected.workers} worker{'s' * (expected.workers > 1)} on {plan.devices[0]}"
-    )
+    workers = f"{expected.workers} worker{'s' * (expected.workers > 1)} on {plan.devices[0]}"
+    show(f"\ncells      {len(plan.todo)}, with {workers}")
     if len(plan.trainings) < len(plan.todo):
         show(f"trainings  {len(plan.trainings)}: cells that are trained alike to the last bit are scored from one")
     start = f"{expected.start_seconds:.0f} s of it to start each worker"
