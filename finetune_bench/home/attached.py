@@ -20,12 +20,12 @@ weights. `docs/take-it-home.md` has complete examples; `trainer.py` does the sam
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -35,21 +35,25 @@ from torch.optim import Optimizer
 from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import FinetuneBenchError, Unsupported, UsageError
+from finetune_bench.home.batches import Inputs, to_batch
+from finetune_bench.home.model import refuse_other_heads, restore, skeleton_of, switch_off_as, task_of
 from finetune_bench.method.base import Facts, Method
 from finetune_bench.method.stack import SCHEDULE, Stack
 from finetune_bench.metrics import Kind
-from finetune_bench.model.dropout import Dropout, dropout_rates, switch_off, with_dropout
+from finetune_bench.model.dropout import Dropout
 from finetune_bench.model.rates import active_dropout_under
 from finetune_bench.model.structure import is_decoder
 from finetune_bench.recipe import OPTIMIZERS, Recipe
-from finetune_bench.task import Batch, Task, TaskData
+from finetune_bench.task import Batch, Task
 from finetune_bench.training.examples import Encoded
 from finetune_bench.training.run import TrainingRun, TrainingStep
 
-# What a data loader yields: the model's arguments, and `labels`.
-Inputs = Mapping[str, Tensor]
 # Makes one pass over the training data, shuffled by the stream of the name it is given.
 MakePass = Callable[[str], Iterable[Inputs]]
+
+
+# Models that methods are in at present.
+_ATTACHED: WeakSet[nn.Module] = WeakSet()
 
 
 def make_stack(method: str | Method | Iterable[Method]) -> Stack:
@@ -112,7 +116,7 @@ def attach(
         weight_decay=0.0,  # not known before the optimiser is; see `recipe_of`
         gradient_checkpointing=any(getattr(module, "gradient_checkpointing", False) for module in model.modules()),
     )
-    return Attached(stack, model, _task(model, kind), recipe, batches=batches, seed=seed)
+    return Attached(stack, model, task_of(model, kind), recipe, batches=batches, seed=seed)
 
 
 def recipe_of(optimizer: Optimizer, recipe: Recipe) -> Recipe:
@@ -138,90 +142,8 @@ def recipe_of(optimizer: Optimizer, recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, **values)
 
 
-def _task(model: nn.Module, kind: Kind | None) -> HomeTask:
-    """Make the task that a model is for, and check that the model can be trained here."""
-    config: Any = getattr(model, "config", None)
-    if not hasattr(config, "num_labels"):
-        raise UsageError(f"expected a text classifier of transformers; {type(model).__name__} has no config.num_labels")
-    if config.problem_type == "multi_label_classification":
-        raise UsageError("several labels per example are not supported; expected one class or one number.")
-    other = [name for name, weight in model.named_parameters() if weight.dtype != torch.float32]
-    if other:
-        raise UsageError(
-            f"expected fp32 weights, but '{other[0]}' is of {model.get_parameter(other[0]).dtype}: small noise and "
-            "small updates vanish there. Load the model with dtype=torch.float32 and give precision= in its place."
-        )
-    task_kind: Kind = kind or ("regression" if config.num_labels == 1 else "classification")
-    labels = tuple(map(str, range(config.num_labels))) if task_kind == "classification" else ()
-    return HomeTask(kind=task_kind, labels=labels)
-
-
-@dataclass(frozen=True)
-class HomeTask(Task):
-    """A HomeTask has the loss and the divergence of a task whose examples are the user's."""
-
-    name: str = "home"
-
-    def load(self, data_root: Path | None) -> TaskData:
-        """Raise: the examples are the user's, and never loaded."""
-        raise NotImplementedError
-
-
 # How far the shares of a step's micro-batches, added up, may be from 1.
 ROUNDING = 1e-4
-
-# Dropout rates by module and attribute.
-Rates = dict[nn.Module, dict[str, float]]
-
-
-def _skeleton(model: nn.Module, policy: Dropout) -> nn.Module:
-    """Build the model under a dropout policy, without weights: which dropout a policy means shows in a built model."""
-    with torch.device("meta"):
-        skeleton: nn.Module = type(model)(with_dropout(model.config, policy))
-    switch_off(skeleton, policy)
-    return skeleton
-
-
-def _switch_off(model: nn.Module, skeleton: nn.Module) -> Rates:
-    """Switch the dropout off that the skeleton doesn't have; return what the rates were."""
-    before: Rates = {}
-    built = dict(skeleton.named_modules())
-    for name, module in model.named_modules():
-        # Where the skeleton's rate is 0, it may have no dropout module at all.
-        wanted = dropout_rates(built[name])
-        off = {key: rate for key, rate in dropout_rates(module).items() if rate > 0 and not wanted.get(key, 0.0)}
-        for key in off:
-            setattr(module, key, 0.0)
-        if off:
-            before[module] = off
-    return before
-
-
-def _restore(rates: Rates) -> None:
-    """Give every module its dropout rates back."""
-    for module, module_rates in rates.items():
-        for key, rate in module_rates.items():
-            setattr(module, key, rate)
-
-
-def to_batch(inputs: Inputs, kind: Kind, device: torch.device, padding: int | None = None) -> Batch:
-    """Put what a data loader yielded on the device, the labels apart from the model's arguments.
-
-    Args:
-        inputs: the model's arguments by name, and labels.
-        kind: of the task.
-        device: where to put them.
-        padding: the id by which the model itself tells padding, where there is no attention mask.
-    """
-    if "labels" not in inputs:
-        raise UsageError(f"expected a batch with 'labels'; got {', '.join(inputs) or 'an empty one'}.")
-    tensors = {name: devices.put(tensor, device) for name, tensor in inputs.items()}
-    labels = tensors.pop("labels")
-    if "attention_mask" not in tensors and "input_ids" in tensors:
-        # What the model takes for granted; methods tell padding by the mask.
-        ids = tensors["input_ids"]
-        tensors["attention_mask"] = torch.ones_like(ids) if padding is None else (ids != padding).to(ids.dtype)
-    return Batch(tensors, labels.float() if kind == "regression" else labels)
 
 
 class Attached:
@@ -237,13 +159,19 @@ class Attached:
         batches: Iterable[Inputs] | MakePass | None,
         seed: int,
     ) -> None:
-        skeleton = _skeleton(model, stack.dropout)
+        if model in _ATTACHED:
+            raise UsageError(
+                "this model has methods attached: end that training first, with finish() or close() of what attach "
+                "returned. Several methods are attached as one stack, as 'hype+rdrop'."
+            )
+        skeleton = skeleton_of(model, stack.dropout)
+        refuse_other_heads(skeleton, task.outputs)
         self._stack, self._batches = stack, batches
         self._optimizer: Optimizer | None = None
-        self._open = True
+        self._open, self._is_evaluating, self._steps = True, False, 0
         self._shares, self._prepared, self._late = 0.0, False, False
         # Without a request the model's dropout stays what the user made it, whatever its configuration says.
-        self._rates = {} if stack.dropout is Dropout.KEEP else _switch_off(model, skeleton)
+        self._rates = {} if stack.dropout is Dropout.KEEP else switch_off_as(model, skeleton)
         try:
             self._facts = Facts(
                 skeleton,
@@ -265,8 +193,9 @@ class Attached:
                 model, task, no_examples, recipe, stack, seed=seed, device=device, batches=self._one_pass
             )
         except BaseException:
-            _restore(self._rates)
+            restore(self._rates)
             raise
+        _ATTACHED.add(model)
         try:
             stack.setup(self.run)
         except BaseException:
@@ -281,7 +210,7 @@ class Attached:
                 "give it: attach(…, batches=loader)."
             )
         for inputs in self._batches(order) if callable(self._batches) else self._batches:
-            yield to_batch(inputs, self.run.task.kind, self.run.device, self._padding)
+            yield to_batch(inputs, self.run.task, self.run.device, self._padding)
 
     def parameters(self) -> list[Parameter]:
         """Return what trains: for the optimiser, and for clipping."""
@@ -294,6 +223,7 @@ class Attached:
 
         Raises:
             Unsupported: a method can't go with this optimiser.
+            UsageError: it lacks weights that train.
         """
         if self._optimizer is not None:
             raise FinetuneBenchError("The methods have had their optimiser; attach anew for another one.")
@@ -301,6 +231,14 @@ class Attached:
         self._facts = dataclasses.replace(self._facts, recipe=self.run.recipe)
         if reason := self._stack.unsupported(self._facts) or self._why_not(optimizer):
             raise Unsupported(reason)
+        held = {id(weight) for group in optimizer.param_groups for weight in group["params"]}
+        trained = {name: weight for name, weight in self.run.params.items() if weight.requires_grad}
+        if lacking := [name for name, weight in trained.items() if id(weight) not in held]:
+            raise UsageError(
+                f"the optimiser has {len(trained) - len(lacking)} of the {len(trained)} weights that train, and not "
+                f"'{lacking[0]}': make it of tuned.parameters(), after attach. What is not to train is set so "
+                "before, by requires_grad_(False)."
+            )
         self.warnings = self._stack.warnings(self._facts)
         self._optimizer = self.run.method.optimizer(optimizer, self.run)
         self._optimizer.register_step_pre_hook(self._stepping)
@@ -320,7 +258,7 @@ class Attached:
 
         Args:
             batch: the model's arguments, and `labels`.
-            share: how many of the step's examples are in the micro-batch, above 0 and up to 1.
+            share: which part of the step's examples is in the micro-batch, above 0 and up to 1.
             scaler: your loss scaler in fp16; unscale before clipping.
 
         Returns:
@@ -328,10 +266,22 @@ class Attached:
         """
         if self._optimizer is None:
             raise FinetuneBenchError("The methods have not seen the optimiser: optimizer = tuned.optimizer(AdamW(…)).")
+        if not self._open:
+            raise FinetuneBenchError("The training is finished, and its methods are gone; attach anew for another one.")
+        if self._is_evaluating:
+            raise FinetuneBenchError(
+                "Inside tuned.evaluating() the model has the weights that are evaluated; train outside of it."
+            )
+        if not 0 < share <= 1 + ROUNDING:
+            raise UsageError(f"share= must be above 0 and at most 1; got {share:g}.")
+        weight = next(self.run.model.parameters())
+        if weight.dtype != torch.float32 or weight.device != self.run.device:
+            raise FinetuneBenchError(
+                f"The model was moved to {weight.device}, {weight.dtype} after attach, which took it on "
+                f"{self.run.device}, in float32: move it before."
+            )
         self.run.model.train()
-        step = TrainingStep(
-            self.run, to_batch(batch, self.run.task.kind, self.run.device, self._padding), share, scaler
-        )
+        step = TrainingStep(self.run, to_batch(batch, self.run.task, self.run.device, self._padding), share, scaler)
         self._shares += share
         return step.backward(step.objective().loss)
 
@@ -358,11 +308,31 @@ class Attached:
     def after_step(self) -> None:
         """Tell the methods of the step: call it after the optimiser's and the scheduler's."""
         self._late = False
+        if not self._open:  # as an optimiser's step after the last evaluation
+            return
+        self._steps += 1
         self.run.method.after_step(self.run)
+        if self.run.is_length_read and self._steps == self.run.total_steps + 1:
+            warnings.warn(self._length_text(), stacklevel=2)
 
-    def evaluating(self) -> AbstractContextManager[None]:
+    def _length_text(self) -> str:
+        return (
+            f"attach was told of {self.run.total_steps} steps, and this is the end of step {self._steps}: a method "
+            "acts by the length of the training, and was planned for another one."
+        )
+
+    @contextmanager
+    def evaluating(self) -> Iterator[None]:
         """Put averaged or merged weights into the model around every evaluation. Put it in `eval()` yourself."""
-        return self.run.method.evaluating(self.run)
+        if self._is_evaluating or not self._open:  # the model has them already
+            yield
+            return
+        self._is_evaluating = True
+        try:
+            with self.run.method.evaluating(self.run):
+                yield
+        finally:
+            self._is_evaluating = False
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the plain model's tensors as they stand; inside `evaluating`, those that are evaluated."""
@@ -372,6 +342,8 @@ class Attached:
         """Keep the weights that evaluation uses, and leave a plain model with its own dropout; once is enough."""
         if not self._open:
             return
+        if self.run.is_length_read and self._steps < self.run.total_steps:
+            warnings.warn(self._length_text(), stacklevel=2)
         with torch.no_grad():
             with self.evaluating():
                 kept = {name: tensor.clone() for name, tensor in self.state_dict().items()}
@@ -383,10 +355,11 @@ class Attached:
         """Leave a plain model with the last step's weights, as after an error."""
         if self._open:
             self._open = False
+            _ATTACHED.discard(self.run.model)
             try:
                 self.run.method.teardown(self.run)
             finally:
-                _restore(self._rates)
+                restore(self._rates)
 
     def __enter__(self) -> Attached:
         return self

@@ -63,7 +63,8 @@ class TrainingRun:
         self.dtype = devices.DTYPES[recipe.precision]
         self.params: dict[str, Parameter] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self.undecayed = undecayed(model)
-        self.total_steps = recipe.total_steps(len(examples)) if steps is None else len(steps)
+        self._total_steps = recipe.total_steps(len(examples)) if steps is None else len(steps)
+        self.is_length_read = False
         self.weights: Mapping[str, Tensor] = {}
         self.trained: dict[str, Tensor] = {}
         self.reanchored: set[str] = set()
@@ -75,6 +76,12 @@ class TrainingRun:
         self._random_blocks: collections.Counter[str] = collections.Counter()
         self._unpadding: tuple[Batch, Unpadding] | None = None
         self._is_decoder = is_decoder(model)
+
+    @property
+    def total_steps(self) -> int:
+        """Return how many optimiser steps the run has; `is_length_read` tells that somebody asked."""
+        self.is_length_read = True
+        return self._total_steps
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:

@@ -170,7 +170,7 @@ def test_the_kind_is_the_models() -> None:
     tuned = home.attach("vanilla", model, total_steps=1)
     assert tuned.run.task.kind == "regression"
     integers = batch_of("regression") | {"labels": torch.arange(8)}
-    assert home.to_batch(integers, "regression", CPU).labels.dtype == torch.float32
+    assert home.to_batch(integers, tuned.run.task, CPU).labels.dtype == torch.float32
     assert home.attach("vanilla", bert(), total_steps=1).run.task.outputs == 3
 
 

@@ -23,7 +23,7 @@ def test_warm_up() -> None:
 def walk(method: EMA | SWA, points: list[float], total: int | None = None) -> float:
     """The average of a weight that takes these values after each step, from 0 on."""
     run = tiny_run()
-    run.total_steps = total or len(points)
+    run._total_steps = total or len(points)
     weight = run.params["classifier.bias"]
     with torch.no_grad():
         weight.zero_()

@@ -52,7 +52,7 @@ def test_three_sequences_by_hand() -> None:
 
 def test_the_warm_up_is_counted_once_and_nothing_falls() -> None:
     run = tiny_run()
-    run.recipe, run.total_steps = Recipe(warmup=0.4), 10
+    run.recipe, run._total_steps = Recipe(warmup=0.4), 10
     factor = ScheduleFree(rate=3.0).schedule(run)
     assert [factor(step) for step in range(10)] == pytest.approx([0.75, 1.5, 2.25, *[3.0] * 7])
     run.recipe = Recipe(warmup=0.0)
