@@ -16,7 +16,8 @@ from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 
 from finetune_bench.errors import MachineError, UsageError
-from finetune_bench.home.attached import Attached, Inputs, attach, make_stack
+from finetune_bench.home.attached import Attached, attach, make_stack
+from finetune_bench.home.batches import Inputs
 from finetune_bench.method.base import Method
 from finetune_bench.seeds import derive
 from finetune_bench.training.examples import one_pass

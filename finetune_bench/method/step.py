@@ -150,7 +150,6 @@ class Run(Protocol):
         reanchored: names of the parameters that a method drew anew, so that `pretrained` isn't the checkpoint's.
         task: the task, with its loss and divergence.
         recipe: how the run is trained.
-        total_steps: how many optimiser steps the run has.
         device: the device that the model is on.
         dtype: the dtype of the arithmetic: float32, or autocast's.
     """
@@ -163,9 +162,13 @@ class Run(Protocol):
     reanchored: set[str]
     task: Task
     recipe: Recipe
-    total_steps: int
     device: torch.device
     dtype: torch.dtype
+
+    @property
+    def total_steps(self) -> int:
+        """Return how many optimiser steps the run has."""
+        ...
 
     @property
     def pretrained(self) -> Mapping[str, Tensor]:
