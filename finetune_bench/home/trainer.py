@@ -117,8 +117,13 @@ class RegularisedTrainer(Trainer):
     def _one_pass(self, order: str) -> Iterator[Inputs]:
         """Yield one pass over the training data in batches of a whole step."""
         loader = self.get_train_dataloader()
+        if not hasattr(loader.dataset, "__len__"):
+            raise UsageError(
+                "this method passes over the training data before training, in an order of its own; expected data of a "
+                f"known length, got {type(loader.dataset).__name__}."
+            )
         stream = Generator().manual_seed(derive(self.args.seed, "method", order, "order"))
-        count = len(loader.dataset)  # type: ignore[arg-type]
+        count = len(loader.dataset)
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         steps = one_pass(count, size, stream)
         yield from DataLoader(loader.dataset, batch_sampler=steps, collate_fn=loader.collate_fn)
@@ -126,6 +131,8 @@ class RegularisedTrainer(Trainer):
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[Any], Any]:
         """Return the micro-batches of a step, and count their examples."""
         batches, items = super().get_batch_samples(*args, **kwargs)
+        if lacking := [batch for batch in batches if "labels" not in batch]:
+            raise UsageError(f"expected batches with 'labels'; got {', '.join(lacking[0])}.")
         self._examples = sum(len(batch["labels"]) for batch in batches)
         return batches, items
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset, IterableDataset, Sampler
 
 from finetune_bench import home, registry
 from finetune_bench.errors import FinetuneBenchError, UnknownName, Unsupported, UsageError
@@ -438,6 +439,22 @@ def test_what_the_trainer_refuses(tmp_path: Path) -> None:
         trainer_of("vanilla", tmp_path).train(resume_from_checkpoint=True)
     with pytest.raises(Unsupported, match="ema and swa both decide about the evaluated weights"):
         trainer_of("ema+swa", tmp_path).train()
+
+
+def test_data_that_a_method_or_the_loss_cannot_use_is_refused(tmp_path: Path) -> None:
+    class Endless(IterableDataset):
+        def __iter__(self) -> Iterator[int]:
+            yield from itertools.cycle(range(27))
+
+    trainer = trainer_of("child_tuning_d", tmp_path)
+    trainer.train_dataset = Endless()
+    with pytest.raises(UsageError, match="expected data of a known length, got Endless"):
+        trainer.train()
+    trainer = trainer_of("hype", tmp_path)
+    collate = trainer.data_collator
+    trainer.data_collator = lambda rows: {name: value for name, value in collate(rows).items() if name != "labels"}
+    with pytest.raises(UsageError, match="expected batches with 'labels'; got input_ids"):
+        trainer.train()
 
 
 @pytest.mark.slow
