@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -42,7 +41,8 @@ OUT_OF_MEMORY = "out of memory"
 # A signal's handler that is about to end this process sets it: what it then raises is no failure of the cell.
 PROCESS_ENDS = threading.Event()
 
-_Result = TypeVar("_Result")
+_Given = TypeVar("_Given")
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,6 @@ def _train_and_score(
     classifier = initial_model(cells[0], stack, device)
     initial_digest = pretrained.digest(classifier)
     run = scoring.make_run(cells[0], stack, classifier, examples, device)
-    is_alone = len(cells) == 1
     try:
         energy_before = None if context.shares_device else devices.energy(device)
         trace = loop.train(run, checkpoints, _teller(run, context))
@@ -249,21 +248,16 @@ def _train_and_score(
         allocated, reserved = devices.peak(device) if peak_is_measured else (None, None)
         held = memory.held_bytes(run, stack.methods)
         of_others = [held - memory.held_bytes(run, member.methods) for member in members]
-        scored = [
-            _settle(partial(scoring.score, run, member, examples.splits, trace), is_alone, device) for member in members
-        ]
+        scored = _each(members, lambda _, member: scoring.score(run, member, examples.splits, trace), device)
         trainable = sum(p.numel() for p in run.params.values() if p.requires_grad)
         of_muon = sum(p.numel() for p in loop.muon_weights(run)) if run.recipe.optimizer == "muon" else None
         saved_bytes = memory.saved_activation_bytes(run)
         kept_weights = scoring.scored_weights(run, members[0]) if model_folder else {}
-        analyses = [
-            result
-            if isinstance(result, _Attempt)
-            else _settle(
-                partial(_analyse, cell, run, member, result, examples=examples, context=context), is_alone, device
-            )
-            for cell, member, result in zip(cells, members, scored, strict=True)
-        ]
+        analyses = _each(
+            scored,
+            lambda i, result: _analyse(cells[i], run, members[i], result, examples=examples, context=context),
+            device,
+        )
     finally:
         stack.teardown(run)
     if model_folder:
@@ -283,16 +277,9 @@ def _train_and_score(
     facts["hashes"] = {"init": initial_digest, "order": run.order.hexdigest()[:16], "data": cells[0].data}
     facts["dropout"] = dropout
     facts["fresh_weights"] = _fresh_weights(cells[0])
-    attempts = []
-    for cell, result, others_bytes in zip(cells, analyses, of_others, strict=True):
-        own = cost if is_alone else cost_alone(cost, trace, stack, cell.id, others_bytes)
-        trained = _Trained(trace, {**facts, "cost": own})
-        attempts.append(
-            result
-            if isinstance(result, _Attempt)
-            else _settle(partial(_done, cell, examples, trained, *result), is_alone, device)
-        )
-    return attempts
+    own = [cost_alone(cost, trace, stack, *of_cell) for of_cell in zip(stack.members, of_others, strict=True)]
+    trained = [_Trained(trace, {**facts, "cost": of_cell}) for of_cell in own]
+    return _each(analyses, lambda i, result: _done(cells[i], examples, trained[i], *result), device)
 
 
 def _fresh_weights(cell: Cell) -> list[str]:
@@ -300,14 +287,22 @@ def _fresh_weights(cell: Cell) -> list[str]:
     return list(taken.lacked if checkpoint_weights.KEPT_HEAD in cell.weights else taken.fresh)
 
 
-def _settle(make: Callable[[], _Result], is_alone: bool, device: torch.device) -> _Result | _Attempt:
-    """Return what is made, or the failed attempt of the one of several cells that it is made for."""
-    try:
-        return make()
-    except (Exception, SystemExit) as error:
-        if is_alone or PROCESS_ENDS.is_set():
-            raise
-        return _failed(error, device)
+def _each(
+    given: Sequence[_Given | _Attempt], make: Callable[[int, _Given], _Made], device: torch.device
+) -> list[_Made | _Attempt]:
+    """Return what is made of each cell's, by its position; one that failed stays the failed attempt, or becomes it.
+
+    An error passes through where there is one cell only.
+    """
+    made: list[_Made | _Attempt] = []
+    for index, each in enumerate(given):
+        try:
+            made.append(each if isinstance(each, _Attempt) else make(index, each))
+        except (Exception, SystemExit) as error:
+            if len(given) == 1 or PROCESS_ENDS.is_set():
+                raise
+            made.append(_failed(error, device))
+    return made
 
 
 def _analyse(

@@ -237,7 +237,7 @@ def cost_of(
 
 
 def cost_alone(cost: Cost, trace: TrainingResult, stack: Observed, cell_id: str, others_bytes: int) -> Cost:
-    """Return what a run that shared its training would have cost alone: without what the others' observers took.
+    """Return what a run that may have shared its training would have cost alone, without the others' observers.
 
     Of a training that went on from a checkpoint they can't be told apart, since what they took before it was not kept.
 
@@ -248,6 +248,8 @@ def cost_alone(cost: Cost, trace: TrainingResult, stack: Observed, cell_id: str,
         cell_id: the cell of the run.
         others_bytes: bytes of the tensors that only the other runs need.
     """
+    if len(stack.members) == 1:
+        return cost
     if not stack.has_others(cell_id):
         return cost | {"others_seconds": 0.0, "others_bytes": 0}
     if trace.resumed_at:
