@@ -195,6 +195,7 @@ def test_unknown_words_are_words_and_what_stands_for_an_end_is_not(tmp_path: Pat
     assert dataclasses.replace(given, tokenizer=tokenizer).special_ids() == [0, 1]
 
 
+@pytest.mark.slow
 def test_the_loss_before_training_is_measured_once_for_all_runs_that_begin_alike(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

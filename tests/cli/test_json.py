@@ -87,6 +87,7 @@ def test_show(run: Path, tiny_data: Path, capsys: pytest.CaptureFixture[str]) ->
     assert document(capsys, "show", cell, "--run", run)["cell"]["row"]["id"] == cell
 
 
+@pytest.mark.slow
 def test_report(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     read = document(capsys, "report", run, "--format", "csv,markdown", "--out", tmp_path / "report")
     assert all(Path(path).is_file() for paths in read["files"].values() for path in paths)

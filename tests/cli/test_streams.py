@@ -91,6 +91,7 @@ def test_what_a_plugin_prints_is_in_no_document(
 
 
 @pytest.mark.skipif(not Path("/bin/bash").exists(), reason="there is no bash")
+@pytest.mark.slow
 def test_a_reader_that_goes_away() -> None:
     done = shell("set -o pipefail; PROGRAM list tasks --json | head -1")
     assert (done.returncode, done.stdout, done.stderr) == (0, "{\n", "")

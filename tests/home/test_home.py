@@ -128,6 +128,7 @@ def test_an_own_loop_trains_as_the_benchmark_does(method: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["classification", "regression"])
+@pytest.mark.slow
 def test_an_own_loop_accumulates_as_the_benchmark_does(kind: Kind) -> None:
     method = "hype(eps=0.1,dropout=all_off)+rdrop"
     _, scored = inside(method, ACCUMULATED, kind)
@@ -380,6 +381,7 @@ def first_gradient(folder: Path, accumulation: int) -> tuple[Tensor, float]:
     return start - torch.cat([p.detach().reshape(-1) for p in trainer.model.parameters()]), seen[0]
 
 
+@pytest.mark.slow
 def test_accumulating_in_the_trainer_gives_the_same_gradient(tmp_path: Path) -> None:
     (whole, loss), (parts, loss_of_parts) = first_gradient(tmp_path, 1), first_gradient(tmp_path, 4)
     assert float(whole.norm()) > 0.1

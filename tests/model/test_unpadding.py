@@ -168,6 +168,7 @@ def test_examples_and_names_are_as_before() -> None:
     assert all(run.params[name] is weight for name, weight in run.model.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_study_takes_the_furthest_that_all_of_it_can_do(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -144,6 +144,7 @@ def test_nothing_that_can_run_foreign_code_is_loaded(path: Path) -> None:
             assert keyword(node, "use_safetensors") is True or called.endswith("from_config"), where
 
 
+@pytest.mark.slow
 def test_reports_and_studies_need_no_torch() -> None:
     parts = ["errors", "parameters", "spec", "study", "stats", "store", "registry", "report", "seeds"]
     modules = [f"finetune_bench.{part}" for part in parts]
@@ -172,6 +173,7 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system does not tell a child's CPU time")
+@pytest.mark.slow
 def test_help_is_instant() -> None:
     """In CPU seconds of importing NumPy, the best of five: machines differ, and other processes compete."""
 

@@ -199,6 +199,7 @@ def test_the_python_call_of_the_guide(monkeypatch: pytest.MonkeyPatch, capsys: p
     assert len(grid.stacks(seen[0])[0]) == 4  # with the baseline and its control
 
 
+@pytest.mark.slow
 def test_the_plugin_of_the_methods_page(load: Callable[[str, str], Path]) -> None:
     load("entropy_bonus.py", plugin(METHODS))
     owner = registry.method_class("entropy_bonus")

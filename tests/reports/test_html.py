@@ -93,6 +93,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
     return make_store(tmp_path / "run", tasks=("rte", HOSTILE), change=change)
 
 
+@pytest.mark.slow
 def test_the_page_is_whole_and_closed(tmp_path: Path) -> None:
     reader = read(
         write(make_store(tmp_path / "run", methods=THIRTEEN, tasks=("rte", "cola", "stsb")), tmp_path / "out")
@@ -224,6 +225,7 @@ def test_a_label_with_characters_that_xml_forbids_has_a_page(tmp_path: Path) -> 
         ElementTree.parse(plot)
 
 
+@pytest.mark.slow
 def test_an_anchor_does_not_move_when_a_block_comes_before_it(tmp_path: Path) -> None:
     few = write(make_store(tmp_path / "a", methods=("vanilla", "mixout"), tasks=("rte",)), tmp_path / "few")
     many = write(make_store(tmp_path / "b", tasks=("rte", "cola")), tmp_path / "many")
@@ -254,6 +256,7 @@ def test_every_number_of_a_table_of_methods_opens_its_runs(tmp_path: Path) -> No
     assert counts["departure"][0] == 3 * 5
 
 
+@pytest.mark.slow
 def test_what_a_table_says_of_all_its_rows_stays_below_them(tmp_path: Path) -> None:
     page = write(make_store(tmp_path / "run"), tmp_path / "out").read_text("utf-8")
     table, *_ = re.findall(r'aria-label="differences"><table.*?</table>', page, re.DOTALL)

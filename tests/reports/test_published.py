@@ -122,6 +122,7 @@ def claim(verified: Verification, name: str) -> JudgedClaim:
     return found
 
 
+@pytest.mark.slow
 def test_the_papers_own_setting_is_judged_by_level_and_gain(tmp_path: Path) -> None:
     verified = verify(make_store(tmp_path, as_published), margin=5)
     judged = one(verified, "HyPe-N", "rte")
@@ -137,6 +138,7 @@ def test_the_papers_own_setting_is_judged_by_level_and_gain(tmp_path: Path) -> N
     assert verified.contradicted == []
 
 
+@pytest.mark.slow
 def test_a_small_sample_leaves_a_level_undecided_at_the_default_margin(tmp_path: Path) -> None:
     """Three published runs with a deviation of 1.64 can't show a point."""
     level = one(verify(make_store(tmp_path, as_published)), "HyPe-N", "rte").level
@@ -145,6 +147,7 @@ def test_a_small_sample_leaves_a_level_undecided_at_the_default_margin(tmp_path:
     assert level.smallest_margin > level.margin
 
 
+@pytest.mark.slow
 def test_a_margin_is_never_below_what_the_examples_allow(tmp_path: Path) -> None:
     verified = verify(make_store(tmp_path, as_published))
     of_rte, of_cola = one(verified, "HyPe-N", "rte").level, one(verified, "Vanilla", "cola").level
@@ -153,6 +156,7 @@ def test_a_margin_is_never_below_what_the_examples_allow(tmp_path: Path) -> None
     assert of_cola.margin == 1.0
 
 
+@pytest.mark.slow
 def test_another_checkpoint_is_judged_by_sign_only(tmp_path: Path) -> None:
     verified = verify(make_store(tmp_path, as_published, model="minilm", limit_train=1000))
     judged = one(verified, "HyPe-N", "rte")
@@ -218,6 +222,7 @@ def test_the_owner_of_a_checkpoint_on_the_hub_may_differ(tmp_path: Path) -> None
     assert one(verify(store), "HyPe-N", "rte").standing.tier == 1
 
 
+@pytest.mark.slow
 def test_the_best_setting_is_chosen_as_the_paper_chose(tmp_path: Path) -> None:
     def better(method: str, task: str, seed: int) -> float:
         return as_published(method, task, seed) + 1
@@ -309,6 +314,7 @@ def test_a_scale_that_a_table_fixes_is_matched(tmp_path: Path) -> None:
     assert [(score.table, score.scale, score.mean) for score in found] == [(8, 1e-2, 74.13)]
 
 
+@pytest.mark.slow
 def test_collapsed_runs_are_told_apart(tmp_path: Path) -> None:
     store = make_store(tmp_path, as_published)
     cell, (row, _) = next(
@@ -336,6 +342,7 @@ def worse(method: str, task: str, seed: int) -> float:
     return as_published("vanilla", task, seed) - (3 + 0.1 * (seed % 2) if method != "vanilla" else 0)
 
 
+@pytest.mark.slow
 def test_a_contradicted_claim_ends_with_exit_code_4(tmp_path: Path, capsys: Any) -> None:
     store = make_store(tmp_path / "run", worse, model="minilm")
     assert cli.main(["verify", "hype", str(store.root)]) == 4

@@ -33,6 +33,7 @@ from tests.synthetic_store import CONTROL, FIVE, make_row, make_store
 # --- the usual case ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_files_are_all_there_and_the_first_is_the_report(tmp_path: Path):
     store = make_store(tmp_path / "run")
     folder = tmp_path / "report"
@@ -167,6 +168,7 @@ def test_costs_are_paired_ratios(tmp_path: Path):
     assert (cost.forwards_per_step, cost.backwards_per_step) == (2, 1)
 
 
+@pytest.mark.slow
 def test_a_run_that_shared_its_training_has_its_own_costs(tmp_path: Path):
     def share(row: dict) -> None:
         if row["method"] in ("vanilla", "rdrop"):
@@ -183,6 +185,7 @@ def test_a_run_that_shared_its_training_has_its_own_costs(tmp_path: Path):
     assert "is not known" not in text
 
 
+@pytest.mark.slow
 def test_seconds_and_peaks_that_cannot_be_told_from_those_of_others_are_in_no_figure(tmp_path: Path):
     def share(row: dict) -> None:
         if row["method"] == "rdrop":
@@ -302,6 +305,7 @@ def test_no_plus_minus_in_the_report(tmp_path: Path):
     assert "±" not in text_of(make_store(tmp_path))
 
 
+@pytest.mark.slow
 def test_reports_need_no_torch(tmp_path: Path):
     store = make_store(tmp_path / "run", methods=FIVE[:2], tasks=["rte"], seeds=2)
     (tmp_path / "out").mkdir()

@@ -30,6 +30,7 @@ def test_every_file_with_a_topic_is_in_the_tuple() -> None:
     assert len(told) == len(TOPICS) == len({topic.title for topic in TOPICS})
 
 
+@pytest.mark.slow
 def test_a_new_topic_is_told_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def blocks(data: Data, section: Section) -> list[TopicBlock]:
         return [table("weather", ("method", "sky"), [["hype", "cloudy"]])]

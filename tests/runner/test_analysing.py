@@ -140,6 +140,7 @@ def worker(plan: Plan) -> Worker:
     )
 
 
+@pytest.mark.slow
 def test_a_row_is_equal_to_the_bit_with_and_without_analyses(study: Study, tmp_path: Path) -> None:
     without = trained(study)
     with_them = trained(study, "counting", "failing", "similarity", out=tmp_path / "other")
@@ -154,6 +155,7 @@ def test_a_row_is_equal_to_the_bit_with_and_without_analyses(study: Study, tmp_p
     assert len(counting["source"]) == 16
 
 
+@pytest.mark.slow
 def test_the_next_run_of_a_process_is_not_shifted(study: Study, tmp_path: Path) -> None:
     without = trained(study, seeds=2)
     with_them = trained(study, "counting", seeds=2, out=tmp_path / "other")
@@ -161,6 +163,7 @@ def test_the_next_run_of_a_process_is_not_shifted(study: Study, tmp_path: Path) 
     assert len(Counting.asked) == 2
 
 
+@pytest.mark.slow
 def test_every_global_stream_stands_where_it_would_without_analyses(study: Study, tmp_path: Path) -> None:
     ends = []
     for number, analyses in enumerate(((), ("counting",))):
@@ -251,6 +254,7 @@ def test_a_wrong_analysis_is_told_before_any_compute(study: Study, text: str, sa
     assert said in str(error.value)
 
 
+@pytest.mark.slow
 def test_what_is_there_is_not_measured_again_and_what_lacks_needs_no_training(
     study: Study, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,6 +271,7 @@ def test_what_is_there_is_not_measured_again_and_what_lacks_needs_no_training(
     assert plan.cells[0] in other.todo
 
 
+@pytest.mark.slow
 def test_a_finished_run_without_its_model_is_trained_again_and_keeps_its_other_results(study: Study) -> None:
     first = trained(study, "counting")
     before = (first.store.folder(first.cells[0].id) / "analysis-counting.json").read_bytes()
@@ -310,6 +315,7 @@ def test_merge_verify_and_status_know_the_results(
 
 
 @pytest.mark.parametrize("file", ["analysis-counting.json", "analysis-counting.npz"])
+@pytest.mark.slow
 def test_a_changed_result_is_damaged_and_the_row_is_not(
     study: Study, file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -337,6 +343,7 @@ def prepare_fails(store: Store) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_report_tells_every_analysis(study: Study, tmp_path: Path) -> None:
     plan = trained(study, "counting", "similarity", seeds=2, methods=("vanilla", "hype"))
     (markdown, *files) = Markdown().write(plan.store, tmp_path)

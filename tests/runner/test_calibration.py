@@ -49,6 +49,7 @@ def plan(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, monkeypatch: py
     return replace(plan, devices=["cuda:0"])
 
 
+@pytest.mark.slow
 def test_the_runner_leaves_an_accelerator_to_a_child(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     jobs: list[dict[str, Any]] = []
     in_the_child = calibration.initial_model
@@ -225,6 +226,7 @@ def large(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path, plan: Plan) ->
     return planned(tiny_checkpoint, tiny_data, tmp_path / "large", methods, recipe=recipe, workers=1)
 
 
+@pytest.mark.slow
 def test_a_calibration_stays_within_its_time(large: Plan, made_steps: list[tuple[str, int]]) -> None:
     said: list[str] = []
     expected = forecast(large, said.append)
@@ -268,6 +270,7 @@ def test_what_has_no_time_at_all_is_left_to_passes(large: Plan, made_steps: list
     assert len(made_steps) == calibration.LEAST_STEPS
 
 
+@pytest.mark.slow
 def test_a_pass_over_the_data_is_measured_on_a_part(
     plan: Plan, tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -62,6 +62,7 @@ def test_what_a_process_left_that_was_killed_after_its_row_is_cleared_up(study: 
     assert list((store.root / "locks").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_checkpoint_that_is_overwritten_during_the_run_fails_its_cells(study: Study, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(study.models[0], tmp_path / "checkpoint"))
     plan = make_plan(dataclasses.replace(study, models=(str(folder),)))
@@ -79,6 +80,7 @@ def test_a_checkpoint_that_is_overwritten_during_the_run_fails_its_cells(study: 
     )
 
 
+@pytest.mark.slow
 def test_a_run_has_the_dropout_that_its_row_names(study: Study) -> None:
     rates = ("dropout(hidden=0.5)", "dropout(attention=0.5)", "dropout(head=0.9)")
     methods = ("vanilla", *rates, "lora+dropout(head=0.9)")
@@ -96,6 +98,7 @@ def test_a_run_has_the_dropout_that_its_row_names(study: Study) -> None:
     assert len({row["files"]["predictions.npz"]["sha256"] for row in rows}) == len(rows)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_names_its_cell_and_its_micro_batches(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(study)
     owners = []

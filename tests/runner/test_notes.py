@@ -31,6 +31,7 @@ def test_notes_on_data_are_told_once_a_folder(tiny_checkpoint: Path, tiny_data: 
     assert untold(make_plan(plan.study)) == []
 
 
+@pytest.mark.slow
 def test_muon_says_what_it_steps_and_that_a_rate_is_its_own(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:

@@ -89,6 +89,7 @@ def killed_at(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
     return calls
 
 
+@pytest.mark.slow
 def test_one_training_gives_the_rows_of_all(plan: Plan, tmp_path: Path) -> None:
     (training,) = plan.trainings
     assert [training.label, *(cell.label for cell in training.companions)] == list(METHODS)
@@ -347,6 +348,7 @@ def test_an_observer_that_acts_is_caught(method: type[Method], said: str) -> Non
 @pytest.mark.parametrize(
     "text", [*registry.names("methods"), "dropout(hidden=0.5,attention=0.5)", "hype+dropout(head=0.9)"]
 )
+@pytest.mark.slow
 def test_a_stack_trains_in_a_grid_as_it_does_elsewhere(text: str) -> None:
     for architecture in ("bert", "llama"):
         if toys.unsupported(list(registry.make_stack(text).methods), architecture):

@@ -230,6 +230,7 @@ def test_every_block_is_calibrated_with_its_own_recipe(study: Study) -> None:
     assert set(forecast(plan).seconds) == {cell.id for cell in plan.cells}
 
 
+@pytest.mark.slow
 def test_of_every_block_is_measured_what_it_asks_for(study: Study) -> None:
     """Once all blocks were measured by the first one's list, without a word."""
     first, *others = study.blocks

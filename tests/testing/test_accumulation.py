@@ -69,6 +69,7 @@ def test_a_penalty_that_depends_on_the_micro_batch_is_found() -> None:
         testing.accumulates(TokenMean)
 
 
+@pytest.mark.slow
 def test_so_is_one_in_a_form_that_is_not_the_default() -> None:
     with pytest.raises(AssertionError, match=r"with of=tokens \(classification\) weights differ"):
         testing.accumulates(Noisy)
@@ -102,6 +103,7 @@ class Reordered(Method):
         return inner(replace(view, embeds=step.embeds(view).lerp(step.embeds(view)[order], 0.3)))
 
 
+@pytest.mark.slow
 def test_draws_from_the_global_stream_are_cut_too() -> None:
     """They were not looked at: what draws so failed, whatever it did."""
     testing.accumulates(Redrawn)
@@ -123,6 +125,7 @@ def test_micro_batches_get_their_rows_of_the_batchs_draws() -> None:
     assert not torch.equal(whole[0][:2, :4], whole[1][:2, :4])  # each step draws anew
 
 
+@pytest.mark.slow
 def test_passes_that_differ_by_dropout_are_compared_too() -> None:
     """R-Drop refuses to run without any, and was skipped for that."""
     testing.accumulates(registry.method_class("rdrop"))

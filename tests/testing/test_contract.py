@@ -127,6 +127,7 @@ def test_every_pair_everywhere(left: str, architecture: str, kind: Kind) -> None
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.slow
 def test_every_architecture_is_supported_by_default(name: str) -> None:
     """What a built-in method can't do is known, not found out: with its defaults only these cells are unsupported."""
     classes_only = {"label_smoothing", "focal", "confidence_penalty", "dft"}

@@ -49,6 +49,7 @@ class Deadly(Method):
     ],
     ids=str,
 )
+@pytest.mark.slow
 def test_killed_at_random_steps_it_ends_as_an_undisturbed_run(tmp_path: Path, recipe: dict[str, object]) -> None:
     used = dataclasses.replace(LONG, **recipe)  # type: ignore[arg-type]
     methods: list[Method] = [RDrop(), EMA(), R4F()]
