@@ -89,6 +89,8 @@ class Observed(Stack):
     def after_step(self, run: Run) -> None:
         """Let the methods follow the step, left to right; observers are watched."""
         for method in self.methods:
+            if getattr(method.after_step, "__func__", None) is Method.after_step:  # which does nothing
+                continue
             if not is_observer(method):
                 method.after_step(run)
                 continue
@@ -112,12 +114,13 @@ class Observed(Stack):
         Returns:
             Wall seconds of the set-up, and wall and CPU seconds of every step, each (steps,).
         """
-        others = [id(method) for name, methods in self._observers.items() if name != cell_id for method in methods]
-        setups = sum(float(self._setup_clocks[key].seconds()[0].sum()) for key in others)
+        others = {id(method) for name, methods in self._observers.items() if name != cell_id for method in methods}
+        setups = sum(float(clock.seconds()[0].sum()) for key, clock in self._setup_clocks.items() if key in others)
         wall, cpu = np.zeros(self._watched_steps), np.zeros(self._watched_steps)
-        for key in others:
-            of_steps = self._step_clocks[key].seconds()
-            wall, cpu = wall + of_steps[0], cpu + of_steps[1]
+        for key, clock in self._step_clocks.items():
+            if key in others:
+                of_steps = clock.seconds()
+                wall, cpu = wall + of_steps[0], cpu + of_steps[1]
         return setups, wall, cpu
 
     @contextmanager
