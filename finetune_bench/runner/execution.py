@@ -265,4 +265,8 @@ def cell_name(cell: Cell, study: Study, *, short: bool = False) -> str:
         parts.append(cell.model)
     if len(study.lrs) > 1 or study.search:
         parts.append(f"lr {cell.recipe.lr:g}")
+    recipes = [block.recipe.to_dict() for block in study.blocks]
+    for key, value in cell.recipe.to_dict().items():
+        if key != "lr" and len({str(recipe.get(key)) for recipe in recipes}) > 1:
+            parts.append(f"{key} {value}")
     return " · ".join(parts)

@@ -13,6 +13,7 @@ import torch
 
 from finetune_bench.errors import UsageError
 from finetune_bench.runner.cell import WorkerContext, run_cell
+from finetune_bench.runner.execution import cell_name
 from finetune_bench.runner.forecast import forecast
 from finetune_bench.runner.plan import make_plan
 from finetune_bench.store.analyses import names
@@ -80,6 +81,14 @@ def test_each_block_is_a_study_of_its_own(tmp_path: Path) -> None:
         ("small", "large"),
         ("hype", "rdrop"),
     )
+
+
+def test_a_runs_name_has_what_its_block_trains_otherwise(tmp_path: Path) -> None:
+    """Two runs of one method, task and seed went by one name."""
+    text = 'seeds = 1\ntasks = ["rte"]\nmethods = ["hype"]\nno_baseline = true\nepochs = 3\n'
+    study = read(tmp_path, f'{text}[[grid]]\nepochs = 1\n[[grid]]\noptimizer = "lion"\n')
+    names = [cell_name(cell, study) for block in study.blocks for cell in cells(block)]
+    assert names == ["hype · rte · seed 1 · epochs 1", "hype · rte · seed 1 · epochs 3 · optimizer lion"]
 
 
 def test_a_blocks_cells_have_the_ids_that_they_have_alone(tmp_path: Path) -> None:
