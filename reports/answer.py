@@ -194,7 +194,7 @@ def edge_of_rates(sections: Sequence[Section]) -> list[str]:
 
 
 def headline(section: Section, name: Callable[[str], str] = str) -> list[str]:
-    """Return the sentence that a reader takes home, and one for methods that scored as their control does.
+    """Return the sentence that a reader takes home, and those on methods whose control says something else.
 
     Args:
         section: Whose runs are compared.
@@ -204,7 +204,7 @@ def headline(section: Section, name: Callable[[str], str] = str) -> list[str]:
         return [nothing_ended(section)]
     if not reference_differences(section):
         return [no_differences(section)]
-    return [_main_sentence(section, name), *_same_as_control(section, name)]
+    return [_main_sentence(section, name), *_same_as_control(section, name), *_against_control(section, name)]
 
 
 def _main_sentence(section: Section, name: Callable[[str], str]) -> str:
@@ -214,15 +214,17 @@ def _main_sentence(section: Section, name: Callable[[str], str]) -> str:
     above, below = ([answer for answer in told if answer.word == side] for side in ("helps", "hurts"))
     if above:
         best = above[0]
-        text = f"{name(best.difference.method)} gained {_gain(best)} over {reference} {where}{_at_cost(best)}"
+        text = (
+            f"{name(best.difference.method)} gained {_gain(best.difference)} over {reference} {where}{_at_cost(best)}"
+        )
         more = [name(answer.difference.method) for answer in above[1:]]
         rest = f"; {listed(more)} gained too" if 0 < len(more) <= _MAX_NAMED else ""
         rest = rest or (f"; {len(more)} more methods gained too" if more else "")
         return f"{text}{rest}{f'; {len(below)} of {len(told)} lost' if below else ''}."
     if below:
         worst = below[-1]
-        lost = f"{name(worst.difference.method)} lost most, {_gain(worst)}" if len(below) > 1 else ""
-        lost = lost or f"{name(worst.difference.method)} lost {_gain(worst)}"
+        lost = f"{name(worst.difference.method)} lost most, {_gain(worst.difference)}" if len(below) > 1 else ""
+        lost = lost or f"{name(worst.difference.method)} lost {_gain(worst.difference)}"
         return f"No method gained over {reference} {where}; {len(below)} of {len(told)} lost: {lost}."
     known = [answer for answer in told if answer.difference.estimate.n]
     if not known:
@@ -243,14 +245,14 @@ def _main_sentence(section: Section, name: Callable[[str], str]) -> str:
     return f"No method can be told from {reference} {where}: {lead} {ends(best.difference.estimate)}{seen}."
 
 
-def _gain(answer: Answer) -> str:
+def _gain(difference: Difference) -> str:
     """Return the size of a difference with its interval, and with its p where there is one."""
-    estimate = answer.difference.estimate
+    estimate = difference.estimate
     if estimate.value < 0:
         estimate = Estimate(
             -estimate.value, -estimate.high, -estimate.low, estimate.n, estimate.df, estimate.standard_error
         )
-    p = answer.difference.p
+    p = difference.p
     adjusted = "" if math.isnan(p) else f" (p {'' if p < 0.001 else '= '}{p_text(p)} after Holm)"
     return f"{interval(estimate).replace(' [', ' points [')}{adjusted}"
 
@@ -275,6 +277,17 @@ def _same_as_control(section: Section, name: Callable[[str], str]) -> list[str]:
     return [
         f"The same scores as {name(control)}, which differs from the baseline in dropout only: {listed(methods)}."
         for control, methods in same.items()
+    ]
+
+
+def _against_control(section: Section, name: Callable[[str], str]) -> list[str]:
+    """Return a sentence for each method that its control judges the other way round than the reference does."""
+    verbs, opposite = {"helps": "gained", "hurts": "lost"}, {"helps": "hurts", "hurts": "helps"}
+    words = {answer.difference.method: answer.word for answer in answers(section, None)}
+    return [
+        f"Against {name(row.reference)}, the same dropout alone, {name(row.method)} {verbs[said]} {_gain(row)}."
+        for row in suite_differences(section, control_differences(section))
+        if (said := word(row, None)) in opposite and words.get(row.method) == opposite[said]
     ]
 
 

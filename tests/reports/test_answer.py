@@ -97,6 +97,20 @@ def test_the_sentence_names_gain_interval_cost_and_the_control_that_scored_the_s
     )
 
 
+def test_a_method_that_its_control_judges_the_other_way_round_is_told(tmp_path: Path) -> None:
+    """Less dropout costs 20 points here, and HyPe wins 10 of them back: below vanilla, and above its control."""
+
+    def lowered(row: dict[str, Any]) -> None:
+        by = {CONTROL: 0.2, "hype": 0.1}.get(row["method"], 0.0)
+        row["metrics"]["validation"][row["metric"]] -= by
+
+    sentences = headline(only_section(make_store(tmp_path, noise=0.002, change=lowered)))
+    assert re.fullmatch(
+        rf"Against {re.escape(CONTROL)}, the same dropout alone, hype gained 1\d\.\d points \[[\d.]+, [\d.]+\]\.",
+        sentences[-1],
+    )
+
+
 def test_a_method_that_differs_from_its_control_once_is_not_called_the_same(tmp_path: Path) -> None:
     def nearly(row: dict[str, Any]) -> None:
         same_as_control(row)
