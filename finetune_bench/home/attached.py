@@ -342,6 +342,10 @@ class Attached:
         """Keep the weights that evaluation uses, and leave a plain model with its own dropout; once is enough."""
         if not self._open:
             return
+        if self._is_evaluating:  # which would put the last step's weights back afterwards
+            raise FinetuneBenchError(
+                "Inside tuned.evaluating() a training can't be finished; call finish() outside of it."
+            )
         if self.run.is_length_read and self._steps < self.run.total_steps:
             warnings.warn(self._length_text(), stacklevel=2)
         with torch.no_grad():

@@ -123,6 +123,8 @@ def test_steps_are_made_while_methods_are_in_and_their_weights_are_out() -> None
     with tuned.evaluating():
         with tuned.evaluating(), pytest.raises(FinetuneBenchError, match="train outside of it"):
             tuned.backward(batch())
+        with pytest.raises(FinetuneBenchError, match="call finish\\(\\) outside of it"):
+            tuned.finish()
         averaged = tuned.state_dict()["classifier.weight"].clone()
     assert not torch.equal(tuned.state_dict()["classifier.weight"], averaged)
     tuned.finish()
