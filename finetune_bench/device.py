@@ -121,6 +121,11 @@ def describe(device: torch.device) -> str:
     return device.type
 
 
+def total_memory(device: torch.device) -> int:
+    """Return how much memory a CUDA device has, in bytes."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Multiply float32 matrices on CUDA in full inside, also where the precision is tf32."""

@@ -90,15 +90,16 @@ def devices() -> Iterator[Finding]:
     """Yield what torch computes on, with its memory, and how many runs are trained at a time."""
     try:
         import torch
+
+        from finetune_bench.device import choose, describe, total_memory
     except Exception as error:  # a broken library may raise anything
         yield "torch", MISSING, f"importing it failed with {type(error).__name__}: {brief(error)}"
         return
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(index)
-            yield f"cuda:{index}", OK, f"{facts.name}, {_size(facts.total_memory)}"
-    else:
+    accelerators = [device for device in choose(None) if device.type != "cpu"]
+    for device in accelerators:
+        yield str(device), OK, f"{describe(device)}, {_size(total_memory(device))}"
+    if not accelerators:
         built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPUs"
         yield "cuda", NOTE, f"none: runs train on the CPU ({built})"
     yield "cores", OK, f"{cores} to use; by default as many runs at a time, each with one thread (--workers, --threads)"

@@ -99,7 +99,8 @@ def test_the_flag_adds_the_twins(tmp_path: Path, tiny_checkpoint: Path, tiny_dat
     assert set(split["effect"]) == {"dropout removal", "noise", "mean shift", "total"}
     rows = pd.read_csv(tmp_path / "report" / "rows.csv")
     own = rows[rows["method"] == method]
-    assert (own["departure.loss_step"] == 1).all()
+    # A tiny model's first loss can round to its twin's, so that the second step is the first to differ.
+    assert own["departure.loss_step"].isin([1, 2]).all()
     assert (own["departure.weights"] > 0).all()
     # Another command in the same folder keeps what the first one left.
     assert cli.main([word.replace(method, "mixout") for word in words]) == 0
