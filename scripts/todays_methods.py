@@ -1,7 +1,7 @@
-"""Write the table of docs/todays-methods.md, and what it is made of.
+"""Write the tables of docs/todays-methods.md, and what they are made of.
 
-    python -m scripts.todays_methods RUN    writes docs/todays-methods/*.csv of a run with --hold-out, and the table
-    python -m scripts.todays_methods        writes the table anew
+    python -m scripts.todays_methods RUN NAME    writes docs/todays-methods/NAME/*.csv of a run with --hold-out
+    python -m scripts.todays_methods             writes the tables anew, each between two comments with its NAME
 
 A run counts in the table where its learning rate is the one that `finetune-bench report` chooses for its method on
 held-out training data. The intervals are the report's.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 from pathlib import Path
 
 import pandas as pd
@@ -27,13 +28,29 @@ from finetune_bench.task import HELD_OUT
 from scripts.import_graph import ROOT
 
 PAGE = ROOT / "docs" / "todays-methods.md"
-RUNS = ROOT / "docs" / "todays-methods" / "runs.csv"
-DIFFERENCES = RUNS.with_name("differences.csv")
-BEGIN, END = "<!-- table: begin -->\n", "<!-- table: end -->\n"
-HEADER = (
-    "| method | difference to vanilla | accuracy | learning rate | NLL | ECE | time |\n"
-    "|---|---:|---:|---:|---:|---:|---:|\n"
-)
+STUDIES = ROOT / "docs" / "todays-methods"
+RUNS, DIFFERENCES = "runs.csv", "differences.csv"  # of each study
+END = "<!-- table: end -->\n"
+
+
+def begin(name: str) -> str:
+    """Return the comment that a study's table stands behind."""
+    return f"<!-- table: {name} -->\n"
+
+
+def names() -> list[str]:
+    """Return the names of the studies, each its model and its task."""
+    return sorted(folder.name for folder in STUDIES.iterdir())
+
+
+def runs(name: str) -> pd.DataFrame:
+    """Return the runs of a study."""
+    return pd.read_csv(STUDIES / name / RUNS)
+
+
+def differences(name: str) -> pd.DataFrame:
+    """Return the differences to vanilla in a study."""
+    return pd.read_csv(STUDIES / name / DIFFERENCES)
 
 
 def differences_of(search: Search) -> pd.DataFrame:
@@ -51,17 +68,18 @@ def runs_of(data: Data, search: Search) -> pd.DataFrame:
         if row["status"] != "done":
             continue
         (split,) = (name for name in row["metrics"] if name != HELD_OUT)
-        calibration = read_json(data.store.folder(row["id"]) / "analysis-calibration.json")["numbers"]
+        numbers = read_json(data.store.folder(row["id"]) / "analysis-calibration.json")["numbers"]
+        is_classification = row["kind"] == "classification"
         lines.append(
             {
                 "method": row["method"],
                 "learning_rate": row["recipe"]["lr"],
                 "seed": row["seed"],
                 "chosen": row["id"] in chosen,
-                "held_out_accuracy": row["metrics"][HELD_OUT]["accuracy"],
-                "accuracy": row["metrics"][split]["accuracy"],
-                "nll": calibration[f"{split}: NLL"],
-                "ece": calibration[f"{split}: ECE"],
+                "held_out_score": row["metrics"][HELD_OUT][row["metric"]],
+                "score": row["metrics"][split][row["metric"]],
+                "nll": numbers[f"{split}: NLL"] if is_classification else math.nan,
+                "ece": numbers[f"{split}: ECE"] if is_classification else math.nan,
                 "training_cpu_seconds": row["cost"]["train_cpu_seconds"],
             }
         )
@@ -69,44 +87,57 @@ def runs_of(data: Data, search: Search) -> pd.DataFrame:
 
 
 def table(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
-    """Return the table in Markdown, the best difference first."""
+    """Return a study's table in Markdown, the best difference first; NLL and ECE where its task has classes."""
     chosen = runs[runs["chosen"]]
     gains = {line.pop("method"): Estimate(**line) for line in differences.to_dict("records")}
-    scores = 100 * chosen.pivot(index="method", columns="seed", values="accuracy")
+    scores = 100 * chosen.pivot(index="method", columns="seed", values="score")
     seconds = chosen.pivot(index="method", columns="seed", values="training_cpu_seconds")
     of_method = chosen.groupby("method")[["learning_rate", "nll", "ece"]].mean()
+    has_classes = bool(chosen["nll"].notna().any())
+    columns = ["difference to vanilla", "score", "learning rate", *(["NLL", "ECE"] if has_classes else []), "time"]
     lines: list[tuple[float, str]] = []
     for method in scores.index:
+        honesty = [f"{of_method['nll'][method]:.2f}", points(100 * of_method["ece"][method])]
         cells = [
             f"`{method}`",
             "—" if method == "vanilla" else interval(gains[method], sign=True),
             points(scores.loc[method].mean()),
             f"{of_method['learning_rate'][method]:g}",
-            f"{of_method['nll'][method]:.2f}",
-            points(100 * of_method["ece"][method]),
+            *(honesty if has_classes else []),
             f"{geometric_mean_ratio(seconds.loc[method], seconds.loc['vanilla']):.2f}×",
         ]
         lines.append((scores.loc[method].mean(), f"| {' | '.join(cells)} |\n"))
-    return HEADER + "".join(line for _, line in sorted(lines, reverse=True))
+    header = f"| method | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}\n"
+    return header + "".join(line for _, line in sorted(lines, reverse=True))
 
 
-def with_table(page: str, text: str) -> str:
-    """Return a page with a table between its two marks."""
-    before, _, rest = page.partition(BEGIN)
-    return before + BEGIN + "\n" + text + "\n" + END + rest.partition(END)[2]
+def with_table(page: str, name: str, text: str) -> str:
+    """Return a page with a study's table between its two comments."""
+    before, mark, rest = page.partition(begin(name))
+    if not mark:
+        raise SystemExit(f"{PAGE}: found no line {begin(name)!r}; write one and, below it, {END!r}.")
+    return before + mark + "\n" + text + "\n" + END + rest.partition(END)[2]
 
 
 def main() -> None:
-    """Write the table, and before it the runs where some are given."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Write the tables, and before them the runs of a study where some are given."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?", help="a run folder")
-    if (run := parser.parse_args().run) is not None:
-        RUNS.parent.mkdir(exist_ok=True)
-        data = load(Store.open(run))
+    parser.add_argument("name", nargs="?", help="the study's model and task, as minilm-wordnet_topic")
+    parsed = parser.parse_args()
+    if parsed.run is not None:
+        if parsed.name is None:
+            parser.error("expected the study's NAME behind its run")
+        data = load(Store.open(parsed.run))
         (search,) = searches(data)
-        for path, lines in ((RUNS, runs_of(data, search)), (DIFFERENCES, differences_of(search))):
-            lines.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
-    PAGE.write_text(with_table(PAGE.read_text("utf-8"), table(pd.read_csv(RUNS), pd.read_csv(DIFFERENCES))), "utf-8")
+        folder = STUDIES / parsed.name
+        folder.mkdir(exist_ok=True)
+        for file, lines in ((RUNS, runs_of(data, search)), (DIFFERENCES, differences_of(search))):
+            lines.to_csv(folder / file, index=False, float_format="%.6g", lineterminator="\n")
+    page = PAGE.read_text("utf-8")
+    for name in names():
+        page = with_table(page, name, table(runs(name), differences(name)))
+    PAGE.write_text(page, "utf-8")
 
 
 if __name__ == "__main__":
