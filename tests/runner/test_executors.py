@@ -1,4 +1,4 @@
-"""The same grid of 24 cells under every executor: the same rows to the last bit, also when workers are lost."""
+"""The same grid under every executor: the same rows to the last bit, also when workers are lost."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ SETTINGS = WorkerSettings(
     plugins=("a", "b"),
     foreign={"methods": ["a"], "tasks": [], "task_files": []},
 )
-METHODS = ("vanilla", "hype(eps=0.1)", "rdrop", "mixout", "ema", "smart", "child_tuning_d", "noisytune")
+METHODS = ("vanilla", "hype(eps=0.1)", "rdrop", "mixout", "ema", "smart")
+CELLS = 2 * len(METHODS)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path_factory: pytest.TempP
         methods=METHODS,
         tasks=(str(tiny_data),),
         models=(str(tiny_checkpoint),),
-        seeds=(1, 2, 3),
+        seeds=(1, 2),
         recipe=Recipe(lr=1e-3, epochs=4, batch_size=8),
         baseline=False,
         out=tmp_path_factory.mktemp("runs") / "local",
@@ -61,7 +62,7 @@ def study(tiny_checkpoint: Path, tiny_data: Path, tmp_path_factory: pytest.TempP
 @pytest.fixture(scope="module")
 def rows(study: Study) -> dict[str, Any]:
     plan = make_plan(study)
-    assert execute(plan).done == 24
+    assert execute(plan).done == CELLS
     return plan.store.without_measurements()
 
 
@@ -108,7 +109,7 @@ def test_ray_gives_the_same_rows_also_when_a_worker_is_killed(
     assert killed
     assert listening
     assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
-    assert (tally.done + tally.cached, tally.failed) == (24, 0)
+    assert (tally.done + tally.cached, tally.failed) == (CELLS, 0)
     assert store.without_measurements() == rows
 
 
@@ -152,7 +153,7 @@ def test_slurm_s_jobs_give_the_same_rows_also_when_their_time_is_over(
     threading.Thread(target=tell, daemon=True).start()
     tally, _ = finish(study, store.root, executor="slurm", slurm=(("cluster", "local"), ("time", "5")))
     assert told
-    assert (tally.done + tally.cached, tally.failed) == (24, 0)
+    assert (tally.done + tally.cached, tally.failed) == (CELLS, 0)
     assert store.without_measurements() == rows
     logs = "".join(path.read_text() for path in (store.root / "logs" / "jobs").glob("*_log.*"))
     assert "requeu" in logs.lower() or "timed-out" in logs.lower(), logs[-2000:]
@@ -161,9 +162,9 @@ def test_slurm_s_jobs_give_the_same_rows_also_when_their_time_is_over(
 def test_one_executor_goes_on_where_another_stopped(study: Study, rows: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     tally, store = finish(study, tmp_path / "both", seeds=(2,))
-    assert tally.done == 8
+    assert tally.done == len(METHODS)
     tally, store = finish(study, tmp_path / "both", executor="slurm", slurm={"cluster": "local"})
-    assert (tally.done, tally.cached) == (16, 8)
+    assert (tally.done, tally.cached) == (CELLS - len(METHODS), len(METHODS))
     assert store.without_measurements() == rows
 
 
@@ -224,5 +225,5 @@ def has_slurm() -> bool:
 def test_a_real_cluster_gives_the_same_rows(study: Study, rows: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("submitit")
     tally, store = finish(study, tmp_path / "cluster", executor="slurm", slurm={"time": "10"})
-    assert (tally.done + tally.cached, tally.failed) == (24, 0)
+    assert (tally.done + tally.cached, tally.failed) == (CELLS, 0)
     assert store.without_measurements() == rows
