@@ -39,7 +39,7 @@ SETTINGS = WorkerSettings(
     plugins=("a", "b"),
     foreign={"methods": ["a"], "tasks": [], "task_files": []},
 )
-METHODS = ("vanilla", "hype(eps=0.1)", "rdrop", "mixout", "ema", "smart")
+METHODS = ("vanilla", "hype(eps=0.1)", "rdrop", "mixout", "ema", "smart", "child_tuning_d", "noisytune")
 CELLS = 2 * len(METHODS)
 
 
