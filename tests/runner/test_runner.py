@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -36,6 +36,19 @@ pytestmark = pytest.mark.slow
 def command(*options: str, **paths: Path) -> list[str]:
     named = [part for name, path in paths.items() for part in (f"--{name}", str(path))]
     return [sys.executable, "-m", "finetune_bench.cli", "run", *named, *options]
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    returncode: int
+    stderr: str
+
+
+def ended(typed: list[str], capsys: pytest.CaptureFixture[str]) -> Ended:
+    """Run a command in this process, which has imported all that it needs; its workers are processes as ever."""
+    capsys.readouterr()
+    return Ended(cli.main(typed[3:]), capsys.readouterr().err)
 
 
 GRID = ("--methods", "vanilla,hype(eps=0.1),rdrop,mixout", "--seeds", "2", "--epochs", "2", "--lr", "1e-3")
@@ -119,7 +132,9 @@ def wait_for_rows(store: Store, count: int, process: subprocess.Popen[str]) -> N
         time.sleep(0.05)
 
 
-def test_kill_9_and_resume(undisturbed: Store, study: Study, tmp_path: Path) -> None:
+def test_kill_9_and_resume(
+    undisturbed: Store, study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store(tmp_path / "killed")
     typed = command(*GRID, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
     with subprocess.Popen(typed, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, text=True) as process:
@@ -128,7 +143,7 @@ def test_kill_9_and_resume(undisturbed: Store, study: Study, tmp_path: Path) -> 
     time.sleep(1.0)  # the workers notice that their run is gone
     kept = {row["id"]: (store.folder(row["id"]) / "row.json").stat().st_mtime_ns for row in store.rows()}
     assert 3 <= len(kept) < 10
-    done = subprocess.run(typed, capture_output=True, text=True, check=False)
+    done = ended(typed, capsys)
     assert done.returncode == 0, done.stderr
     assert f"{len(kept)} cached: {10 - len(kept)} to run" in done.stderr
     assert store.without_measurements() == undisturbed.without_measurements()
@@ -174,7 +189,9 @@ class Trouble(Method):
 """
 
 
-def test_a_failing_cell_is_a_row_and_the_grid_goes_on(study: Study, tmp_path: Path) -> None:
+def test_a_failing_cell_is_a_row_and_the_grid_goes_on(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plugin = tmp_path / "trouble.py"
     plugin.write_text(PLUGIN, "utf-8")
     store = Store(tmp_path / "failing")
@@ -191,7 +208,7 @@ def test_a_failing_cell_is_a_row_and_the_grid_goes_on(study: Study, tmp_path: Pa
         "1",
     ]
     typed = command(*options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root, plugin=plugin)
-    first = subprocess.run(typed, capture_output=True, text=True, check=False)
+    first = ended(typed, capsys)
     assert first.returncode == 1, first.stderr
     rows = {row["method"]: row for row in store.rows()}
     assert {name: row["status"] for name, row in rows.items()} == {"vanilla": "done"} | dict.fromkeys(ways, "failed")
@@ -200,7 +217,7 @@ def test_a_failing_cell_is_a_row_and_the_grid_goes_on(study: Study, tmp_path: Pa
     assert "SIGKILL" in rows["trouble(how=die)"]["reason"]
     assert rows["trouble(how=memory)"]["reason"] == "out of memory, also with accumulation 2"
     assert "no luck today" in (store.folder(rows["trouble"]["id"]) / "log.txt").read_text("utf-8")
-    second = subprocess.run(typed, capture_output=True, text=True, check=False)
+    second = ended(typed, capsys)
     assert second.returncode == 1
     # What would fail the same way is left alone; a killed cell and one that ran out of memory are run again.
     assert "1 cached, 2 failed before, --retry-failed runs those that failed again: 2 to run" in second.stderr
@@ -221,7 +238,9 @@ class Hungry(Method):
 """
 
 
-def test_a_cell_without_room_is_trained_in_halves_and_says_so(study: Study, tmp_path: Path) -> None:
+def test_a_cell_without_room_is_trained_in_halves_and_says_so(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plugin = tmp_path / "hungry.py"
     plugin.write_text(HUNGRY, "utf-8")
     rows = {}
@@ -230,7 +249,7 @@ def test_a_cell_without_room_is_trained_in_halves_and_says_so(study: Study, tmp_
         typed = command(
             *options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=tmp_path / name, plugin=plugin
         )
-        done = subprocess.run(typed, capture_output=True, text=True, check=False)
+        done = ended(typed, capsys)
         assert done.returncode == 0, done.stderr
         (rows[name],) = Store(tmp_path / name).rows()
     asked, found = rows["asked"], rows["found"]
@@ -262,14 +281,16 @@ class Hang(Method):
 """
 
 
-def test_a_hanging_cell_is_stopped_and_the_grid_goes_on(study: Study, tmp_path: Path) -> None:
+def test_a_hanging_cell_is_stopped_and_the_grid_goes_on(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plugin = tmp_path / "hanging.py"
     plugin.write_text(HANGING, "utf-8")
     store = Store(tmp_path / "hanging")
     options = ["--methods", "hang,hang(deaf=true),vanilla", "--no-baseline", "--seeds", "7,", "--epochs", "1"]
     options += ["--workers", "1", "--timeout", "10s"]
     typed = command(*options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root, plugin=plugin)
-    first = subprocess.run(typed, capture_output=True, text=True, check=False)
+    first = ended(typed, capsys)
     assert first.returncode == 1, first.stderr
     rows = {row["method"]: row for row in store.rows()}
     assert rows["vanilla"]["status"] == "done"
@@ -277,7 +298,7 @@ def test_a_hanging_cell_is_stopped_and_the_grid_goes_on(study: Study, tmp_path: 
         assert rows[name]["status"] == "failed"
         assert rows[name]["reason"] == "took longer than --timeout 10s and was stopped; its log shows where it was"
         assert "in gradients" in (store.folder(rows[name]["id"]) / "log.txt").read_text("utf-8")
-    second = subprocess.run(typed, capture_output=True, text=True, check=False)
+    second = ended(typed, capsys)
     assert "1 cached, 2 failed before" in second.stderr  # it would hang again
 
 
@@ -296,31 +317,33 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_loses_nothing_and_the_same_command_goes_on(
-    undisturbed: Store, study: Study, small_disk: Path
+    undisturbed: Store, study: Study, small_disk: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     store = Store(small_disk / "run")
     typed = command(*GRID, "--workers", "1", tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(shutil.disk_usage(small_disk).free - 90_000))
-    first = subprocess.run(typed, capture_output=True, text=True, check=False)
+    first = ended(typed, capsys)
     assert first.returncode == 3, first.stderr
     assert "No space left on device; make room and give the same command again." in " ".join(first.stderr.split())
     kept = store.without_measurements()
     done = sum(row["status"] == "done" for row in kept.values())
     assert 0 < done < 10
     ballast.unlink()
-    second = subprocess.run(typed, capture_output=True, text=True, check=False)
+    second = ended(typed, capsys)
     assert second.returncode == 0, second.stderr
     assert f"{done} cached" in second.stderr
     assert store.without_measurements() == undisturbed.without_measurements()
     assert not list(store.cells.glob(".*"))  # what was half-written is gone
 
 
-def test_a_read_only_folder_is_told_before_any_compute(study: Study, small_disk: Path) -> None:
+def test_a_read_only_folder_is_told_before_any_compute(
+    study: Study, small_disk: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     store = Store(small_disk / "run")
     typed = command(*GRID, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root)
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    done = subprocess.run(typed, capture_output=True, text=True, check=False)
+    done = ended(typed, capsys)
     assert done.returncode == 2, done.stderr
     assert "can't be written to; give another folder" in " ".join(done.stderr.split())
     assert "] done: " not in done.stderr

@@ -83,11 +83,13 @@ def test_a_check_trains_on_the_device_that_it_is_given(
     [pytest.param(*pair, marks=[] if pair in QUICK_PAIRS else [pytest.mark.slow]) for pair in ORDERED_PAIRS],
 )
 def test_pair_on_bert(left: str, right: str) -> None:
-    check_pair(left, right, "bert", "classification")
+    # Thoroughly where it is one of the quick ones; the covering sample below is thorough, too.
+    check_pair(left, right, "bert", "classification", thorough=(left, right) in QUICK_PAIRS)
 
 
-def check_pair(left: str, right: str, architecture: str, kind: Kind) -> None:
-    testing.check_pair(registry.method_class(left), registry.method_class(right), architecture, kind)
+def check_pair(left: str, right: str, architecture: str, kind: Kind, *, thorough: bool = True) -> None:
+    owners = registry.method_class(left), registry.method_class(right)
+    testing.check_pair(*owners, architecture, kind, thorough=thorough)
 
 
 def covering_sample() -> list[tuple[str, str, str, Kind]]:
