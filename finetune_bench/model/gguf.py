@@ -9,6 +9,8 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import json
+import re
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 MAGIC = b"GGUF"
+NOTES = "notes.json"  # in the folder, beside the checkpoint's files
+# Kinds of byte-level tokenizers, by their names in GGUF files, that split texts into words as GPT-2's does; and those
+# that split before each digit, too.
+AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "jina-es", "jina-de", "modern-bert"}
+BY_DIGIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
+DIGITS = re.compile(r"[\dĠ]\d")  # a digit behind another or behind a space, within one token
 BYTES_PER_BYTE = 9  # at most: a weight of four bits and its share of a scale become four bytes
 
 
@@ -77,6 +85,12 @@ def converted(path: Path) -> Path:
     )
 
 
+def notes(path: Path) -> list[str]:
+    """Return what is to be known of the checkpoint that a GGUF file became, in sentences without their subject."""
+    told: list[str] = json.loads((converted(path) / NOTES).read_text("utf-8"))
+    return told
+
+
 def _convert(path: Path, folder: Path) -> None:
     import torch
 
@@ -97,7 +111,34 @@ def _convert(path: Path, folder: Path) -> None:
             if mark in vars(holder):
                 delattr(holder, mark)
     model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    tokenizer.save_pretrained(folder)
+    (folder / NOTES).write_text(json.dumps(_notes(path, tokenizer)), "utf-8")
+
+
+def _notes(path: Path, tokenizer: Any) -> list[str]:
+    """Tell what a file's weights and its tokenizer are not any longer."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    reader, told = GGUFReader(path), []
+    whole = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
+    if not {tensor.tensor_type for tensor in reader.tensors} <= whole:
+        told.append(
+            "the weights are quantised and are used as fp32, which is fine for comparing methods, but no result of the "
+            "checkpoint that they were made from."
+        )
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    if (backend["pre_tokenizer"] or {}).get("type") == "ByteLevel":  # alone: it splits as GPT-2's
+        field = reader.fields.get("tokenizer.ggml.pre")
+        kind = "" if field is None else str(field.contents())
+        by_digit = kind in BY_DIGIT and not any(DIGITS.search(token) for token in backend["model"]["vocab"])
+        if kind not in AS_GPT2 and not by_digit:
+            theirs = f"its tokenizer's kind, '{brief(kind)}', does" if kind else "its file would have to say"
+            told.append(
+                f"transformers splits texts into words as GPT-2 does, not as {theirs}: some may become other "
+                "tokens than in pre-training. The checkpoint's own folder has its tokenizer."
+            )
+    return told
 
 
 def _refuse_what_was_lost(path: Path, model: nn.Module, loading: dict[str, Any]) -> None:

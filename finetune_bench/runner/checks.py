@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from finetune_bench import device as devices
 from finetune_bench import registry
 from finetune_bench.errors import DataError, ModelError, Unsupported, UsageError
-from finetune_bench.model import packaged, pretrained, unpadding, weights
+from finetune_bench.model import gguf, packaged, pretrained, unpadding, weights
 from finetune_bench.printable import brief
 from finetune_bench.recipe import AUTO, BATCH_LAYOUTS
 from finetune_bench.runner.inputs import cuts, dropout_stays_on, facts_of, load_data
@@ -129,10 +129,7 @@ def notes_on_models(study: Study) -> list[str]:
                 f"{label}: the tokenizer has no padding token; its end token, {tokenizer.eos_token}, stands for it."
             )
         if file := pretrained.gguf_file(name):
-            notes.append(
-                f"{label}: the weights of {file.name} are quantised and are used as fp32, which is fine for comparing "
-                "methods, but no result of the checkpoint that they were made from."
-            )
+            notes += [f"{file.name}: {note}" for note in gguf.notes(file)]
         if not try_out(name, study.recipe.max_length).ignores_padding:
             notes.append(f"Warning: '{label}': what it predicts of a text changes with the padding beside it.")
     return notes

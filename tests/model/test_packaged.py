@@ -187,14 +187,18 @@ def write_gguf(
     more: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     scaling: str = "",
     feed_forward: int = 64,
+    split: str = "",
+    token: str = "go",
+    quantised: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Write a Llama of 2 layers × 32 with random weights, a part of them quantised; returns the weights' values.
 
     It lacks the tensor `without`, has the tensors `more` by shape, and names a scaling of its positions and a size.
+    Its tokenizer is of the kind `split` and has that `token` of two characters.
     """
     library = pytest.importorskip("gguf")
     writer = library.GGUFWriter(path, architecture)
-    characters = ["<unk>", "<s>", "<|endoftext|>", "<pad>", *(chr(number) for number in range(33, 127)), "Ġ", "go"]
+    characters = ["<unk>", "<s>", "<|endoftext|>", "<pad>", *(chr(number) for number in range(33, 127)), "Ġ", token]
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(2)
@@ -207,7 +211,9 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(characters)
     writer.add_token_types([2, 3, 3, 3] + [1] * (len(characters) - 4))
-    writer.add_token_merges(["g o"])  # makes "go"
+    writer.add_token_merges([" ".join(token)])
+    if split:
+        writer.add_tokenizer_pre(split)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
@@ -228,7 +234,7 @@ def write_gguf(
     for name, shape in shapes.items():
         tensor = torch.randn(shape, generator=draw).numpy()
         kind = library.GGMLQuantizationType.F32
-        if len(shape) == 2:
+        if len(shape) == 2 and quantised:
             kind = library.GGMLQuantizationType.Q4_1
             tensor = library.quants.quantize(tensor, kind)
         values[name] = torch.from_numpy(library.quants.dequantize(tensor, kind).copy())
@@ -258,7 +264,9 @@ def test_a_gguf_file_trains_and_is_saved_as_a_plain_checkpoint(
     words += ["--seeds", "1", "--steps", "2", "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--save-model"]
     words += ["--device", "cpu", "--out", str(tmp_path / "run"), "--max-length", "32"]
     assert cli.main(words) == 0
-    assert "the weights of tiny.gguf are quantised and are used as fp32" in capsys.readouterr().err
+    told = " ".join(capsys.readouterr().err.split())
+    assert "tiny.gguf: the weights are quantised and are used as fp32" in told
+    assert "tiny.gguf: transformers splits texts into words as GPT-2 does, not as its file would have to say" in told
     (folder,) = [path for path in empty_cache.iterdir() if path.is_dir()]
     plain = AutoModelForSequenceClassification.from_pretrained(folder)
     assert torch.equal(plain.model.embed_tokens.weight, values["token_embd"])
@@ -320,3 +328,22 @@ def test_a_gguf_file_is_read_whole_or_refused(
     with pytest.raises(ModelError, match=said):
         gguf.converted(tmp_path / "odd.gguf")
     assert not [path for path in empty_cache.iterdir() if path.is_dir()]
+
+
+@pytest.mark.parametrize(
+    ("split", "token", "said"),
+    [
+        ("gpt-2", "go", []),
+        ("smollm", "go", []),
+        ("smollm", "19", ["not as its tokenizer's kind, 'smollm', does"]),
+        ("deepseek-llm", "go", ["not as its tokenizer's kind, 'deepseek-llm', does"]),
+        ("llama-bpe", "go", []),
+        ("", "go", ["not as its file would have to say"]),
+    ],
+)
+def test_a_tokenizer_that_is_another_than_the_checkpoints_is_told(
+    split: str, token: str, said: list[str], tmp_path: Path
+) -> None:
+    write_gguf(tmp_path / "whole.gguf", split=split, token=token, quantised=False)
+    notes = gguf.notes(tmp_path / "whole.gguf")
+    assert [text in note for text, note in zip(said, notes, strict=True)] == [True] * len(said)
