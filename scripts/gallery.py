@@ -24,7 +24,7 @@ from scripts.import_graph import ROOT
 FOLDER = ROOT / "docs" / "gallery"
 SUFFIX = ".tar.xz"
 # Reports of several stores of the gallery together.
-TOGETHER = {"wordnet-models": ("wordnet-minilm", "wordnet-mpnet")}
+TOGETHER = {"wordnet-models": ("wordnet-minilm", "wordnet-mpnet", "wordnet-smollm2")}
 
 
 def names() -> list[str]:
