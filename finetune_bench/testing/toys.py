@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -182,18 +181,11 @@ def toy_facts(
     stack: Stack, architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
 ) -> Facts:
     """Collect what is known of a stack on a tiny encoder before any weight is loaded."""
-    model = _skeleton(architecture, kind, stack.dropout)
+    model = skeleton(toy_config(architecture, kind, stack.dropout))
+    switch_off(model, stack.dropout)
     return Facts(
         model, tuple(active_dropout_under(model, stack.rates)), toy_task(kind), recipe, DTYPES[recipe.precision]
     )
-
-
-@cache
-def _skeleton(architecture: str, kind: Kind, dropout: Dropout) -> nn.Module:
-    """Build a tiny encoder without weights, which is read only, and by every stack."""
-    model = skeleton(toy_config(architecture, kind, dropout))
-    switch_off(model, dropout)
-    return model
 
 
 def unsupported(
