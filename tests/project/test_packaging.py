@@ -188,7 +188,7 @@ def test_what_the_package_imports_is_declared() -> None:
     distributions = {"sklearn": "scikit-learn", "huggingface_hub": "datasets", "packaging": "datasets"}
     distributions |= {"pynvml": "nvidia-ml-py", "threadpoolctl": "scikit-learn"}
     extras = PROJECT["project"]["optional-dependencies"]
-    used_by_us = ("lora", "trainer", "energy", "ray", "slurm")
+    used_by_us = ("lora", "trainer", "energy", "ray", "slurm", "offline-decoder")
     listed = [*PROJECT["project"]["dependencies"], *(name for extra in used_by_us for name in extras[extra])]
     declared = {re.split(r"[<>=~! \[]", text)[0] for text in listed}
     used: set[str] = set()

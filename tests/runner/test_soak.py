@@ -1,4 +1,4 @@
-"""The soak, with two minutes of random kills over methods that keep a state."""
+"""The soak, with a minute of random kills over methods that keep a state."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ KINDS = ("kill a worker", "kill a runner", "kill everything", "interrupt", "harm
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="leases know a process that is gone by /proc")
 def test_a_grid_under_random_kills_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
-    words = [sys.executable, str(SCRIPT), "--minutes", "2", "--seed", "7", "--methods", METHODS, "--faults", "6"]
+    words = [sys.executable, str(SCRIPT), "--minutes", "1", "--seed", "7", "--methods", METHODS, "--faults", "6"]
     words += ["--points", "after the rename,take-over", "--folder", str(tmp_path)]  # an empty lease is waited for
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
