@@ -29,6 +29,7 @@ from finetune_bench.reports.topics.differences import (
     reference_differences,
     suite_differences,
 )
+from finetune_bench.reports.topics.ranks import constant_score
 from finetune_bench.reports.topics.topic import Drawing, TopicBlock
 from finetune_bench.reports.verdict import compared, nothing_ended, scope
 from finetune_bench.stats import estimates
@@ -142,16 +143,18 @@ def warnings(section: Section, name: Callable[[str], str] = str) -> list[str]:
 
 
 def _idle_parts(section: Section, done: Sequence[Row], name: Callable[[str], str]) -> list[str]:
-    """Return which tasks, and whether the reference, learned nothing in most of their runs."""
+    """Return which tasks, and whether the reference, learned nothing in most of their runs or by its scores."""
     result = []
-    for task in section.tasks if len(section.tasks) > 1 else ():
-        of_task = [row for row in done if row["task"] == task]
+    for column in section.suite:
+        of_task = [row for row in done if row["task"] == column.task]
         idle = sum(map(learned_nothing, of_task))
         if 2 * idle > len(of_task):
             result.append(
-                f"On {task}, {idle} of {counted(len(of_task), 'run')} learned nothing: leave that task out of the "
-                "mean, or find a recipe that trains it."
+                f"On {column.task}, {idle} of {counted(len(of_task), 'run')} learned nothing: leave that task out of "
+                "the mean, or find a recipe that trains it."
             )
+        elif section.reference is not None:
+            result += _no_better_than_constant(section, section.reference, column, name)
     if section.reference is not None:
         rows = section.rows(section.reference, status=Status.DONE)
         idle = sum(map(learned_nothing, rows))
@@ -161,6 +164,18 @@ def _idle_parts(section: Section, done: Sequence[Row], name: Callable[[str], str
                 "above it need not be a gain."
             )
     return result
+
+
+def _no_better_than_constant(section: Section, reference: str, column: Column, name: Callable[[str], str]) -> list[str]:
+    """Return a warning where the reference's interval on a task reaches down to what one answer to all scores."""
+    estimate, constant = estimates.t_interval(section.scores(reference, column)), constant_score(section, column)
+    if estimate.n < FEWEST_SEEDS or not estimate.low <= constant:
+        return []
+    return [
+        f"On {column.task}, {name(reference)} scores {interval(estimate)}, and one answer to all examples "
+        f"{points(constant)}: it can't be told that anything was learned there. Find a recipe that trains it"
+        f"{', or leave that task out of the mean' if len(section.suite) > 1 else ''}."
+    ]
 
 
 def edge_of_rates(sections: Sequence[Section]) -> list[str]:

@@ -70,7 +70,7 @@ def ranking(section: Section) -> Ranking | None:
     task_means = np.stack([means[method] for method in methods])
     best_means = task_means.max(axis=0)
     scales = {
-        column: (_constant_score(section, column), float(best))
+        column: (constant_score(section, column), float(best))
         for column, best in zip(section.suite, best_means, strict=True)
     }
     usable = [column for column, (worst, best) in scales.items() if best > worst]
@@ -88,7 +88,7 @@ def ranking(section: Section) -> Ranking | None:
     )
 
 
-def _constant_score(section: Section, column: Column) -> float:
+def constant_score(section: Section, column: Column) -> float:
     """Return the score in points of the constant prediction; NaN where no run tells."""
     for method in section.methods:
         for row in section.rows(method, column.task, Status.DONE):

@@ -178,6 +178,23 @@ def test_a_study_that_learned_nothing_says_so_first(tmp_path: Path, which: Any, 
         assert text.index("learned nothing") < text.index("over `vanilla`")
 
 
+@pytest.mark.parametrize("seeds", [2, 5])
+@pytest.mark.parametrize(
+    ("method", "up", "is_told"), [("vanilla", 0.1, True), ("vanilla", 0.9, False), ("hype", 0.1, False)]
+)
+def test_a_baseline_no_better_than_one_answer_to_all_says_so(
+    tmp_path: Path, seeds: int, method: str, up: float, is_told: bool
+) -> None:
+    def change(row: dict[str, Any]) -> None:
+        if row["method"] == method and row["task"] == "cola":
+            row["metrics"]["validation"]["matthews"] = up + 0.2 * (-1) ** row["seed"]
+
+    told = [text for text in warnings(only_section(make_store(tmp_path, seeds=seeds, change=change))) if "cola" in text]
+    assert len(told) == (is_told and seeds == 5)
+    if told:
+        assert told[0].startswith("On cola, vanilla scores 6.0 [−21.2, 33.2], and one answer to all examples 0.0:")
+
+
 @pytest.mark.parametrize("seeds", [1, 2, 3])
 def test_few_seeds_are_a_warning_and_have_no_interval(tmp_path: Path, seeds: int) -> None:
     store = make_store(tmp_path, seeds=seeds)
