@@ -10,7 +10,6 @@ import contextlib
 import importlib.util
 import io
 import json
-import re
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,10 +27,9 @@ if TYPE_CHECKING:
 MAGIC = b"GGUF"
 NOTES = "notes.json"  # in the folder, beside the checkpoint's files
 # Kinds of byte-level tokenizers, by their names in GGUF files, that split texts into words as GPT-2's does; and those
-# that split before each digit, too.
+# that part every digit from the rest before.
 AS_GPT2 = {"gpt-2", "phi-2", "mpt", "olmo", "jais", "trillion", "granite-docling", "jina-es", "jina-de", "modern-bert"}
 BY_DIGIT = {"smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b"}
-DIGITS = re.compile(r"[\dĠ]\d")  # a digit behind another or behind a space, within one token
 BYTES_PER_BYTE = 9  # at most: a weight of four bits and its share of a scale become four bytes
 
 
@@ -91,6 +89,13 @@ def notes(path: Path) -> list[str]:
     return told
 
 
+def parts_digits(tokenizer: Any) -> bool:
+    """Return whether a tokenizer parts every digit before it splits a text into words."""
+    splits = tokenizer.backend_tokenizer.pre_tokenizer
+    kinds = json.loads(splits.__getstate__()).get("pretokenizers", []) if splits else []
+    return bool(kinds) and kinds[0]["type"] == "Digits"
+
+
 def _convert(path: Path, folder: Path) -> None:
     import torch
 
@@ -112,13 +117,15 @@ def _convert(path: Path, folder: Path) -> None:
                 delattr(holder, mark)
     model.save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
+    told = _notes(path, tokenizer)
     tokenizer.save_pretrained(folder)
-    (folder / NOTES).write_text(json.dumps(_notes(path, tokenizer)), "utf-8")
+    (folder / NOTES).write_text(json.dumps(told), "utf-8")
 
 
 def _notes(path: Path, tokenizer: Any) -> list[str]:
-    """Tell what a file's weights and its tokenizer are not any longer."""
+    """Let the tokenizer split texts as the file says, and tell what it and the weights are not any longer."""
     from gguf import GGMLQuantizationType, GGUFReader
+    from tokenizers import pre_tokenizers
 
     reader, told = GGUFReader(path), []
     whole = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
@@ -127,16 +134,18 @@ def _notes(path: Path, tokenizer: Any) -> list[str]:
             "the weights are quantised and are used as fp32, which is fine for comparing methods, but no result of the "
             "checkpoint that they were made from."
         )
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    if (backend["pre_tokenizer"] or {}).get("type") == "ByteLevel":  # alone: it splits as GPT-2's
+    backend = tokenizer.backend_tokenizer
+    if type(backend.pre_tokenizer).__name__ == "ByteLevel":  # alone: it splits as GPT-2's
         field = reader.fields.get("tokenizer.ggml.pre")
         kind = "" if field is None else str(field.contents())
-        by_digit = kind in BY_DIGIT and not any(DIGITS.search(token) for token in backend["model"]["vocab"])
-        if kind not in AS_GPT2 and not by_digit:
+        if kind in BY_DIGIT:
+            digits = pre_tokenizers.Digits(individual_digits=True)
+            backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
+        elif kind not in AS_GPT2:
             theirs = f"its tokenizer's kind, '{brief(kind)}', does" if kind else "its file would have to say"
             told.append(
-                f"transformers splits texts into words as GPT-2 does, not as {theirs}: some may become other "
-                "tokens than in pre-training. The checkpoint's own folder has its tokenizer."
+                f"transformers splits texts into words as GPT-2 does, not as {theirs}: some may become other tokens "
+                "than in pre-training. The checkpoint's own folder has its tokenizer."
             )
     return told
 

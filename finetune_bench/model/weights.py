@@ -20,6 +20,7 @@ from finetune_bench.errors import ModelError
 from finetune_bench.model import pretrained
 from finetune_bench.model.dropout import Dropout, switch_off, with_dropout
 from finetune_bench.model.files import check_weights, weight_files
+from finetune_bench.model.gguf import parts_digits
 from finetune_bench.model.library import library
 from finetune_bench.model.structure import body, is_decoder, output_layer, parameter_depths, undecayed
 from finetune_bench.printable import brief
@@ -71,8 +72,9 @@ def identity(name: str, *, keep_head: bool = False) -> str:
     are none of this one's: `fresh-head` where it kept the head of another task, `dropout` where it left dropout on that
     a method wanted off, `padding` where it took the configuration's padding token, which is not the tokenizer's,
     `last-token` where it left it to the library which token a decoder's head reads, `newline` where it put nothing
-    between two texts. Another, `kept-head`, says that training goes on from the checkpoint's head. The random start
-    of a head depends on the fingerprint alone.
+    between two texts, `digits` where it split texts as GPT-2 does, and not as the GGUF file's tokenizer. Another,
+    `kept-head`, says that training goes on from the checkpoint's head. The random start of a head depends on the
+    fingerprint alone.
     """
     marks = {
         KEPT_HEAD: keep_head,
@@ -81,6 +83,7 @@ def identity(name: str, *, keep_head: bool = False) -> str:
         "padding": pretrained.padding_differs(name),
         "last-token": is_decoder(pretrained.skeleton(pretrained.config(name, 2))),
         "newline": pretrained.joins_pairs(pretrained.tokenizer(name)),
+        "digits": pretrained.gguf_file(name) is not None and parts_digits(pretrained.tokenizer(name)),
     }
     return "-".join([pretrained.fingerprint(name), *(mark for mark, holds in marks.items() if holds)])
 

@@ -21,6 +21,7 @@ from finetune_bench.cache import made_once
 from finetune_bench.errors import MachineError, ModelError
 from finetune_bench.model import gguf, packaged, pretrained
 from finetune_bench.model.packaged import Packaged, Part
+from finetune_bench.model.weights import identity
 
 TEXT = b"a tokenizer's vocabulary"
 
@@ -188,17 +189,16 @@ def write_gguf(
     scaling: str = "",
     feed_forward: int = 64,
     split: str = "",
-    token: str = "go",
     quantised: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Write a Llama of 2 layers × 32 with random weights, a part of them quantised; returns the weights' values.
 
     It lacks the tensor `without`, has the tensors `more` by shape, and names a scaling of its positions and a size.
-    Its tokenizer is of the kind `split` and has that `token` of two characters.
+    Its tokenizer is of the kind `split`.
     """
     library = pytest.importorskip("gguf")
     writer = library.GGUFWriter(path, architecture)
-    characters = ["<unk>", "<s>", "<|endoftext|>", "<pad>", *(chr(number) for number in range(33, 127)), "Ġ", token]
+    characters = ["<unk>", "<s>", "<|endoftext|>", "<pad>", *(chr(number) for number in range(33, 127)), "Ġ", "go"]
     writer.add_context_length(64)
     writer.add_embedding_length(32)
     writer.add_block_count(2)
@@ -211,7 +211,7 @@ def write_gguf(
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(characters)
     writer.add_token_types([2, 3, 3, 3] + [1] * (len(characters) - 4))
-    writer.add_token_merges([" ".join(token)])
+    writer.add_token_merges(["g o"])  # makes "go"
     if split:
         writer.add_tokenizer_pre(split)
     writer.add_bos_token_id(1)
@@ -331,19 +331,21 @@ def test_a_gguf_file_is_read_whole_or_refused(
 
 
 @pytest.mark.parametrize(
-    ("split", "token", "said"),
+    ("split", "said"),
     [
-        ("gpt-2", "go", []),
-        ("smollm", "go", []),
-        ("smollm", "19", ["not as its tokenizer's kind, 'smollm', does"]),
-        ("deepseek-llm", "go", ["not as its tokenizer's kind, 'deepseek-llm', does"]),
-        ("llama-bpe", "go", []),
-        ("", "go", ["not as its file would have to say"]),
+        ("gpt-2", []),
+        ("smollm", []),
+        ("deepseek-llm", ["not as its tokenizer's kind, 'deepseek-llm', does"]),
+        ("llama-bpe", []),
+        ("", ["not as its file would have to say"]),
     ],
 )
-def test_a_tokenizer_that_is_another_than_the_checkpoints_is_told(
-    split: str, token: str, said: list[str], tmp_path: Path
-) -> None:
-    write_gguf(tmp_path / "whole.gguf", split=split, token=token, quantised=False)
+def test_a_tokenizer_that_is_another_than_the_checkpoints_is_told(split: str, said: list[str], tmp_path: Path) -> None:
+    write_gguf(tmp_path / "whole.gguf", split=split, quantised=False)
     notes = gguf.notes(tmp_path / "whole.gguf")
+    backend = pretrained.tokenizer(str(tmp_path / "whole.gguf")).backend_tokenizer
+    pieces = backend.pre_tokenizer.pre_tokenize_str("a  19")
+    by_digit = [("a", (0, 1)), ("ĠĠ", (1, 3)), ("1", (3, 4)), ("9", (4, 5))]
+    assert (pieces == by_digit) == (split == "smollm")
+    assert identity(str(tmp_path / "whole.gguf")).endswith("-digits") == (split == "smollm")
     assert [text in note for text, note in zip(said, notes, strict=True)] == [True] * len(said)
