@@ -160,6 +160,12 @@ def _refuse_what_was_lost(path: Path, model: nn.Module, loading: dict[str, Any])
 
     reader, advice = GGUFReader(path), "Give the checkpoint that it was made from, as a folder."
     kind = type(model).__name__
+    parts = reader.fields.get("split.count")
+    if parts is not None and int(parts.contents()) > 1:
+        raise ModelError(
+            f"--model: '{path.name}' is one of {int(parts.contents())} files of a checkpoint. Join them: "
+            "llama-gguf-split --merge FIRST_PART WHOLE."
+        )
     if missing := loading["missing_keys"]:
         raise ModelError(
             f"--model: '{path.name}' lacks {len(missing)} weights of a {kind}, as '{brief(min(missing))}'; they would "

@@ -188,13 +188,14 @@ def write_gguf(
     more: Mapping[str, tuple[int, ...]] = MappingProxyType({}),
     scaling: str = "",
     feed_forward: int = 64,
+    parts: int = 1,
     split: str = "",
     quantised: bool = True,
 ) -> dict[str, torch.Tensor]:
     """Write a Llama of 2 layers × 32 with random weights, a part of them quantised; returns the weights' values.
 
-    It lacks the tensor `without`, has the tensors `more` by shape, and names a scaling of its positions and a size.
-    Its tokenizer is of the kind `split`.
+    It lacks the tensor `without`, has the tensors `more` by shape, and names a scaling of its positions, a size and how
+    many files there are. Its tokenizer is of the kind `split`.
     """
     library = pytest.importorskip("gguf")
     writer = library.GGUFWriter(path, architecture)
@@ -218,6 +219,7 @@ def write_gguf(
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
     writer.add_pad_token_id(3)
+    writer.add_uint16("split.count", parts)
     if scaling:
         writer.add_rope_scaling_type(library.RopeScalingType(scaling))
         writer.add_rope_scaling_factor(4.0)
@@ -311,6 +313,7 @@ def test_junk_with_that_ending_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     ("odd", "said"),
     [
         ({"without": "blk.1.ffn_up"}, "lacks 1 weights of a LlamaForCausalLM, as 'model.layers.1.mlp.up_proj.weight'"),
+        ({"without": "blk.1.ffn_up", "parts": 3}, "is one of 3 files of a checkpoint. Join them: llama-gguf-split"),
         (
             {"more": {"rope_freqs": (4,)}},
             r"scales its positions \(rope_freqs.weight\), which transformers doesn't read",
@@ -319,7 +322,7 @@ def test_junk_with_that_ending_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         ({"scaling": "yarn"}, r"scales its positions \(llama.rope.scaling.type = yarn\)"),
         ({"more": {"blk.0.attn_q.bias": (32,)}}, r"holds 21,824 numbers, of which transformers makes .* of 21,792"),
     ],
-    ids=["missing", "frequencies", "shape", "yarn", "biases"],
+    ids=["missing", "parts", "frequencies", "shape", "yarn", "biases"],
 )
 def test_a_gguf_file_is_read_whole_or_refused(
     odd: dict[str, Any], said: str, tmp_path: Path, empty_cache: Path
