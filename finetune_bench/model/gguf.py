@@ -98,8 +98,16 @@ def parts_digits(tokenizer: Any) -> bool:
 
 def _convert(path: Path, folder: Path) -> None:
     import torch
+    from gguf import GGUFReader
+    from tokenizers import pre_tokenizers
 
-    transformers = library()
+    reader, transformers = GGUFReader(path), library()
+    parts = reader.fields.get("split.count")
+    if parts is not None and int(parts.contents()) > 1:
+        raise ModelError(
+            f"--model: '{path.name}' is one of {int(parts.contents())} files of a checkpoint. Join them: "
+            "llama-gguf-split --merge FIRST_PART WHOLE."
+        )
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
     config = transformers.AutoConfig.from_pretrained(**place)
     kind = transformers.AutoModelForCausalLM
@@ -108,7 +116,7 @@ def _convert(path: Path, folder: Path) -> None:
     # What has another shape would otherwise be told on stderr alone; it is refused below.
     options = {"dtype": torch.float32, "output_loading_info": True, "ignore_mismatched_sizes": True}
     model, loading = kind.from_pretrained(**place, **options)
-    _refuse_what_was_lost(path, model, loading)
+    _refuse_what_was_lost(path, reader, model, loading)
     # With these marks the model can't be saved; and they would be untrue of the weights that are saved.
     model.hf_quantizer = None
     for holder in (model.config, model):
@@ -117,55 +125,47 @@ def _convert(path: Path, folder: Path) -> None:
                 delattr(holder, mark)
     model.save_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(**place)
-    told = _notes(path, tokenizer)
+    field = reader.fields.get("tokenizer.ggml.pre")
+    split = "" if field is None else str(field.contents())
+    if split in BY_DIGIT and _splits_as_gpt2(tokenizer):
+        backend, digits = tokenizer.backend_tokenizer, pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
     tokenizer.save_pretrained(folder)
-    (folder / NOTES).write_text(json.dumps(told), "utf-8")
+    (folder / NOTES).write_text(json.dumps(_notes(reader, tokenizer, split)), "utf-8")
 
 
-def _notes(path: Path, tokenizer: Any) -> list[str]:
-    """Let the tokenizer split texts as the file says, and tell what it and the weights are not any longer."""
-    from gguf import GGMLQuantizationType, GGUFReader
-    from tokenizers import pre_tokenizers
+def _splits_as_gpt2(tokenizer: Any) -> bool:
+    """Return whether a tokenizer's only split into words is that of GPT-2's."""
+    return type(tokenizer.backend_tokenizer.pre_tokenizer).__name__ == "ByteLevel"
 
-    reader, told = GGUFReader(path), []
+
+def _notes(reader: Any, tokenizer: Any, split: str) -> list[str]:
+    """Tell what a file's weights and its tokenizer, which is of the kind `split` there, are not any longer."""
+    from gguf import GGMLQuantizationType
+
+    told = []
     whole = {GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16}
     if not {tensor.tensor_type for tensor in reader.tensors} <= whole:
         told.append(
             "the weights are quantised and are used as fp32, which is fine for comparing methods, but no result of the "
             "checkpoint that they were made from."
         )
-    backend = tokenizer.backend_tokenizer
-    if type(backend.pre_tokenizer).__name__ == "ByteLevel":  # alone: it splits as GPT-2's
-        field = reader.fields.get("tokenizer.ggml.pre")
-        kind = "" if field is None else str(field.contents())
-        if kind in BY_DIGIT:
-            digits = pre_tokenizers.Digits(individual_digits=True)
-            backend.pre_tokenizer = pre_tokenizers.Sequence([digits, backend.pre_tokenizer])
-        elif kind not in AS_GPT2:
-            theirs = f"its tokenizer's kind, '{brief(kind)}', does" if kind else "its file would have to say"
-            told.append(
-                f"transformers splits texts into words as GPT-2 does, not as {theirs}: some may become other tokens "
-                "than in pre-training. The checkpoint's own folder has its tokenizer."
-            )
+    if _splits_as_gpt2(tokenizer) and split not in AS_GPT2:
+        theirs = f"its tokenizer's kind, '{brief(split)}', does" if split else "its file would have to say"
+        told.append(
+            f"transformers splits texts into words as GPT-2 does, not as {theirs}: some may become other tokens than "
+            "in pre-training. The checkpoint's own folder has its tokenizer."
+        )
     return told
 
 
-def _refuse_what_was_lost(path: Path, model: nn.Module, loading: dict[str, Any]) -> None:
+def _refuse_what_was_lost(path: Path, reader: Any, model: nn.Module, loading: dict[str, Any]) -> None:
     """Refuse a file of which transformers passes over a part, which it does without an error.
 
     A weight that the file lacks is drawn at random, a tensor without a place in the model is skipped, and a scaling of
     the positions is read for few architectures.
     """
-    from gguf import GGUFReader
-
-    reader, advice = GGUFReader(path), "Give the checkpoint that it was made from, as a folder."
-    kind = type(model).__name__
-    parts = reader.fields.get("split.count")
-    if parts is not None and int(parts.contents()) > 1:
-        raise ModelError(
-            f"--model: '{path.name}' is one of {int(parts.contents())} files of a checkpoint. Join them: "
-            "llama-gguf-split --merge FIRST_PART WHOLE."
-        )
+    kind, advice = type(model).__name__, "Give the checkpoint that it was made from, as a folder."
     if missing := loading["missing_keys"]:
         raise ModelError(
             f"--model: '{path.name}' lacks {len(missing)} weights of a {kind}, as '{brief(min(missing))}'; they would "
