@@ -59,3 +59,14 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from finetune_bench.testing.toys import tiny_texts
 
     return tiny_texts(tmp_path_factory.mktemp("data") / "toy.jsonl")
+
+
+@pytest.fixture
+def cells_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cells are run here, where only their rows matter: a worker's process would import all libraries once more."""
+    from finetune_bench import launch
+    from finetune_bench.runner import executors
+    from tests.in_this_process import InThisProcess
+
+    monkeypatch.setattr(launch, "launch_early", lambda *_: None)
+    monkeypatch.setattr(executors, "LocalExecutor", InThisProcess)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +182,7 @@ def toy_facts(
     stack: Stack, architecture: str = "bert", kind: Kind = "classification", recipe: Recipe = RECIPE
 ) -> Facts:
     """Collect what is known of a stack on a tiny encoder before any weight is loaded."""
-    model = skeleton(toy_config(architecture, kind, stack.dropout))
-    switch_off(model, stack.dropout)
-    return Facts(
-        model, tuple(active_dropout_under(model, stack.rates)), toy_task(kind), recipe, DTYPES[recipe.precision]
-    )
+    return _facts(stack, _structure(architecture, kind, stack.dropout), kind, recipe)
 
 
 def unsupported(
@@ -193,7 +190,24 @@ def unsupported(
 ) -> str | None:
     """Return why a stack can't run on a tiny encoder, as its `unsupported` says; None where it can."""
     stack = Stack(methods if isinstance(methods, list) else [methods])
-    return stack.unsupported(toy_facts(stack, architecture, kind, recipe))
+    return stack.unsupported(_facts(stack, _kept_structure(architecture, kind, stack.dropout), kind, recipe))
+
+
+def _structure(architecture: str, kind: Kind, dropout: Dropout) -> nn.Module:
+    model = skeleton(toy_config(architecture, kind, dropout))
+    switch_off(model, dropout)
+    return model
+
+
+# `unsupported` is asked before every training of a check, and only reads: to build a structure each time is a tenth of
+# what all checks take.
+_kept_structure = cache(_structure)
+
+
+def _facts(stack: Stack, model: nn.Module, kind: Kind, recipe: Recipe) -> Facts:
+    return Facts(
+        model, tuple(active_dropout_under(model, stack.rates)), toy_task(kind), recipe, DTYPES[recipe.precision]
+    )
 
 
 def weights(run: TrainingRun) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ def sketch_steps(total_steps: int) -> list[int]:
 
 
 @torch.no_grad()
+@devices.exact_products()
 def sketch(parameters: Iterable[Tensor]) -> np.ndarray:
     """Return a count-sketch of the weights: equal for equal weights, almost surely different for different ones.
 
@@ -54,7 +55,6 @@ def sketch(parameters: Iterable[Tensor]) -> np.ndarray:
             generator = torch.Generator(flat.device).manual_seed(_SKETCH_SEED + rows)
             signs[rows] = torch.empty(rows, device=flat.device).bernoulli_(0.5, generator=generator) * 2 - 1
         # Rolled by the tensor's index, so that swapping two tensors is seen.
-        with devices.exact_products():
-            part = (signs[rows] @ flat).double().roll(index % SKETCH_WIDTH)
+        part = (signs[rows] @ flat).double().roll(index % SKETCH_WIDTH)
         total = part if total is None else total + part
     return np.zeros(SKETCH_WIDTH) if total is None else total.cpu().numpy()

@@ -115,6 +115,7 @@ def test_without_longer_runs_there_is_no_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_a_real_run(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any) -> None:
     words = ["--methods", "rdrop,smart", "--fair-cost", "--tasks", str(tiny_data), "--model", str(tiny_checkpoint)]
     words += ["--seeds", "2", "--steps", "4", "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--out", str(tmp_path)]

@@ -20,6 +20,7 @@ def words(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_a_dose_response(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["dose", "hype", "--eps", "0,1e-5,1e-4,1e-3,0.5", *words]) == 0
     out = capsys.readouterr().out
@@ -40,6 +41,7 @@ def test_a_dose_response(words: list[str], tmp_path: Path, capsys: Any) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_noise_on_weights_and_in_a_second_pass_is_seen(words: list[str], tmp_path: Path) -> None:
     assert cli.main(["dose", "noisytune", "--intensity=0.01,0.1", *words]) == 0
     assert cli.main(["dose", "r3f+hype", "--r3f.eps", "0.001,0.01", *words]) == 0
@@ -50,6 +52,7 @@ def test_noise_on_weights_and_in_a_second_pass_is_seen(words: list[str], tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_what_cannot_run_without_dropout_has_scores_only(words: list[str], tmp_path: Path) -> None:
     assert cli.main(["dose", "rdrop", "--alpha", "0.5,2", *words]) == 0
     frame = pd.read_csv(tmp_path / "dose" / "rdrop-alpha" / "dose.csv")
@@ -67,6 +70,7 @@ def test_doses_are_read_from_the_parameter_that_is_meant() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_a_dose_is_part_of_the_runs_report(words: list[str], tmp_path: Path, capsys: Any) -> None:
     assert cli.main(["dose", "hype", "--eps", "1e-5,0.5", *words]) == 0
     assert cli.main(["dose", "rdrop", "--alpha", "0.5,2", *words]) == 0

@@ -206,6 +206,7 @@ def test_a_failing_cell_is_a_row_and_the_grid_goes_on(
         "1",
         "--workers",
         "1",
+        "--trust-plugins",  # so that they share a worker: each alone starts one for itself
     ]
     typed = command(*options, tasks=Path(study.tasks[0]), model=Path(study.models[0]), out=store.root, plugin=plugin)
     first = ended(typed, capsys)
@@ -349,6 +350,7 @@ def test_a_read_only_folder_is_told_before_any_compute(
     assert "] done: " not in done.stderr
 
 
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_cut_files_are_not_believed(undisturbed: Store, study: Study, tmp_path: Path) -> None:
     store = Store(tmp_path / "cut")
     shutil.copytree(undisturbed.root, store.root)
@@ -438,6 +440,7 @@ def test_two_runs_on_one_store_share_the_work(undisturbed: Store, study: Study, 
     assert store.without_measurements() == undisturbed.without_measurements()
 
 
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_saved_models_are_plain(study: Study, tmp_path: Path) -> None:
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -472,6 +475,7 @@ def test_one_checkpoint_under_two_names_is_refused(study: Study, tiny_checkpoint
         make_plan(replace(study, models=(str(tiny_checkpoint), str(tmp_path / "copy"))))
 
 
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_what_one_model_cannot_do_is_skipped(study: Study, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """R-Drop needs passes that differ: on a checkpoint without dropout its cells are skipped, and the rest runs."""
     from transformers import AutoConfig

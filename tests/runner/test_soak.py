@@ -17,7 +17,7 @@ METHODS = "vanilla,ema,sage,child_tuning_d"
 KINDS = ("kill a worker", "kill a runner", "kill everything", "interrupt", "harm a checkpoint", "another runner")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="leases know a process that is gone by /proc")
 def test_a_grid_under_random_kills_ends_as_an_undisturbed_one(tmp_path: Path) -> None:
     words = [sys.executable, str(SCRIPT), "--minutes", "1", "--seed", "7", "--methods", METHODS, "--faults", "6"]

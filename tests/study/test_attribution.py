@@ -73,6 +73,7 @@ def test_a_chain_with_a_hole_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_the_flag_adds_the_twins(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any) -> None:
     method = "hype(eps=0.1,noise=uniform_onesided)"
     words = ["run", "--methods", method, "--tasks", str(tiny_data), "--model", str(tiny_checkpoint), "--seeds", "2"]
@@ -149,6 +150,7 @@ def test_no_effect_stands_in_every_table(tmp_path: Path, scored: bool) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_a_real_average_has_an_effect(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path) -> None:
     words = ["run", "--methods", "ema,swa(share=0)", "--tasks", str(tiny_data), "--model", str(tiny_checkpoint)]
     words += ["--seeds", "1", "--steps", "4", "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--out", str(tmp_path)]

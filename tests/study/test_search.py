@@ -229,6 +229,7 @@ def test_no_setting_ended_well(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_a_search_runs_and_reports(tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any) -> None:
     words = ["--methods", "hype,rdrop", "--search", "3", "--tasks", str(tiny_data), "--model", str(tiny_checkpoint)]
     words += ["--seeds", "2", "--steps", "3", "--warmup", "0", "--lr", "1e-3", "--workers", "1", "--out", str(tmp_path)]
@@ -257,6 +258,7 @@ def test_a_search_runs_and_reports(tmp_path: Path, tiny_checkpoint: Path, tiny_d
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cells_in_this_process")
 def test_blocks_choose_their_rates_on_held_out_data_with_equal_budgets(
     tmp_path: Path, tiny_checkpoint: Path, tiny_data: Path, capsys: Any
 ) -> None:
