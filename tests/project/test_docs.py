@@ -92,9 +92,9 @@ def call(*arguments: str | Path, cwd: Path, **environment: str) -> subprocess.Co
 def test_the_readme_opens_with_two_commands_and_ci_runs_the_second() -> None:
     """CI then runs the scripts for style and types, which no test does."""
     run, test = (block.strip() for block in blocks(README, "sh")[:2])
-    setup = "python3 -m venv .venv && .venv/bin/pip install -q --no-compile -c constraints.txt -e"
-    assert run == f"{setup} '.[offline]' && .venv/bin/finetune-bench run"
-    assert test == f"{setup} '.[offline,test]' && .venv/bin/python -m pytest -n 2"
+    setup, libraries = "python3 -m venv .venv && .venv/bin/pip install -q", "-c constraints.txt -e"
+    assert run == f"{setup} --no-compile {libraries} '.[offline]' && .venv/bin/finetune-bench run"
+    assert test == f"{setup} {libraries} '.[offline,test]' && .venv/bin/python -m pytest -n 2"
     script = ROOT / ".ci" / "run"
     lines = script.read_text("utf-8").splitlines()
     assert lines[-3:] == [test, "scripts/lint", "scripts/typecheck"]
