@@ -10,7 +10,8 @@ of a layer; draws in which all heads are dropped don't count. The factors of a l
 
 **Where it acts.** In every training forward pass, between the heads and the matrix that mixes them. None in evaluation.
 
-**Cost.** One forward and one backward pass; one number per example, head and layer.
+**Cost.** One forward and one backward pass; one number per example, head and layer, and one hidden state per layer
+where the attention kernel keeps its output for itself, as CUDA's do.
 
 **Randomness drawn.** H + 1 numbers per example and layer, from the method's own stream: one says which head is the
 first that is kept, given that one is, the others which of the later ones are.
@@ -37,6 +38,7 @@ import torch
 from torch import Generator, Tensor
 
 from finetune_bench.method.base import Facts, Method, Phase
+from finetune_bench.method.cost import Memory
 from finetune_bench.method.reasons import without_part
 from finetune_bench.method.step import Run
 from finetune_bench.model.structure import attention_heads_scaled, attention_output_layers
@@ -85,6 +87,10 @@ class DropHead(Method):
     def stochastic(self) -> bool:
         """Say whether heads are dropped."""
         return self.p > 0
+
+    def memory(self, inner: Memory) -> Memory:
+        """Add what heads give after the factors, where the attention kernel keeps what they gave before."""
+        return inner.plus(saved={"H_heads": 1}) if self.p > 0 else inner
 
     def unsupported(self, facts: Facts) -> str | None:
         """Refuse models whose heads are not found, and gradient checkpointing."""

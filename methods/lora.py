@@ -25,7 +25,7 @@ the model is a plain one.
 
 **Cost.** One forward and one backward pass; neither gradients nor moments of what is frozen, and four times the numbers
 that are learned: r · (in + out) per matrix for `lora`. `vera` keeps its projections beside, `dora` makes W anew in
-every pass.
+every pass, and saves two more numbers for each that leaves a matrix.
 
 **Randomness drawn.** A, from a global stream of the method's own; `vera`'s projections from the run's seed, where peft
 has the same for all seeds; dropout on the adapters, if asked for, from the training's.
@@ -309,6 +309,10 @@ class Peft(_Adapted):
         if common_width(facts.skeleton) % self.r:
             return f"r={self.r}: not every matrix of {type(facts.skeleton).__name__} can be cut into such blocks"
         return None
+
+    def memory(self, inner: Memory) -> Memory:
+        """Add, of `dora`, what leaves its matrices before and beside the update, taking them for query and value."""
+        return super().memory(inner).plus(saved={"H_all": 4} if self.kind == "dora" else {})
 
     def _config(self, run: Run, targets: list[str], is_turned: bool) -> Any:
         import peft

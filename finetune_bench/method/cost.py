@@ -28,6 +28,7 @@ SIZES = {
     "D": "what one divergence of two predictions saves",
     "H": "one hidden state: batch · seq · dim · 4",
     "H_all": "the hidden states that leave the layers: layers · H",
+    "H_heads": "what attention heads give: layers · H where the kernel keeps it for itself, too, as CUDA's do, else 0",
     "P": "all weights: parameters · 4",
     "P_body": "the body's weights, that is all but the head's",
     "P_head": "the matrix of the head's last layer",

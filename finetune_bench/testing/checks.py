@@ -40,6 +40,7 @@ from finetune_bench.testing.toys import (
     CPU,
     KINDS,
     RECIPE,
+    SEED,
     same,
     shape,
     toy_facts,
@@ -171,14 +172,16 @@ def is_alive(owner: type[Method], device: torch.device = CPU) -> None:
     if owner.name == registry.BASELINE:
         raise Skip("it is vanilla")
     _skip_unsupported(owner)
-    run, _, predictions = toy_train(owner(), device=device)
-    twin, _, twin_predictions = toy_train(_twin(owner()), device=device)
-    assert same(run, twin) or not owner.observer, "its class says `observer = True`, and it trains to other weights"
-    # Averaged weights show in the predictions only.
-    equal = same(run, twin) and np.array_equal(predictions, twin_predictions)
-    if equal and owner().at_neutral and (said := owner().warning(toy_facts(Stack([owner()])))):
+    # What is drawn seldom, as a layer to skip, may not be drawn at all in a run this short.
+    for seed in range(SEED, SEED + (8 if owner().stochastic else 1)):
+        run, _, predictions = toy_train(owner(), device=device, seed=seed)
+        twin, _, twin_predictions = toy_train(_twin(owner()), device=device, seed=seed)
+        assert same(run, twin) or not owner.observer, "its class says `observer = True`, and it trains to other weights"
+        if not (same(run, twin) and np.array_equal(predictions, twin_predictions)):  # An average shows in these only.
+            return
+    if owner().at_neutral and (said := owner().warning(toy_facts(Stack([owner()])))):
         raise Skip(said)
-    assert not equal, "with its defaults it does nothing at all"
+    raise AssertionError("with its defaults it does nothing at all")
 
 
 def is_deterministic(owner: type[Method], device: torch.device = CPU) -> None:
@@ -332,8 +335,7 @@ def declares_its_memory(owner: type[Method], device: torch.device = CPU, toleran
         sizes = memory_sizes(plain, {name for name, weight in run.params.items() if not weight.requires_grad})
     finally:
         stack.teardown(run)
-    expected_saved, expected_kept = expected_bytes(declared, sizes)
-    for what, measured, expected in (("saves", saved, expected_saved), ("keeps", kept, expected_kept)):
+    for what, measured, expected in zip(("saves", "keeps"), (saved, kept), expected_bytes(declared, sizes), strict=True):
         excess = measured - expected
         # With frozen weights the formula of what is saved is a bound.
         if not (what == "saves" and sizes["P_frozen"]):

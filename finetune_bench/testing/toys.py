@@ -37,6 +37,8 @@ KINDS: tuple[Kind, ...] = ("classification", "regression")
 
 VOCABULARY, CLASSES, EXAMPLES = 60, 3, 24
 
+SEED = 3
+
 RECIPE = Recipe(lr=1e-3, batch_size=8, epochs=2, warmup=0.0)
 
 _BERT_LIKE = {
@@ -146,6 +148,8 @@ def toy_run(
     kind: Kind = "classification",
     recipe: Recipe = RECIPE,
     device: torch.device = CPU,
+    *,
+    seed: int = SEED,
 ) -> tuple[TrainingRun, Stack]:
     """Make a run on a tiny random encoder, equal for equal dropout policies, and its stack; ready for `train`."""
     # As in the runs of a grid.
@@ -155,7 +159,7 @@ def toy_run(
     if recipe.gradient_checkpointing:
         checkpoint_activations(model)
     examples = toy_examples(kind, left=architecture == "xlnet")
-    return TrainingRun(model, toy_task(kind), examples, recipe, stack, seed=3, device=device), stack
+    return TrainingRun(model, toy_task(kind), examples, recipe, stack, seed=seed, device=device), stack
 
 
 def toy_train(
@@ -166,9 +170,10 @@ def toy_train(
     checkpoints: Checkpoints | None = None,
     *,
     device: torch.device = CPU,
+    seed: int = SEED,
 ) -> tuple[TrainingRun, TrainingResult, np.ndarray]:
     """Train, predict and tear down; return the run, what `train` gave, and the predictions."""
-    run, stack = toy_run(methods, architecture, kind, recipe, device)
+    run, stack = toy_run(methods, architecture, kind, recipe, device, seed=seed)
     try:
         result = train(run, checkpoints)
         with stack.evaluating(run):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from finetune_bench.device import random_state_kept
+from finetune_bench.errors import ModelError
 from finetune_bench.method.base import Method
 from finetune_bench.method.cost import Memory
 from finetune_bench.method.step import View
-from finetune_bench.model.structure import body, layer_inputs_changed, layers, output_layer
+from finetune_bench.model.structure import attention_heads_scaled, body, layer_inputs_changed, layers, output_layer
 from finetune_bench.task import Batch, Output
 from finetune_bench.training.run import TrainingRun, TrainingStep
 
@@ -56,6 +57,7 @@ def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, in
         "D": _saved(run, diverge) - _saved(run, forward, forward),
         "H": BYTES_PER_NUMBER * hidden.numel(),
         "H_all": BYTES_PER_NUMBER * hidden.numel() * len(layers(run.model)),
+        "H_heads": _saved_of_heads(run, forward) - _saved(run, forward),
         "P": _bytes(run.params.values()),
         "P_body": _bytes(body(run.model).parameters()),
         "P_head": _bytes([output_layer(run.model).weight]),
@@ -86,6 +88,15 @@ def _saved(run: TrainingRun, *parts: Callable[[], Any], without: list[Tensor] | 
         for part in parts:
             held.append(part())
     return meter.peak_bytes
+
+
+def _saved_of_heads(run: TrainingRun, forward: Callable[[], Any]) -> int:
+    """Return the bytes that a forward pass saves where what attention heads give is multiplied, if that can be done."""
+    try:
+        with attention_heads_scaled(run.model, lambda batch: torch.ones(batch, 1, device=run.device)):
+            return _saved(run, forward)
+    except ModelError:
+        return _saved(run, forward)
 
 
 def _saved_below(run: TrainingRun, batch: Batch, frozen: set[Any]) -> int:

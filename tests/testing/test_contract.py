@@ -221,6 +221,17 @@ def test_an_observer_that_moves_weights_is_found() -> None:
     testing.is_alive(registry.method_class("ema"))
 
 
+def test_what_is_drawn_seldom_is_alive() -> None:
+    class Seldom(registry.method_class("layerdrop")):  # type: ignore[misc]
+        name = "seldom"
+
+        p: float = parameter(0.02, interval="[0, 1)", neutral=0.0, help="probability of a layer to be skipped")
+
+    run, _, _ = toys.toy_train(Seldom())
+    assert toys.same(run, toys.toy_train(registry.method_class("vanilla")())[0])  # Nothing is drawn in so few steps.
+    testing.is_alive(Seldom)
+
+
 @pytest.mark.slow
 def test_a_broken_method_fails_its_checks() -> None:
     """The checks can fail: here is a method that draws while evaluating, moves the weights and leaves a hook."""

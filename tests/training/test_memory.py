@@ -118,6 +118,20 @@ def test_formulas_are_right_to_the_byte(name: str) -> None:
         pytest.skip(str(reason))
 
 
+def test_a_kernel_that_keeps_what_heads_give_is_reckoned_with() -> None:
+    """Without attention dropout a CPU's kernel does, too, as those of CUDA devices do."""
+    drophead, layers, tolerance = registry.method_class("drophead")(dropout="all_off"), 2, 200
+    run, _ = toys.toy_run(drophead)
+    train(run)
+    sizes = memory_sizes(toys.toy_run(registry.method_class("vanilla")(dropout="all_off"))[0])
+    assert sizes["H_heads"] == pytest.approx(layers * sizes["H"], abs=tolerance)
+    assert saved_activation_bytes(run) == pytest.approx(
+        expected_bytes(drophead.memory(Memory()), sizes)[0], abs=tolerance
+    )
+    assert memory_sizes(toys.toy_run(registry.method_class("vanilla")())[0])["H_heads"] < tolerance
+    assert memory_sizes(toys.toy_run(registry.method_class("vanilla")(), "xlnet")[0])["H_heads"] == 0
+
+
 @pytest.mark.parametrize("k", [1, 2])
 def test_frozen_layers_save_nothing_below(k: int) -> None:
     method = registry.method_class("top_k")(k=k)
