@@ -335,11 +335,11 @@ def declares_its_memory(owner: type[Method], device: torch.device = CPU, toleran
         sizes = memory_sizes(plain, {name for name, weight in run.params.items() if not weight.requires_grad})
     finally:
         stack.teardown(run)
-    for what, measured, expected in zip(("saves", "keeps"), (saved, kept), expected_bytes(declared, sizes), strict=True):
-        excess = measured - expected
+    due = expected_bytes(declared, sizes)
+    for what, measured, expected in zip(("saves", "keeps"), (saved, kept), due, strict=True):
         # With frozen weights the formula of what is saved is a bound.
-        if not (what == "saves" and sizes["P_frozen"]):
-            excess = abs(excess)
+        is_bound = what == "saves" and sizes["P_frozen"]
+        excess = measured - expected if is_bound else abs(measured - expected)
         assert excess <= tolerance * sizes["F"] + 0.5, (
             f"it {what} {measured:,} bytes where {declared} says {expected:,.0f}; sizes: {sizes}"
         )
