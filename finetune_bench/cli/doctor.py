@@ -6,9 +6,11 @@ It waits for no network longer than three seconds, and changes nothing.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import platform
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -84,6 +86,26 @@ def _installed(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def bytecode() -> Iterator[Finding]:
+    """Yield whether Python keeps what it compiles of the libraries: else every process compiles them anew."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        return
+    source = Path(spec.origin)
+    if Path(importlib.util.cache_from_source(spec.origin)).exists():
+        yield "bytecode", OK, "kept"
+    elif not sys.dont_write_bytecode and os.access(source.parent, os.W_OK):
+        yield "bytecode", OK, "kept from the first import on"
+    else:
+        why = "PYTHONDONTWRITEBYTECODE is set" if sys.dont_write_bytecode else f"{source.parent} can't be written to"
+        yield (
+            "bytecode",
+            NOTE,
+            f"none is kept ({why}): every process that starts compiles the libraries anew, which takes longer than all "
+            f"else; for it: {sys.executable} -m compileall -q {source.parent.parent}",
+        )
 
 
 def devices() -> Iterator[Finding]:
@@ -205,4 +227,4 @@ def _size(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (packages, devices, memory, default_study, hub, places)
+CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (packages, bytecode, devices, memory, default_study, hub, places)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import importlib.util
 import json
 import os
 import socket
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -47,6 +51,24 @@ def test_what_is_missing_is_exit_code_1(capsys: pytest.CaptureFixture[str], monk
     assert findings(capsys, 1)["default study"]["detail"] == "The embedded study is broken."
     assert cli.main(["doctor"]) == 1
     assert "Missing: default study." in capsys.readouterr().out
+
+
+def test_libraries_that_every_process_compiles_anew(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    package = folder / "lib" / "transformers"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    find = importlib.machinery.PathFinder.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: find(name, [str(package.parent)]))
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    assert list(doctor.bytecode()) == [("bytecode", doctor.OK, "kept from the first import on")]
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    ((_, state, detail),) = doctor.bytecode()
+    assert state == doctor.NOTE
+    assert "PYTHONDONTWRITEBYTECODE is set" in detail
+    # What it says to do is enough, with the variable set.
+    command = detail.partition("for it: ")[2].split()
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"})
+    assert list(doctor.bytecode()) == [("bytecode", doctor.OK, "kept")]
 
 
 def test_a_study_that_needs_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
