@@ -20,6 +20,7 @@ from finetune_bench.files import read_json
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data
 from finetune_bench.reports.text import interval, points
+from finetune_bench.reports.topics.choosing import is_idle
 from finetune_bench.reports.topics.differences import reference_differences
 from finetune_bench.reports.topics.search import Search, searches
 from finetune_bench.stats.estimates import Estimate, geometric_mean_ratio
@@ -76,6 +77,7 @@ def runs_of(data: Data, search: Search) -> pd.DataFrame:
                 "learning_rate": row["recipe"]["lr"],
                 "seed": row["seed"],
                 "chosen": row["id"] in chosen,
+                "learned_nothing": is_idle(row),
                 "held_out_score": row["metrics"][HELD_OUT][row["metric"]],
                 "score": row["metrics"][split][row["metric"]],
                 "nll": numbers[f"{split}: NLL"] if is_classification else math.nan,

@@ -40,11 +40,11 @@ def those_that_learned(runs: Mapping[Setting, Collection[Row]]) -> list[Setting]
     beat: the best mean on a few hundred held-out examples can be that of runs that collapsed. Only training data is
     looked at, so the choice stays honest.
     """
-    able = [setting for setting, of_setting in runs.items() if 2 * sum(map(_is_idle, of_setting)) < len(of_setting)]
+    able = [setting for setting, of_setting in runs.items() if 2 * sum(map(is_idle, of_setting)) < len(of_setting)]
     return able or list(runs)
 
 
-def _is_idle(row: Row) -> bool:
+def is_idle(row: Row) -> bool:
     """Return whether a run learned nothing: its loss hardly moved, or one answer to all held-out data is as good."""
     training = row.get("training")
     if training and training.get("hardly_moved"):
