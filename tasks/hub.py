@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,17 +86,19 @@ class HubTask(Task):
             )
         try:
             # Only a data card (README.md) can name the configurations; without one they are the folders beside it.
-            has_card = (folder / "README.md").is_file()
-            if has_card and self.config in datasets.get_dataset_config_names(str(folder)):
-                loaded: Mapping[str, Any] = datasets.load_dataset(str(folder), self.config, cache_dir=cache)
-            else:
-                files = self._files(folder / self.config)
-                if not files:
-                    raise DataError(
-                        f"{wanted}where neither a README.md names that config nor a folder '{self.config}' holds its "
-                        f"splits; lay the files out as {self._layout(data_root)}."
-                    )
-                loaded = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
+            if (folder / "README.md").is_file():
+                # The card of a copy of some configurations names all, and the library wants the files of the first.
+                with suppress(datasets.exceptions.DataFilesNotFoundError):
+                    if self.config in datasets.get_dataset_config_names(str(folder)):
+                        named: Mapping[str, Any] = datasets.load_dataset(str(folder), self.config, cache_dir=cache)
+                        return named
+            files = self._files(folder / self.config)
+            if not files:
+                raise DataError(
+                    f"{wanted}where neither the files that a README.md names for that config nor a folder "
+                    f"'{self.config}' hold its splits; lay them out as {self._layout(data_root)}."
+                )
+            loaded: Mapping[str, Any] = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
         except DataError:
             raise
         # Here and below: datasets, pyarrow, the hub's client and its HTTP library all raise errors of their own.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -57,6 +58,20 @@ def write_card(root: Path, task: HubTask, splits: list[str]) -> None:
     files = "".join(f"  - split: {split}\n    path: {task.config}/{split}-*\n" for split in splits)
     card = f"---\nconfigs:\n- config_name: {task.config}\n  data_files:\n{files}---\n"
     (root / task.path / "README.md").write_text(card)
+
+
+def test_a_copy_of_one_configuration_is_read_whatever_else_its_card_names(tmp_path: Path) -> None:
+    task = glue.rte
+    for split in task.rows:
+        write_split(tmp_path, task, split, [0, 1])
+    card = "---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
+        for name in ("cola", task.config)
+    )
+    (tmp_path / task.path / "README.md").write_text(f"{card}---\n")
+    assert len(task.load(tmp_path).train) == 2
+    shutil.rmtree(tmp_path / task.path / task.config)
+    assert "neither the files that a README.md names for that config nor a folder 'rte'" in refusal(task, tmp_path)
 
 
 def refusal(task: HubTask, data_root: Path | None) -> str:
