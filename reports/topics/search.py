@@ -272,8 +272,7 @@ def _choose(by_setting: Mapping[Setting, list[Row]], method: str, title: str) ->
 
 def warnings_of_searches(data: Data, found: Sequence[Search]) -> list[str]:
     """Return what stands before all tables: runs that are missing, unequal budgets, and choices at an edge."""
-    texts = [*_unfinished(data, found), *(text for search in found for text in search.refused)]
-    return [*texts, *edge_of_search(found)]
+    return [*_unfinished(data, found), *(text for search in found for text in search.refused), *edge_of_search(found)]
 
 
 def edge_of_search(found: Sequence[Search]) -> list[str]:
@@ -343,6 +342,8 @@ def _refusals(
     methods: dict[str, list[str]] = {}
     for trials in tried:
         number = len(trials.complete)
+        if compared and all(row["status"] == Status.SKIPPED for row in trials.rows):
+            continue  # It can't run there, which is said of its runs.
         if number == 0:
             reason = f"no setting ended well on every seed, so nothing is chosen ({_what_ended(trials.rows, seeds)})"
         elif trials not in compared:

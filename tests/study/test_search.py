@@ -213,6 +213,23 @@ def test_unequal_budgets_are_refused(tmp_path: Path) -> None:
     assert sentence in render(load(store)).replace("`", "")
 
 
+def test_what_cannot_run_on_a_task_is_said_once_and_not_before_the_answer(tmp_path: Path) -> None:
+    """As the losses of classes, of which a list of methods for several tasks may hold some, on a regression."""
+    reason = "hype: a regression task has no distribution over classes"
+
+    def change(row: dict[str, Any]) -> None:
+        if "hype" in row["method"]:
+            fail(row, reason, "skipped")
+
+    store = searched_store(tmp_path, change)
+    found = only_search(store)
+    assert [choice.method for choice in found.choices] == ["vanilla"]
+    assert found.refused == ()
+    text = render(load(store))
+    assert text.count(reason) == 1
+    assert reason in text.partition("## Runs that need a look")[2]
+
+
 def test_no_setting_ended_well(tmp_path: Path) -> None:
     store = searched_store(tmp_path, lambda row: fail(row, "out of memory"))
     assert only_search(store).choices == ()
