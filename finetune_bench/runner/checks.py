@@ -328,7 +328,8 @@ def warnings_of(cells: Sequence[Cell]) -> list[str]:
         stack = cell.make_stack()
         label = registry.describe(stack)
         for text in stack.warnings(facts_of(cell, stack)):
-            warnings[f"Warning: '{label}': {text}."] = None
+            # Of a stack the sentence names the method; where that is all there is, once is enough.
+            warnings[f"Warning: '{label}': {text.removeprefix(f'{label}: ')}."] = None
         if dropout_stays_on(cell.model, registry.task(cell.task).outputs, stack.dropout):
             model = pretrained.label(cell.model)
             warnings[f"Warning: '{label}': '{model}' goes on dropping what {stack.dropout} wants kept."] = None

@@ -84,6 +84,12 @@ def test_a_method_with_a_learning_rate_of_its_own_says_so(
     assert "own learning rate" not in capsys.readouterr().out
 
 
+def test_a_warning_names_a_method_once(tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path) -> None:
+    notes = planned(tiny_checkpoint, tiny_data, tmp_path / "run", ["kl_anchor", "hype+kl_anchor"]).notes
+    said = [note.partition(" its reference")[0] for note in notes if note.startswith("Warning: ")]
+    assert said == ["Warning: 'kl_anchor':", "Warning: 'hype+kl_anchor': kl_anchor:"]
+
+
 def test_rates_of_dropout_without_a_run_of_their_own_are_said(
     tiny_checkpoint: Path, tiny_data: Path, tmp_path: Path
 ) -> None:
