@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -86,25 +86,40 @@ class HubTask(Task):
             )
         try:
             # Only a data card (README.md) can name the configurations; without one they are the folders beside it.
+            files: Any = None
             if (folder / "README.md").is_file():
-                # The card of a copy of some configurations names all, and the library wants the files of the first.
-                with suppress(datasets.exceptions.DataFilesNotFoundError):
+                try:
                     if self.config in datasets.get_dataset_config_names(str(folder)):
                         named: Mapping[str, Any] = datasets.load_dataset(str(folder), self.config, cache_dir=cache)
                         return named
-            files = self._files(folder / self.config)
+                except datasets.exceptions.DataFilesNotFoundError:
+                    # The card of a copy of some configurations names all, and the library wants files of the first.
+                    files = self._files_on_card(folder / "README.md")
+            files = files or self._files(folder / self.config)
             if not files:
                 raise DataError(
-                    f"{wanted}where neither the files that a README.md names for that config nor a folder "
-                    f"'{self.config}' hold its splits; lay them out as {self._layout(data_root)}."
+                    f"{wanted}where neither a README.md names that config nor a folder '{self.config}' holds its "
+                    f"splits; lay the files out as {self._layout(data_root)}."
                 )
             loaded: Mapping[str, Any] = datasets.load_dataset(str(folder), data_files=files, cache_dir=cache)
         except DataError:
             raise
+        except datasets.exceptions.DataFilesNotFoundError as error:
+            raise DataError(
+                f"{wanted}which holds none of its files; lay them out as its README.md says, or as "
+                f"{self._layout(data_root)}."
+            ) from error
         # Here and below: datasets, pyarrow, the hub's client and its HTTP library all raise errors of their own.
         except Exception as error:
             raise DataError(f"{wanted}but could not be loaded from there: {reason_of(error)}.") from error
         return loaded
+
+    def _files_on_card(self, card: Path) -> Any:
+        """Return the files that a data card names for the configuration, as it writes them; None if it names none."""
+        from huggingface_hub import DatasetCard
+
+        configs = DatasetCard.load(card).data.to_dict().get("configs") or ()
+        return next((config.get("data_files") for config in configs if config.get("config_name") == self.config), None)
 
     def _files(self, folder: Path) -> dict[str, list[str]]:
         # Named split by split: left to itself, datasets would read validation_matched and validation_mismatched as one.

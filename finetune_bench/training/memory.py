@@ -43,7 +43,8 @@ def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, in
         return run.task.divergence(forward(), forward())
 
     # Marginal amounts: what the second one adds to the first.
-    one_pass = _saved(run, forward, forward) - _saved(run, forward)
+    single, double = _saved(run, forward), _saved(run, forward, forward)
+    one_pass = double - single
     one_loss = _saved(run, loss, loss) - _saved(run, loss)
     with torch.no_grad():
         hidden = run.forward(batch, View(perturb=False, hidden=True)).hidden[0]
@@ -54,10 +55,10 @@ def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, in
         "F": one_pass,
         "F_frozen": _saved_below(run, batch, frozen_weights),
         "L": one_loss - one_pass,
-        "D": _saved(run, diverge) - _saved(run, forward, forward),
+        "D": _saved(run, diverge) - double,
         "H": BYTES_PER_NUMBER * hidden.numel(),
         "H_all": BYTES_PER_NUMBER * hidden.numel() * len(layers(run.model)),
-        "H_heads": _saved_of_heads(run, forward) - _saved(run, forward),
+        "H_heads": _saved_of_heads(run, forward) - single,
         "P": _bytes(run.params.values()),
         "P_body": _bytes(body(run.model).parameters()),
         "P_head": _bytes([output_layer(run.model).weight]),
@@ -69,7 +70,7 @@ def memory_sizes(run: TrainingRun, frozen: Collection[str] = ()) -> dict[str, in
             if isinstance(module, nn.Linear)
             for weight in module.parameters()
         ),
-        "P_used": _saved(run, forward, without=[]) - _saved(run, forward),
+        "P_used": _saved(run, forward, without=[]) - single,
         "P_linear": _bytes(module.weight for module in linear),
         "P_frozen": _bytes(frozen_weights),
         "C": BYTES_PER_NUMBER * sum(module.in_features for module in linear),

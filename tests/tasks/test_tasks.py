@@ -61,17 +61,25 @@ def write_card(root: Path, task: HubTask, splits: list[str]) -> None:
 
 
 def test_a_copy_of_one_configuration_is_read_whatever_else_its_card_names(tmp_path: Path) -> None:
-    task = glue.rte
+    """From where the card says, also where a folder of the configuration's name holds something else."""
+    task, folder = glue.rte, tmp_path / glue.rte.path
     for split in task.rows:
         write_split(tmp_path, task, split, [0, 1])
-    card = "---\nconfigs:\n" + "".join(
-        f"- config_name: {name}\n  data_files:\n  - split: train\n    path: {name}/train-*\n"
-        for name in ("cola", task.config)
-    )
-    (tmp_path / task.path / "README.md").write_text(f"{card}---\n")
-    assert len(task.load(tmp_path).train) == 2
-    shutil.rmtree(tmp_path / task.path / task.config)
-    assert "neither the files that a README.md names for that config nor a folder 'rte'" in refusal(task, tmp_path)
+    shutil.copytree(folder / task.config, folder / "new")
+    write_split(tmp_path, task, "train", [0, 1, 1])
+
+    def write(place: str) -> None:
+        files = "".join(f"  - split: {split}\n    path: {place}/{split}-*\n" for split in task.rows)
+        absent = "- config_name: cola\n  data_files:\n  - split: train\n    path: cola/train-*\n"
+        card = f"---\nconfigs:\n{absent}- config_name: {task.config}\n  data_files:\n{files}---\n"
+        (folder / "README.md").write_text(card)
+
+    for place, count in (("new", 2), (task.config, 3)):
+        write(place)
+        assert len(task.load(tmp_path).train) == count, place
+    shutil.rmtree(folder / task.config)
+    laid_out = f"lay them out as its README.md says, or as '{folder / task.config}/train-*.parquet'"
+    assert f"which holds none of its files; {laid_out}" in refusal(task, tmp_path)
 
 
 def refusal(task: HubTask, data_root: Path | None) -> str:
