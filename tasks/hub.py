@@ -90,6 +90,9 @@ class HubTask(Task):
             if (folder / "README.md").is_file():
                 try:
                     if self.config in datasets.get_dataset_config_names(str(folder)):
+                        builder = datasets.load_dataset_builder(str(folder), self.config, cache_dir=cache)
+                        if not any((builder.config.data_files or {}).values()):
+                            raise datasets.exceptions.DataFilesNotFoundError
                         named: Mapping[str, Any] = datasets.load_dataset(str(folder), self.config, cache_dir=cache)
                         return named
                 except datasets.exceptions.DataFilesNotFoundError:

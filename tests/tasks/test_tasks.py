@@ -80,6 +80,9 @@ def test_a_copy_of_one_configuration_is_read_whatever_else_its_card_names(tmp_pa
     shutil.rmtree(folder / task.config)
     laid_out = f"lay them out as its README.md says, or as '{folder / task.config}/train-*.parquet'"
     assert f"which holds none of its files; {laid_out}" in refusal(task, tmp_path)
+    # The configuration that the card names first is there; the library finds that the other one is not when it reads.
+    shutil.copytree(folder / "new", folder / "cola")
+    assert f"which holds none of its files; {laid_out}" in refusal(task, tmp_path)
 
 
 def refusal(task: HubTask, data_root: Path | None) -> str:
