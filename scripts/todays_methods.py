@@ -4,7 +4,8 @@
     python -m scripts.todays_methods             writes the tables anew, each between two comments with its NAME
 
 A run counts in the table where its learning rate is the one that `finetune-bench report` chooses for its method on
-held-out training data. The intervals are the report's.
+held-out training data. The intervals are the report's. Where the seeds of a study ran on several machines, a merged run
+holds a study of each; see `across_machines`.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from finetune_bench.files import read_json
 from finetune_bench.reports.rows.load import load
-from finetune_bench.reports.rows.sections import Data
+from finetune_bench.reports.rows.sections import Data, Section, bare, section_of
 from finetune_bench.reports.text import interval, points
-from finetune_bench.reports.topics.choosing import is_idle
+from finetune_bench.reports.topics.choosing import Setting, best_settings, is_idle, those_that_learned
 from finetune_bench.reports.topics.differences import reference_differences
-from finetune_bench.reports.topics.search import Search, searches
+from finetune_bench.reports.topics.search import searches
 from finetune_bench.stats.estimates import Estimate, geometric_mean_ratio
+from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
 from finetune_bench.task import HELD_OUT
 from scripts.import_graph import ROOT
@@ -31,6 +34,7 @@ from scripts.import_graph import ROOT
 PAGE = ROOT / "docs" / "todays-methods.md"
 STUDIES = ROOT / "docs" / "todays-methods"
 RUNS, DIFFERENCES = "runs.csv", "differences.csv"  # of each study
+OVERVIEW = "all studies"
 END = "<!-- table: end -->\n"
 
 
@@ -54,19 +58,49 @@ def differences(name: str) -> pd.DataFrame:
     return pd.read_csv(STUDIES / name / DIFFERENCES)
 
 
-def differences_of(search: Search) -> pd.DataFrame:
-    """Return a line for each method of a search on one task: the report's difference to vanilla, in points."""
-    assert search.section is not None
-    found = {row.method: row.estimate for row in reference_differences(search.section) if row.column.task}
+def chosen_of(data: Data) -> tuple[Section, set[str]]:
+    """Return the section of the runs that count, each method at its learning rate, and their ids."""
+    found = searches(data)
+    if len(found) > 1:
+        return across_machines(data)
+    assert found[0].section is not None
+    return found[0].section, {cell for choice in found[0].choices for cell in choice.cells}
+
+
+def across_machines(data: Data) -> tuple[Section, set[str]]:
+    """Return what counts of a study on one task whose seeds ran on several machines, as `chosen_of`.
+
+    A method's learning rate is chosen on the seeds that ran with all of its rates, by the report's rule. The difference
+    to vanilla is paired by seed, so a machine is in both runs of a pair and in no difference.
+    """
+    runs: dict[str, dict[Setting, dict[int, Row]]] = {}
+    for row in data.rows:
+        if row["status"] == Status.DONE:
+            setting = (bare(row["method"]), float(row["recipe"]["lr"]))
+            runs.setdefault(setting[0], {}).setdefault(setting, {})[row["seed"]] = row
+    counted: list[Row] = []
+    for of_method in runs.values():
+        searched = set.intersection(*map(set, of_method.values()))
+        by_rate = {setting: [of_method[setting][seed] for seed in searched] for setting in sorted(of_method)}
+        held_out = {
+            setting: sum(row["metrics"][HELD_OUT][row["metric"]] for row in by_rate[setting]) / len(searched)
+            for setting in those_that_learned(by_rate)
+        }
+        counted += of_method[best_settings(held_out)[0]].values()
+    return section_of(counted, {}, "", data.study), {row["id"] for row in counted}
+
+
+def differences_of(section: Section) -> pd.DataFrame:
+    """Return a line for each method of a section with one task: the report's difference to vanilla, in points."""
+    found = {row.method: row.estimate for row in reference_differences(section) if row.column.task}
     return pd.DataFrame([{"method": method, **dataclasses.asdict(estimate)} for method, estimate in found.items()])
 
 
-def runs_of(data: Data, search: Search) -> pd.DataFrame:
-    """Return a line for each run of a search on one task: its method, rate and seed, scores, and whether it counts."""
-    chosen = {cell for choice in search.choices for cell in choice.cells}
+def runs_of(data: Data, chosen: set[str]) -> pd.DataFrame:
+    """Return a line for each run on one task: its method, rate, seed, machine and scores, and whether it counts."""
     lines = []
     for row in data.rows:
-        if row["status"] != "done":
+        if row["status"] != Status.DONE:
             continue
         (split,) = (name for name in row["metrics"] if name != HELD_OUT)
         numbers = read_json(data.store.folder(row["id"]) / "analysis-calibration.json")["numbers"]
@@ -76,6 +110,7 @@ def runs_of(data: Data, search: Search) -> pd.DataFrame:
                 "method": row["method"],
                 "learning_rate": row["recipe"]["lr"],
                 "seed": row["seed"],
+                "device": row["device"],
                 "chosen": row["id"] in chosen,
                 "learned_nothing": is_idle(row),
                 "held_out_score": row["metrics"][HELD_OUT][row["metric"]],
@@ -93,7 +128,8 @@ def table(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
     chosen = runs[runs["chosen"]]
     gains = {line.pop("method"): Estimate(**line) for line in differences.to_dict("records")}
     scores = 100 * chosen.pivot(index="method", columns="seed", values="score")
-    seconds = chosen.pivot(index="method", columns="seed", values="training_cpu_seconds")
+    timed = chosen[chosen["device"] == chosen["device"].mode()[0]]  # the times of two machines have no mean
+    seconds = timed.pivot(index="method", columns="seed", values="training_cpu_seconds")
     of_method = chosen.groupby("method")[["learning_rate", "nll", "ece"]].mean()
     has_classes = bool(chosen["nll"].notna().any())
     columns = ["difference to vanilla", "score", "learning rate", *(["NLL", "ECE"] if has_classes else []), "time"]
@@ -111,6 +147,32 @@ def table(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
         lines.append((scores.loc[method].mean(), f"| {' | '.join(cells)} |\n"))
     header = f"| method | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}\n"
     return header + "".join(line for _, line in sorted(lines, reverse=True))
+
+
+def overview(of_studies: Mapping[str, pd.DataFrame]) -> str:
+    """Return a table in Markdown of every method's difference in every study, the best mean place first.
+
+    Differences of accuracy and of correlation have no common mean, so the order goes by the share of a study's methods,
+    vanilla among them, that a method lies above.
+    """
+    places: dict[str, list[float]] = {}
+    cells: dict[str, dict[str, str]] = {}
+    for study, lines in of_studies.items():
+        values = pd.concat([lines.set_index("method")["value"], pd.Series({"vanilla": 0.0})])
+        for method, share in ((values.rank() - 1) / (len(values) - 1)).items():
+            places.setdefault(str(method), []).append(share)
+        for line in lines.to_dict("records"):
+            value = points(line["value"], sign=True)
+            is_apart = line["low"] > 0 or line["high"] < 0
+            cells.setdefault(line["method"], {})[study] = f"**{value}**" if is_apart else value
+    order = sorted(places, key=lambda method: (-sum(places[method]) / len(places[method]), method))
+    cells["vanilla"] = dict.fromkeys(of_studies, "0")
+    rows = [
+        f"| `{method}` | " + " | ".join(cells[method].get(study, "—") for study in of_studies) + " |\n"
+        for method in order
+    ]
+    header = "".join(f" {task} on {model} |" for model, task in (study.split("-") for study in of_studies))
+    return f"| method |{header}\n|---|{'---:|' * len(of_studies)}\n" + "".join(rows)
 
 
 def with_table(page: str, name: str, text: str) -> str:
@@ -131,12 +193,13 @@ def main() -> None:
         if parsed.name is None:
             parser.error("expected the study's NAME behind its run")
         data = load(Store.open(parsed.run))
-        (search,) = searches(data)
+        section, chosen = chosen_of(data)
         folder = STUDIES / parsed.name
         folder.mkdir(exist_ok=True)
-        for file, lines in ((RUNS, runs_of(data, search)), (DIFFERENCES, differences_of(search))):
+        for file, lines in ((RUNS, runs_of(data, chosen)), (DIFFERENCES, differences_of(section))):
             lines.to_csv(folder / file, index=False, float_format="%.6g", lineterminator="\n")
     page = PAGE.read_text("utf-8")
+    page = with_table(page, OVERVIEW, overview({name: differences(name) for name in names()}))
     for name in names():
         page = with_table(page, name, table(runs(name), differences(name)))
     PAGE.write_text(page, "utf-8")

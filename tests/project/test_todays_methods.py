@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from scripts.todays_methods import PAGE, differences, names, runs, table, with_table
+from finetune_bench.reports.rows.load import load
+from finetune_bench.reports.topics.search import searches
+from scripts.todays_methods import (
+    OVERVIEW,
+    PAGE,
+    chosen_of,
+    differences,
+    differences_of,
+    names,
+    overview,
+    runs,
+    table,
+    with_table,
+)
+from tests.study.held_out_store import held_out_rows, write
 
 
 @pytest.mark.parametrize("name", names())
 def test_a_table_is_made_of_its_runs(name: str) -> None:
     page = PAGE.read_text("utf-8")
     assert with_table(page, name, table(runs(name), differences(name))) == page, "run: python -m scripts.todays_methods"
+
+
+def test_the_first_table_is_made_of_all_differences() -> None:
+    page = PAGE.read_text("utf-8")
+    table_of_all = overview({name: differences(name) for name in names()})
+    assert with_table(page, OVERVIEW, table_of_all) == page, "run: python -m scripts.todays_methods"
 
 
 @pytest.mark.parametrize("name", names())
@@ -47,7 +69,10 @@ def test_each_method_counts_with_one_rate_and_every_seed(name: str) -> None:
         chosen = group[group["chosen"]]
         assert chosen["learning_rate"].nunique() == 1, method
         assert sorted(chosen["seed"]) == sorted(lines["seed"].unique()), method
-        of_rate = group.groupby("learning_rate")[["held_out_score", "learned_nothing"]].mean()
+        # The seeds that ran with every rate choose: all, or those of the one machine that tried every rate.
+        tried = group.groupby("seed")["learning_rate"].nunique()
+        searched = group[group["seed"].isin(tried.index[tried == tried.max()])]
+        of_rate = searched.groupby("learning_rate")[["held_out_score", "learned_nothing"]].mean()
         # Rates at which half of the runs or more learned nothing are passed over, unless there are no others.
         able = of_rate[of_rate["learned_nothing"] < 0.5]
         means = (of_rate if able.empty else able)["held_out_score"]
@@ -56,7 +81,7 @@ def test_each_method_counts_with_one_rate_and_every_seed(name: str) -> None:
 
 def test_a_line_has_the_mean_the_paired_difference_and_the_ratio_of_times() -> None:
     lines = [
-        {"method": method, "learning_rate": rate, "seed": seed, "chosen": rate == 1e-3}
+        {"method": method, "learning_rate": rate, "seed": seed, "chosen": rate == 1e-3, "device": "cpu"}
         | {"score": accuracy / 100, "nll": 1.5, "ece": 0.1, "training_cpu_seconds": seconds}
         for method, rate, accuracies, seconds in (
             ("vanilla", 1e-3, (50, 52, 54), 10),
@@ -75,3 +100,40 @@ def test_a_line_has_the_mean_the_paired_difference_and_the_ratio_of_times() -> N
     without = table(frame.assign(nll=float("nan"), ece=float("nan")), pd.DataFrame([difference])).splitlines()
     assert without[2] == "| `better` | +3.0 [+1.0, +5.0] | 55.0 | 0.001 | 1.50× |"
     assert without[0] == "| method | difference to vanilla | score | learning rate | time |"
+    # Seconds on another machine are another measure: the ratio is that of the machine with most runs.
+    elsewhere = frame.assign(device=["cuda" if seed == 1 else "cpu" for seed in frame["seed"]])
+    elsewhere.loc[elsewhere["device"] == "cuda", "training_cpu_seconds"] = 1.0
+    assert table(elsewhere, pd.DataFrame([difference])) == table(frame, pd.DataFrame([difference]))
+
+
+def test_the_first_table_goes_by_the_place_within_a_study() -> None:
+    def study(**values: tuple[float, float, float]) -> pd.DataFrame:
+        frame = pd.DataFrame(values, index=["value", "low", "high"]).T
+        return frame.rename_axis("method").reset_index()
+
+    first = study(good=(1.0, -1.0, 3.0), bad=(-9.0, -12.0, -6.0))
+    second = study(good=(20.0, 5.0, 35.0), bad=(-0.5, -9.0, 8.0), new=(30.0, 10.0, 50.0))
+    assert overview({"small-cola": first, "large-rte": second}).splitlines() == [
+        "| method | cola on small | rte on large |",
+        "|---|---:|---:|",
+        "| `new` | — | **+30.0** |",
+        "| `good` | +1.0 | **+20.0** |",
+        "| `vanilla` | 0 | 0 |",
+        "| `bad` | **−9.0** | −0.5 |",
+    ]
+
+
+def test_a_rate_is_chosen_by_the_seeds_that_ran_with_every_rate(tmp_path: Path) -> None:
+    """And the difference is that of pairs, each from one machine."""
+    scores = {("rte", "vanilla"): {1e-5: 0.70, 2e-5: 0.60}, ("rte", "hype"): {1e-5: 0.60, 2e-5: 0.80}}
+    searched = held_out_rows(scores, seeds=(1,), device="cuda")
+    best = {("rte", "vanilla"): {1e-5: 0.50}, ("rte", "hype"): {2e-5: 0.50}}
+    data = load(write(tmp_path / "run", [*searched, *held_out_rows(best, seeds=(2, 3), device="cpu")]))
+    assert len(searches(data)) == 2
+    section, chosen = chosen_of(data)
+    assert {(row["method"], row["recipe"]["lr"], row["seed"]) for row in data.rows if row["id"] in chosen} == {
+        (method, rate, seed) for method, rate in (("vanilla", 1e-5), ("hype", 2e-5)) for seed in (1, 2, 3)
+    }
+    (line,) = differences_of(section).to_dict("records")
+    assert (line["method"], line["n"]) == ("hype", 3)
+    assert line["value"] == pytest.approx(100 * (0.10 + 0 + 0) / 3)
