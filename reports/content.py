@@ -16,7 +16,8 @@ from finetune_bench.reports.rows.joining import own_models
 from finetune_bench.reports.rows.sections import NO_EFFECT, Column, Data, Section
 from finetune_bench.reports.section import answer_of, section_blocks
 from finetune_bench.reports.text import counted, listed, points
-from finetune_bench.reports.topics.search import all_sections, search_blocks, searches, warnings_of_searches
+from finetune_bench.reports.topics.search import all_sections, search_blocks, searches
+from finetune_bench.reports.topics.search_warnings import warnings_of_searches
 from finetune_bench.reports.verdict import verdict
 from finetune_bench.stats import estimates
 from finetune_bench.store.row import Row, Status

@@ -17,7 +17,8 @@ from finetune_bench.reports.text import INTERVAL, interval
 from finetune_bench.reports.topics.cost import Ratio
 from finetune_bench.reports.topics.differences import reference_differences
 from finetune_bench.reports.topics.scores import by_column, score_text, scores
-from finetune_bench.reports.topics.search import Search, passed_over_of, searches, ties_of, warnings_of_searches
+from finetune_bench.reports.topics.search import Search, passed_over_of, searches, ties_of
+from finetune_bench.reports.topics.search_warnings import warnings_of_searches
 from finetune_bench.spec import short_names
 from finetune_bench.store.row import Status
 from finetune_bench.store.store import Store

@@ -27,7 +27,8 @@ def report_values(store: Store, options: Options, written: Mapping[str, Sequence
         written: the files by format.
     """
     from finetune_bench.reports.rows.load import load
-    from finetune_bench.reports.topics.search import all_sections, searches, warnings_of_searches
+    from finetune_bench.reports.topics.search import all_sections, searches
+    from finetune_bench.reports.topics.search_warnings import warnings_of_searches
 
     data = load(store, options)
     return {

@@ -145,7 +145,7 @@ def _search(rows: Sequence[Row], apart: str, data: Data) -> Search:
     refused: list[str] = []
     for task in dict.fromkeys(row["task"] for row in rows):
         of_task = [row for row in rows if row["task"] == task]
-        if late := unfinished_seeds(of_task, *_missing(data)):
+        if late := unfinished_seeds(of_task, *missing_runs(data)):
             of_task = [row for row in of_task if row["seed"] not in late]
             refused.append(f"{where}{task}: chosen without {seeds_text(late)}, whose runs are not finished.")
         tried = _tried(of_task, _searched(data))
@@ -270,31 +270,6 @@ def _choose(by_setting: Mapping[Setting, list[Row]], method: str, title: str) ->
 # --- what is said of it -----------------------------------------------------------------------------------------------
 
 
-def warnings_of_searches(data: Data, found: Sequence[Search]) -> list[str]:
-    """Return what stands before all tables: runs that are missing, unequal budgets, and choices at an edge."""
-    return [*_unfinished(data, found), *(text for search in found for text in search.refused), *edge_of_search(found)]
-
-
-def edge_of_search(found: Sequence[Search]) -> list[str]:
-    """Return a warning where a search chose the highest or lowest learning rate that it had most of the time."""
-    result = []
-    for search in found:
-        choices = [choice for choice in search.choices if choice.rates[0] < choice.rates[-1]]
-        for name, place in (("lowest", 0), ("highest", -1)):
-            # Where other rates tie with it, an edge was chosen by the rule for ties and tells of nothing beyond it.
-            best_rates = [(choice.rates[place], {rate for _, rate in choice.tied}) for choice in choices]
-            at_edge = [edge for edge, rates in best_rates if rates == {edge}]
-            if 2 * len(at_edge) > len(choices):
-                edges = [f"{edge:g}" for edge in sorted(set(at_edge))]
-                by_task = f"{', '.join(edges[:-1])} or {edges[-1]} by task" if len(edges) > 1 else edges[0]
-                start = f"{search.where}the {name}" if search.where else f"The {name}"
-                result.append(
-                    f"{start} learning rate tried, {by_task}, was chosen {len(at_edge)} of {len(choices)} times: a "
-                    f"{name.replace('est', 'er')} one may be better still, and not for every method alike."
-                )
-    return result
-
-
 def ties_of(search: Search) -> list[str]:
     """Return where several settings had the same mean on held-out data, and which of them counts."""
     return [
@@ -318,18 +293,7 @@ def passed_over_of(search: Search) -> list[str]:
     ]
 
 
-def _unfinished(data: Data, found: Sequence[Search]) -> list[str]:
-    """Return how many runs that were asked for have no result, where something is chosen among their like."""
-    missing, asked = _missing(data)
-    if not found or not missing:
-        return []
-    return [
-        f"{len(missing)} of {counted(len(asked), 'run')} that were asked for have no result yet, so a choice may be "
-        "among fewer settings than were asked for; the same command runs the rest."
-    ]
-
-
-def _missing(data: Data) -> tuple[set[str], set[str]]:
+def missing_runs(data: Data) -> tuple[set[str], set[str]]:
     """Return the ids of the runs that were asked for and have no result, and of all that were asked for."""
     asked = set(data.study.get("cells") or () if data.options.cells is None else data.options.cells)
     return asked - {row["id"] for row in data.stored}, asked

@@ -18,7 +18,8 @@ from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.submission import Submission
 from finetune_bench.reports.terminal import summary
 from finetune_bench.reports.topics.divergence import divergences
-from finetune_bench.reports.topics.search import Search, all_sections, edge_of_search, passed_over_of, searches, ties_of
+from finetune_bench.reports.topics.search import Search, all_sections, passed_over_of, searches, ties_of
+from finetune_bench.reports.topics.search_warnings import edges_of_searches
 from finetune_bench.store import analyses
 from finetune_bench.store.merge import joined_settings, merge
 from finetune_bench.store.store import Store
@@ -211,7 +212,7 @@ def test_sentences_of_several_models_say_of_which(tmp_path: Path) -> None:
     assert ties_of(by_model["bert-base-cased: "])[0].startswith("bert-base-cased: vanilla on rte: 2 of 2 settings")
     page = render(load(store))
     assert "## Search: settings chosen on held-out training data, mpnet" in page
-    assert edge_of_search([by_model["bert-base-cased: "]]) == []  # a tie of all rates tells nothing of lower ones
+    assert edges_of_searches([by_model["bert-base-cased: "]]) == []  # a tie of all rates tells nothing of lower ones
 
 
 def test_a_run_that_was_killed_says_that_a_choice_is_among_fewer(tmp_path: Path) -> None:
@@ -354,13 +355,41 @@ def test_the_edge_is_that_of_the_rates_that_were_chosen_among(tmp_path: Path) ->
         ("cola", "vanilla"): {1e-4: 0.6, 2e-4: 0.7},
         ("cola", "hype"): {1e-4: 0.6, 2e-4: 0.7, 4e-4: 0.9},  # is not compared: its rates are no part of any choice
     }
-    (text,) = edge_of_search([only(write(tmp_path, held_out_rows(scores)))])
+    (text,) = edges_of_searches([only(write(tmp_path, held_out_rows(scores)))])
     assert text.startswith("The highest learning rate tried, 2e-05 or 0.0002 by task, was chosen 3 of 3 times")
+
+
+def test_a_method_at_an_edge_where_vanilla_is_not_is_named(tmp_path: Path) -> None:
+    """What it lost may be the rates that were tried and not the method."""
+    scores = {
+        ("rte", "vanilla"): {1e-5: 0.6, 2e-5: 0.7, 4e-5: 0.6},
+        ("rte", "rdrop"): {1e-5: 0.6, 2e-5: 0.7, 4e-5: 0.6},
+        ("rte", "lora"): {1e-5: 0.1, 2e-5: 0.2, 4e-5: 0.3},
+    }
+    store = write(tmp_path / "one", held_out_rows(scores))
+    text = (
+        "The highest learning rate tried, 4e-05, was chosen for lora, and not for vanilla: a higher one may be better "
+        "still there, and what tells them apart may be the rates that were tried."
+    )
+    assert edges_of_searches([only(store)]) == [text]
+    assert text in render(load(store))
+    assert text in " ".join(summary(store).split())
+    # Of several tasks each is named; where vanilla lies at the edge, too, methods of that task are not.
+    scores |= {
+        ("cola", "vanilla"): {1e-5: 0.1, 2e-5: 0.2, 4e-5: 0.3},
+        ("cola", "hype"): {1e-5: 0.1, 2e-5: 0.2, 4e-5: 0.3},
+    }
+    scores |= {("cola", "rdrop"): {1e-5: 0.4, 2e-5: 0.2, 4e-5: 0.3}, ("rte", "hype"): {1e-5: 0.4, 2e-5: 0.5, 4e-5: 0.3}}
+    several = edges_of_searches([only(write(tmp_path / "two", held_out_rows(scores)))])
+    assert [text.split(":")[0] for text in several] == [
+        "The lowest learning rate tried, 1e-05, was chosen for rdrop on cola, and not for vanilla",
+        "The highest learning rate tried, 4e-05, was chosen for lora on rte, and not for vanilla",
+    ]
 
 
 def test_rates_in_the_middle_are_no_edge(tmp_path: Path) -> None:
     scores = {("rte", name): {1e-5: 0.6, 2e-5: 0.7, 4e-5: 0.6} for name in ("vanilla", "hype")}
-    assert edge_of_search([only(write(tmp_path, held_out_rows(scores)))]) == []
+    assert edges_of_searches([only(write(tmp_path, held_out_rows(scores)))]) == []
 
 
 # --- every output -----------------------------------------------------------------------------------------------------
