@@ -27,6 +27,7 @@ from finetune_bench.store.store import Store
 from finetune_bench.study import grid
 from finetune_bench.study.blocks import block_name
 from finetune_bench.study.grid import Cell
+from finetune_bench.study.search import LEARNING_RATES
 from finetune_bench.study.sources import with_defaults
 from finetune_bench.study.study import Study, run_name
 
@@ -186,16 +187,24 @@ def _notes_on_methods(study: Study) -> list[str]:
     if study.attribution and several:
         notes.append(f"--attribution splits single methods only; left as they are: {', '.join(several)}.")
     notes += _notes_on_dropout(study)
-    if study.search is None and len(study.lrs) < 2:
-        methods = [method for text in study.methods for method in registry.make_stack(text).methods]
-        reasons = {method.name: method.own_learning_rate for method in methods}
-        reasons[study.recipe.optimizer] = OWN_LEARNING_RATES.get(study.recipe.optimizer, "")
-        notes += [
-            f"{name} is to be compared at its own learning rate, by --search or several of --lr: {why}."
-            for name, why in reasons.items()
-            if why
-        ]
+    methods = [method for text in study.methods for method in registry.make_stack(text).methods]
+    reasons = {method.name: method.own_learning_rate for method in methods}
+    reasons[study.recipe.optimizer] = OWN_LEARNING_RATES.get(study.recipe.optimizer, "")
+    tried = _rates_tried(study)
+    notes += [
+        f"{name} is to be compared at its own learning rate, by --search or several of --lr: {why}.{tried}"
+        for name, why in reasons.items()
+        if why
+    ]
     return notes
+
+
+def _rates_tried(study: Study) -> str:
+    """Return between which learning rates a study searches, as a sentence to follow another; "" where it has one."""
+    if study.search is not None:
+        low, high = LEARNING_RATES.low, LEARNING_RATES.high
+        return f" --search tries {low:g} to {high:g} times --lr."
+    return f" --lr gives {min(study.lrs):g} to {max(study.lrs):g}." if len(study.lrs) > 1 else ""
 
 
 def _notes_on_dropout(study: Study) -> list[str]:

@@ -45,8 +45,8 @@ def test_muon_says_what_it_steps_and_that_a_rate_is_its_own(
     for name in ("lion", "muon"):
         said = [note for note in notes(name) if note.startswith(f"{name} is to be compared at its own learning rate")]
         assert len(said) == 1
-        assert not [note for note in notes(name, lrs=(1e-5, 1e-4)) if note in said]
-        assert not [note for note in notes(name, search=2) if note in said]
+        assert f"{said[0]} --lr gives 1e-05 to 0.0001." in notes(name, lrs=(1e-5, 1e-4))
+        assert f"{said[0]} --search tries 0.25 to 4 times --lr." in notes(name, search=2)
     assert not [note for note in notes("adamw") if "muon" in note or "own learning rate" in note]
 
 
@@ -66,7 +66,7 @@ def test_a_method_with_a_learning_rate_of_its_own_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """In the plan of a study with one learning rate, where it is shown, and on its page."""
+    """In the plan of a study, with the rates that it tries, where it is shown, and on its page."""
     why = "it trains little, which 10 times vanilla's rate suits"
     monkeypatch.setattr(registry.method_class("sam"), "own_learning_rate", why)
     said = f"sam is to be compared at its own learning rate, by --search or several of --lr: {why}."
@@ -75,8 +75,9 @@ def test_a_method_with_a_learning_rate_of_its_own_says_so(
         return planned(tiny_checkpoint, tiny_data, tmp_path / "run", methods, **options).notes
 
     assert notes("sam", "hype+sam").count(said) == 1
-    for quiet in (notes("hype"), notes("sam", lrs=(1e-5, 1e-4)), notes("sam", search=2)):
-        assert said not in quiet
+    assert f"{said} --lr gives 1e-05 to 0.0001." in notes("sam", lrs=(1e-5, 1e-4))
+    assert f"{said} --search tries 0.25 to 4 times --lr." in notes("sam", search=2)
+    assert said not in notes("hype")
     assert cli.main(["show", "hype+sam"]) == 0
     assert f"sam is to be compared at its own learning rate: {why}." in capsys.readouterr().out
     assert f"It is to be compared at its own learning rate: {why}." in method_pages.page("sam")
