@@ -3,9 +3,9 @@
     python -m scripts.todays_methods RUN NAME    writes docs/todays-methods/NAME/*.csv of a run with --hold-out
     python -m scripts.todays_methods             writes the tables anew, each between two comments with its NAME
 
-A run counts in the table where its learning rate is the one that `finetune-bench report` chooses for its method on
-held-out training data. The intervals are the report's. Where the seeds of a study ran on several machines, a merged run
-holds a study of each; see `across_machines`.
+A run counts where its learning rate is the best of its method's on held-out training data, as `finetune-bench report`
+chooses; the intervals are the report's. Other than there, methods may have rates of their own, and a method's rates may
+have been searched on some of its seeds only; see `chosen_of`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 import pandas as pd
 
 from finetune_bench.files import read_json
+from finetune_bench.report import Options
 from finetune_bench.reports.rows.load import load
 from finetune_bench.reports.rows.sections import Data, Section, bare, section_of
 from finetune_bench.reports.text import interval, points
 from finetune_bench.reports.topics.choosing import Setting, best_settings, is_idle, those_that_learned
 from finetune_bench.reports.topics.differences import reference_differences
-from finetune_bench.reports.topics.search import searches
 from finetune_bench.stats.estimates import Estimate, geometric_mean_ratio
 from finetune_bench.store.row import Row, Status
 from finetune_bench.store.store import Store
@@ -59,19 +59,10 @@ def differences(name: str) -> pd.DataFrame:
 
 
 def chosen_of(data: Data) -> tuple[Section, set[str]]:
-    """Return the section of the runs that count, each method at its learning rate, and their ids."""
-    found = searches(data)
-    if len(found) > 1:
-        return across_machines(data)
-    assert found[0].section is not None
-    return found[0].section, {cell for choice in found[0].choices for cell in choice.cells}
+    """Return the section of the runs of one task that count, each method at its learning rate, and their ids.
 
-
-def across_machines(data: Data) -> tuple[Section, set[str]]:
-    """Return what counts of a study on one task whose seeds ran on several machines, as `chosen_of`.
-
-    A method's learning rate is chosen on the seeds that ran with all of its rates, by the report's rule. The difference
-    to vanilla is paired by seed, so a machine is in both runs of a pair and in no difference.
+    A method's learning rate is chosen on the seeds that ran with all of its rates, by the report's rule. What the runs
+    of a pair share is told by their hashes, whatever the machines that they ran on.
     """
     runs: dict[str, dict[Setting, dict[int, Row]]] = {}
     for row in data.rows:
@@ -129,7 +120,8 @@ def table(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
     gains = {line.pop("method"): Estimate(**line) for line in differences.to_dict("records")}
     scores = 100 * chosen.pivot(index="method", columns="seed", values="score")
     timed = chosen[chosen["device"] == chosen["device"].mode()[0]]  # the times of two machines have no mean
-    seconds = timed.pivot(index="method", columns="seed", values="training_cpu_seconds")
+    seconds = timed.pivot(index="method", columns="seed", values="training_cpu_seconds").reindex(scores.index)
+    ratios = {method: geometric_mean_ratio(seconds.loc[method], seconds.loc["vanilla"]) for method in scores.index}
     of_method = chosen.groupby("method")[["learning_rate", "nll", "ece"]].mean()
     has_classes = bool(chosen["nll"].notna().any())
     columns = ["difference to vanilla", "score", "learning rate", *(["NLL", "ECE"] if has_classes else []), "time"]
@@ -142,7 +134,7 @@ def table(runs: pd.DataFrame, differences: pd.DataFrame) -> str:
             points(scores.loc[method].mean()),
             f"{of_method['learning_rate'][method]:g}",
             *(honesty if has_classes else []),
-            f"{geometric_mean_ratio(seconds.loc[method], seconds.loc['vanilla']):.2f}×",
+            "—" if math.isnan(ratios[method]) else f"{ratios[method]:.2f}×",
         ]
         lines.append((scores.loc[method].mean(), f"| {' | '.join(cells)} |\n"))
     header = f"| method | {' | '.join(columns)} |\n|---|{'---:|' * len(columns)}\n"
@@ -192,7 +184,7 @@ def main() -> None:
     if parsed.run is not None:
         if parsed.name is None:
             parser.error("expected the study's NAME behind its run")
-        data = load(Store.open(parsed.run))
+        data = load(Store.open(parsed.run), Options(all_cells=True))
         section, chosen = chosen_of(data)
         folder = STUDIES / parsed.name
         folder.mkdir(exist_ok=True)

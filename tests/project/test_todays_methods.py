@@ -48,7 +48,7 @@ def test_the_differences_are_those_of_the_runs(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "best", "others"),
     [
-        ("minilm-wordnet_topic", "lisa", {"vanilla(dropout=hidden_off)"}),
+        ("minilm-wordnet_topic", "lisa", {"vanilla(dropout=hidden_off)", "peft", "peft(kind=lora)"}),
         ("minilm-stsb", "gradual_unfreezing", {"vanilla(dropout=hidden_off)", "schedule_free"}),
     ],
 )
@@ -60,6 +60,16 @@ def test_the_answers_that_it_quotes_are_those_of_the_differences(name: str, best
     told = " ".join(PAGE.read_text("utf-8").replace("\n>", "").split())
     assert f"`{best}` gained {gain['value']:.1f} points [{gain['low']:.1f}, {gain['high']:.1f}] over `vanilla`" in told
     assert f"gained too; {lost} of {len(found)} lost." in told
+
+
+def test_what_it_says_of_loras_learning_rate_is_that_of_the_runs() -> None:
+    lines = runs("minilm-wordnet_topic")
+    of_lora = lines[lines["method"] == "peft(kind=lora)"].groupby("learning_rate")["score"].mean()
+    rates = (0.0016, 0.0064, 0.0128, 0.0256, 0.0512)
+    scores = [f"{100 * of_lora[rate]:.0f}" for rate in rates]
+    told = " ".join(PAGE.read_text("utf-8").split())
+    first = ", ".join(f"{score}{' % right' if i == 0 else ''} at {rates[i]}" for i, score in enumerate(scores[:3]))
+    assert f"LoRA has {first}, and {scores[3]} and {scores[4]} at {rates[3]} and {rates[4]}." in told
 
 
 @pytest.mark.parametrize("name", names())
