@@ -62,6 +62,14 @@ def test_the_answers_that_it_quotes_are_those_of_the_differences(name: str, best
     assert f"gained too; {lost} of {len(found)} lost." in told
 
 
+def test_where_nothing_gained_it_says_so() -> None:
+    found = differences("smollm2-wordnet_topic")
+    lost = int((found["high"] < 0).sum())
+    assert not (found["low"] > 0).any()
+    told = f"> None of {len(found)} gained over `vanilla` on wordnet_topic; {lost} of {len(found)} lost."
+    assert told in PAGE.read_text("utf-8")
+
+
 def test_what_it_says_of_loras_learning_rate_is_that_of_the_runs() -> None:
     lines = runs("minilm-wordnet_topic")
     of_lora = lines[lines["method"] == "peft(kind=lora)"].groupby("learning_rate")["score"].mean()
