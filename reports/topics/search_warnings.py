@@ -1,4 +1,4 @@
-"""What to know of a search before its tables: runs that are missing, unequal budgets, and choices at an edge."""
+"""A search warns before its tables of runs that are missing, unequal budgets, and choices at an edge."""
 
 from __future__ import annotations
 
